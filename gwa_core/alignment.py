@@ -1,0 +1,360 @@
+"""Per-sample alignment of the head's gradient with its weights (Def. 1), in closed form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gwa_core._lib.array import (
+    Array,
+    constant,
+    map_rows,
+    namespace,
+    quiet,
+    recompute_rows,
+    result_dtype,
+)
+from gwa_core._lib.checks import (
+    Loss,
+    check_bias,
+    check_loss,
+    check_matrix,
+    check_vector,
+    check_weight,
+)
+from gwa_core._lib.numerics import divide_or_zero, norm
+from gwa_core.projection import JLSketch, project
+from gwa_core.residual import _indexable, _products
+
+__all__ = ["alignment_from_logits", "alignment_scores", "gradient_alignment"]
+
+# Rows of logits made at once from latents: large enough for a fast matrix product, small enough
+# that offline analysis needs no more than this whatever N and C.
+LOGIT_BLOCK_BYTES = 8 * 1024 * 1024
+
+# Where less than this share of the terms of a float32 sum remains, NumPy sums again in float64.
+CANCELLED = 1 / 64
+
+
+def alignment_scores(
+    *,
+    latents: Array,
+    weight: Array,
+    targets: Array,
+    logits: Array | None = None,
+    bias: Array | None = None,
+    loss: Loss = "cross_entropy",
+    label_smoothing: float = 0.0,
+    where: Array | None = None,
+    sketch: JLSketch | None = None,
+) -> Array:
+    r"""Return the alignment of each sample's negative head gradient with the head's weights.
+
+    .. math::
+
+       \gamma_i = \frac{\langle r_i \otimes z_i, W\rangle}{\|r_i\|\,\|z_i\|\,\|W\|}
+                = \frac{r_i \cdot (W z_i)}{\|r_i\|\,\|z_i\|\,\|W\|},
+       \qquad r_i = t_i - \operatorname{softmax}(\ell_i)
+
+    High: the sample pulls the head the way it already points. Around zero or below: the sample
+    disagrees with what the others taught, as wrong labels and rare samples do.
+
+    Parameters
+    ----------
+    latents : array of shape (N, D)
+        Input z of the linear head. Half precision is raised to float32.
+    weight : array of shape (C, D)
+        Weight W of the head at the forward pass; a Flax kernel (D, C) must be transposed.
+    targets : array of shape (N,) or (N, C)
+        Class numbers in 0..C-1, or probabilities that sum to one in each row (with
+        ``loss="binary_cross_entropy"``: one probability in [0, 1] for each output).
+    logits : array of shape (N, C), optional
+        Outputs of the head, bias included; saves the product ``latents @ weight.T``.
+    bias : array of shape (C,), optional
+        Bias of the head. Its own gradient is not part of the alignment (as in the paper).
+    loss : {"cross_entropy", "binary_cross_entropy"}
+        Softmax or sigmoid, default softmax.
+    label_smoothing : float
+        In [0, 1): the share of the target that is spread evenly, default 0.
+    where : boolean array of shape (N,), optional
+        True for samples that count; the others get nan.
+    sketch : JLSketch, optional
+        Measure in K dimensions: the latents and the rows of W are projected, the residual is
+        not. The mean stays, each score gets noise of order 1/sqrt(K) (see `JLSketch`).
+
+    Returns
+    -------
+    array of shape (N,)
+        In [-1, 1], in the dtype of the widest input but at least float32. 0 where the latents,
+        the weights or the residual vanish; nan where the sample's input is not finite, its class
+        number is outside 0..C-1, or `where` is False.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On shapes, dtypes and options that do not fit; on NumPy arrays also on target values.
+
+    Notes
+    -----
+    The (N, C, D) gradient is never formed. Exact where softmax saturates, see `residual`. Cost:
+    O(NC) with `logits`, O(NCD) without; NumPy works in row blocks (8 MiB), other libraries hold
+    O(NC) temporaries unless they fuse. Runs under jit; no branch depends on a value.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Definition 1 and Algorithm 1; sketches: App. A.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_core import alignment_scores
+    >>> latents = np.asarray([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> alignment_scores(latents=latents, weight=np.eye(2), targets=np.asarray([0, 1, 0])).round(3)
+    array([ 0.5,  0.5, -0.5])
+    """
+    xp = namespace(
+        latents=latents, weight=weight, targets=targets, logits=logits, bias=bias, where=where
+    )
+    check_matrix(xp, "latents", latents, shape="(N, D)")
+    rows, features = latents.shape
+    if logits is not None:
+        check_matrix(xp, "logits", logits, shape="(N, C)", rows=rows)
+    classes = None if logits is None else logits.shape[1]
+    check_weight(xp, weight, features=features, classes=classes)
+    classes = weight.shape[0]
+    check_bias(xp, bias, classes)
+    check_loss(xp, targets, rows, classes, loss, label_smoothing, where)
+    dtype = result_dtype(xp, latents, weight, logits)
+    weight = xp.astype(weight, dtype)
+    bias = None if bias is None else xp.astype(bias, dtype)
+    head = weight if sketch is None else project(weight, sketch)
+    weight_norm = norm(xp, head, axis=None)
+
+    def score(z: Array, target: Array, logit: Array | None, mask: Array | None) -> Array:
+        z = xp.astype(z, dtype)
+        product = None
+        if logit is None:
+            product = z @ weight.T
+            logit = product if bias is None else product + bias
+        if sketch is not None:
+            z = project(z, sketch)
+            product = z @ head.T
+        return _from_logits(
+            xp,
+            logit,
+            norm(xp, z),
+            weight_norm,
+            target,
+            bias,
+            loss,
+            label_smoothing,
+            mask,
+            product,
+        )
+
+    return map_rows(
+        score,
+        xp,
+        latents,
+        targets,
+        logits,
+        where,
+        row_bytes=4 * (classes + features),
+        block_bytes=LOGIT_BLOCK_BYTES,
+    )
+
+
+def alignment_from_logits(
+    *,
+    logits: Array,
+    latent_norms: Array,
+    weight_norm: Array,
+    targets: Array,
+    bias: Array | None = None,
+    loss: Loss = "cross_entropy",
+    label_smoothing: float = 0.0,
+    where: Array | None = None,
+) -> Array:
+    r"""Return `alignment_scores` from what a forward hook can keep: logits and two norms.
+
+    .. math:: \gamma_i = \frac{r_i \cdot (\ell_i - b)}{\|r_i\|\,\|z_i\|\,\|W\|}
+
+    With the norms taken at the forward pass the result is the same before and after the
+    optimiser's step.
+
+    Parameters
+    ----------
+    logits : array of shape (N, C)
+        Outputs of the linear head, bias included. Half precision is raised to float32.
+    latent_norms : array of shape (N,)
+        Euclidean norm of the input of the head, one a sample.
+    weight_norm : 0-D array or float
+        Frobenius norm of the head's weight at the forward pass.
+    targets : array of shape (N,) or (N, C)
+        Class numbers in 0..C-1, or probabilities that sum to one in each row (with
+        ``loss="binary_cross_entropy"``: one probability in [0, 1] for each output).
+    bias : array of shape (C,), optional
+        Bias of the head, to be taken off the logits.
+    loss : {"cross_entropy", "binary_cross_entropy"}
+        Softmax or sigmoid, default softmax.
+    label_smoothing : float
+        In [0, 1): the share of the target that is spread evenly, default 0.
+    where : boolean array of shape (N,), optional
+        True for samples that count; the others get nan.
+
+    Returns
+    -------
+    array of shape (N,)
+        As `alignment_scores`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On shapes, dtypes and options that do not fit; on NumPy arrays also on target values.
+
+    Notes
+    -----
+    Cost: O(NC) time; one read of the logits in row blocks with NumPy. Runs under jit.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Definition 1 and Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_core import alignment_from_logits
+    >>> alignment_from_logits(
+    ...     logits=np.asarray([[2.0, 0.0]]),
+    ...     latent_norms=np.asarray([2.0]),
+    ...     weight_norm=2.0**0.5,
+    ...     targets=np.asarray([0]),
+    ... ).round(3)
+    array([0.5])
+    """
+    xp = namespace(
+        logits=logits, latent_norms=latent_norms, targets=targets, bias=bias, where=where
+    )
+    check_matrix(xp, "logits", logits, shape="(N, C)")
+    rows, classes = logits.shape
+    check_vector(xp, "latent_norms", latent_norms, rows)
+    check_bias(xp, bias, classes)
+    check_loss(xp, targets, rows, classes, loss, label_smoothing, where)
+    dtype = result_dtype(xp, logits, latent_norms)
+    if isinstance(weight_norm, float | int):
+        weight_norm = constant(xp, weight_norm, logits, dtype)
+    return _from_logits(
+        xp,
+        logits,
+        xp.astype(latent_norms, dtype),
+        xp.astype(weight_norm, dtype),
+        targets,
+        None if bias is None else xp.astype(bias, dtype),
+        loss,
+        label_smoothing,
+        where,
+    )
+
+
+def gradient_alignment(gradients: Array, weights: Array, /) -> Array:
+    r"""Return the alignment of explicit per-sample gradients with the weights they belong to.
+
+    .. math:: \gamma_i = \frac{-\nabla_w \mathcal L_i \cdot w}{\|\nabla_w \mathcal L_i\|\,\|w\|}
+
+    For layers without a closed form, or several at once (Fig. 7).
+
+    Parameters
+    ----------
+    gradients : array of shape (N, P)
+        Gradient of each sample's loss as automatic differentiation gives it, flattened; the
+        minus sign of Definition 1 is applied here.
+    weights : array of shape (P,)
+        The weights, flattened in the same order.
+
+    Returns
+    -------
+    array of shape (N,)
+        In [-1, 1], dtype of the inputs but at least float32. 0 where the gradient or the weights
+        vanish; nan where a gradient is not finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On shapes and dtypes that do not fit.
+
+    Notes
+    -----
+    Norms are scaled, so that they neither overflow nor underflow. Cost: O(NP). Runs under jit.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Definition 1 and App. A.2.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_core import gradient_alignment
+    >>> gradient_alignment(np.asarray([[-1.0, 0.0], [1.0, 1.0]]), np.asarray([2.0, 0.0])).round(3)
+    array([ 1.   , -0.707])
+    """
+    xp = namespace(gradients=gradients, weights=weights)
+    check_matrix(xp, "gradients", gradients, shape="(N, P)")
+    check_vector(xp, "weights", weights, gradients.shape[1])
+    dtype = result_dtype(xp, gradients, weights)
+    weights = xp.astype(weights, dtype)
+    with quiet(xp):
+        size = norm(xp, weights)
+        direction = divide_or_zero(xp, weights, size)
+
+        def rows(gradient: Array) -> Array:
+            gradient = xp.astype(gradient, dtype)
+            length = norm(xp, gradient)
+            unit = divide_or_zero(xp, gradient, length[:, None])
+            return _bounded(xp, -(unit @ direction), length)
+
+        score = map_rows(rows, xp, gradients, row_bytes=4 * gradients.shape[1])
+        return xp.where(xp.isfinite(size), score, xp.nan)
+
+
+def _from_logits(
+    xp: Any,
+    logits: Array,
+    latent_norms: Array,
+    weight_norm: Array,
+    targets: Array,
+    bias: Array | None,
+    loss: Loss,
+    label_smoothing: float,
+    where: Array | None,
+    product: Array | None = None,
+) -> Array:
+    """Score checked arrays; `product` is W z where that is not logits - bias (sketches)."""
+    dtype = latent_norms.dtype
+    targets, known = _indexable(xp, targets, logits.shape[1])
+
+    def rows(
+        logit: Array, target: Array, activation: Array | None, dtype: Any = dtype
+    ) -> tuple[Array, Array]:
+        logit = xp.astype(logit, dtype, copy=False)
+        if activation is not None:
+            activation = xp.astype(activation, dtype, copy=False)
+        elif bias is None:
+            activation = logit
+        else:
+            activation = logit - xp.astype(bias, dtype)
+        dot, length, terms = _products(xp, logit, activation, target, loss, label_smoothing)
+        return divide_or_zero(xp, dot, length), xp.abs(dot) < CANCELLED * terms
+
+    row_bytes = 4 * logits.shape[1]
+    ratio, doubtful = map_rows(rows, xp, logits, targets, product, row_bytes=row_bytes)
+    ratio = recompute_rows(rows, xp, ratio, doubtful, logits, targets, product, row_bytes=row_bytes)
+    with quiet(xp):
+        score = divide_or_zero(xp, divide_or_zero(xp, ratio, latent_norms), weight_norm)
+        score = _bounded(xp, score, latent_norms + xp.abs(ratio) + weight_norm)
+        counted = known if where is None else where if known is None else where & known
+        return score if counted is None else xp.where(counted, score, xp.nan)
+
+
+def _bounded(xp: Any, score: Array, ingredients: Array) -> Array:
+    """Clip rounding beyond ±1, and answer nan where an ingredient is not finite."""
+    score = xp.clip(score, -1.0, 1.0)
+    return xp.where(xp.isfinite(ingredients), score, xp.nan)

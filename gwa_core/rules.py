@@ -1,0 +1,274 @@
+"""The stopping rules of gradient-weight alignment, and the engine that all rules share."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from gwa_core._lib.checks import check_positive_int
+
+__all__ = ["DipThenMax", "MaxBimodality", "MaxGWA", "Rule"]
+
+
+class Rule(Protocol):
+    """What a stopping rule has: the summary field it watches, and one pure step.
+
+    A rule is a frozen dataclass of options. Its state is a plain dictionary that only `advance`
+    changes, so live stopping, finished histories and resumed runs are one code path.
+    """
+
+    @property
+    def signal(self) -> str:
+        """Name of the summary field that the rule watches."""
+
+    def begin(self) -> dict[str, Any]:
+        """Return the state before the first value."""
+
+    def advance(
+        self, state: dict[str, Any], value: float, step: int, usable: bool, total: int | None
+    ) -> None:
+        """Take in the next value; set ``state["stopped"]`` to a sentence in order to stop."""
+
+
+def new_state() -> dict[str, Any]:
+    return {
+        "best_step": None,
+        "best_value": math.nan,
+        "wait_count": 0,
+        "stopped": "",
+        "note": "",
+        "recent": [],
+    }
+
+
+def smooth(state: dict[str, Any], value: float, window: int) -> float:
+    """Return the mean of the last `window` usable values."""
+    state["recent"] = [*state["recent"], value][-window:]
+    return math.fsum(state["recent"]) / len(state["recent"])
+
+
+def _warm(warmup: float, step: int, total: int | None) -> bool:
+    """Tell whether the warm-up is over: a fraction of all steps, or a number of steps."""
+    if isinstance(warmup, int):
+        return step >= warmup
+    if warmup == 0.0:
+        return True
+    if total is None:
+        raise ValueError(
+            f"`total_steps` must be given where `warmup` is a fraction ({warmup}), got None; "
+            "or give the warm-up as a number of steps"
+        )
+    # Whole steps, and 0.1 * 30 must not be a hair above 3.
+    return step >= math.floor(warmup * total + 1e-9)
+
+
+def keep_best(state: dict[str, Any], value: float, step: int, rule: Extremum) -> None:
+    """Keep a value that is better than the best by more than the margin, else wait."""
+    best = state["best_value"]
+    margin = rule.min_delta * abs(best) if rule.relative else rule.min_delta
+    if math.isnan(best) or rule.sign * (value - best) > margin:
+        state.update(best_step=step, best_value=value, wait_count=0)
+        state["note"] = f"{'largest' if rule.sign > 0 else 'smallest'} value after the warm-up"
+    else:
+        wait(state, rule.patience)
+
+
+def wait(state: dict[str, Any], patience: int | None) -> None:
+    """Count a step without improvement; stop after `patience` of them."""
+    if state["best_step"] is None:
+        return
+    state["wait_count"] += 1
+    if patience is not None and state["wait_count"] >= patience:
+        state["stopped"] = f"no improvement in {patience} step{'s' * (patience > 1)}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extremum:
+    """Options shared by the rules that keep the step of the best value."""
+
+    warmup: float = 0.1
+    patience: int | None = None
+    min_delta: float = 0.0
+    relative: bool = False
+    smoothing: int = 1
+
+    sign: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.warmup, int) and not isinstance(self.warmup, bool)
+        if self.warmup < 0 or (not whole and self.warmup >= 1):
+            raise ValueError(
+                "`warmup` must be a fraction of all steps in [0, 1) or a whole number of steps, "
+                f"got {self.warmup!r}"
+            )
+        if self.patience is not None:
+            check_positive_int("patience", self.patience)
+        if not 0.0 <= self.min_delta < math.inf:
+            raise ValueError(f"`min_delta` must be at least 0, got {self.min_delta!r}")
+        check_positive_int("smoothing", self.smoothing)
+
+    def begin(self) -> dict[str, Any]:
+        """Return the state before the first value."""
+        return new_state()
+
+    def advance(
+        self, state: dict[str, Any], value: float, step: int, usable: bool, total: int | None
+    ) -> None:
+        """Take in the next value."""
+        warm = _warm(self.warmup, step, total)
+        if usable:
+            value = smooth(state, value, self.smoothing)
+        if warm:
+            self.consider(state, value, step, usable)
+
+    def consider(self, state: dict[str, Any], value: float, step: int, usable: bool) -> None:
+        """Keep the smoothed value of a step after the warm-up if it is the best."""
+        if usable:
+            keep_best(state, value, step, self)
+        else:
+            wait(state, self.patience)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxGWA(Extremum):
+    """Keep the step of the largest GWA after a warm-up: the paper's rule (Sec. 4.1).
+
+    Parameters
+    ----------
+    warmup : float or int
+        A fraction of all steps in [0, 1), default 0.1 as in the paper, or a number of steps.
+    patience : int, optional
+        Stop after this many steps without improvement; default never, as in the paper.
+    min_delta : float
+        What counts as improvement, at least 0; with `relative`, as a share of the best value.
+    relative : bool
+        Read `min_delta` relative to the best value so far.
+    smoothing : int
+        Number of last values that are averaged, default 1.
+
+    Raises
+    ------
+    ValueError
+        On options out of range.
+
+    Notes
+    -----
+    A network that memorises wrong labels raises GWA a second time, and this rule then keeps the
+    memorised end; see `MaxBimodality`. Cost: O(1) a step.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.1.
+
+    Examples
+    --------
+    >>> from gwa_core import MaxGWA, select_step
+    >>> select_step([0.9, 0.1, 0.4, 0.2], MaxGWA(warmup=1)).step
+    2
+    """
+
+    signal: ClassVar[str] = "gwa"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaxBimodality(Extremum):
+    """Keep the step whose scores separate most: the largest of Sarle's coefficient.
+
+    Wrong labels stand furthest from right ones just before the network begins to memorise them
+    (Fig. 16), and the coefficient peaks there.
+
+    Parameters
+    ----------
+    warmup : float or int
+        A fraction of all steps in [0, 1), default 0.1, or a number of steps.
+    patience : int, optional
+        Stop after this many steps without improvement; default never.
+    min_delta : float
+        What counts as improvement, at least 0; with `relative`, as a share of the best value.
+    relative : bool
+        Read `min_delta` relative to the best value so far.
+    smoothing : int
+        Number of last values that are averaged, default 1.
+
+    Raises
+    ------
+    ValueError
+        On options out of range.
+
+    Notes
+    -----
+    The coefficient is (skewness^2 + 1) / (kurtosis + 3), from the moments GWA needs anyway. Cost:
+    O(1) a step.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Fig. 16; Sarle's coefficient: SAS/STAT User's Guide.
+
+    Examples
+    --------
+    >>> from gwa_core import MaxBimodality, select_step
+    >>> select_step([0.3, 0.5, 0.6, 0.4], MaxBimodality()).step
+    2
+    """
+
+    signal: ClassVar[str] = "bimodality"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DipThenMax(Extremum):
+    """Wait for the first minimum of GWA, then keep its maximum: for fine-tuning (Sec. 4.4).
+
+    Parameters
+    ----------
+    warmup : float or int
+        A fraction of all steps in [0, 1), or a number of steps; default none.
+    patience : int, optional
+        After the minimum, stop after this many steps without improvement; default never.
+    min_delta : float
+        What counts as improvement, at least 0; with `relative`, as a share of the best value.
+    relative : bool
+        Read `min_delta` relative to the best value so far.
+    smoothing : int
+        Number of last values that are averaged, default 1.
+
+    Raises
+    ------
+    ValueError
+        On options out of range.
+
+    Notes
+    -----
+    The first minimum is the step before the first rise; a run that rises from the start has it at
+    its first step. A run that only falls has none, and no step is kept. Cost: O(1) a step.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.4, Fig. 5.
+
+    Examples
+    --------
+    >>> from gwa_core import DipThenMax, select_step
+    >>> select_step([0.9, 0.3, 0.2, 0.5, 0.6, 0.4], DipThenMax()).step
+    4
+    """
+
+    warmup: float = 0
+
+    signal: ClassVar[str] = "gwa"
+
+    def begin(self) -> dict[str, Any]:
+        """Return the state before the first value."""
+        return {**new_state(), "lowest": math.nan, "dip_over": False}
+
+    def consider(self, state: dict[str, Any], value: float, step: int, usable: bool) -> None:
+        """Look for the first rise, and for the maximum from there on."""
+        if not state["dip_over"]:
+            if not usable:
+                return
+            if not value > state["lowest"]:
+                state["lowest"] = value
+                state["note"] = "the value was still falling, its first minimum had not come"
+                return
+            state["dip_over"] = True
+        super().consider(state, value, step, usable)

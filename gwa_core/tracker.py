@@ -1,0 +1,354 @@
+"""Algorithm 1: one epoch of scores becomes one summary; history and state."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from gwa_core._lib.array import Array, is_host, namespace, to_numpy
+from gwa_core._lib.checks import check_choice, check_positive_int, check_where
+from gwa_core.history import EpochSummary
+from gwa_core.moments import Moments
+from gwa_core.score import BETA, summarize
+
+__all__ = ["GWATracker"]
+
+NanPolicy: TypeAlias = Literal["omit", "raise"]
+
+STATE_VERSION = 1
+
+# Scores wait on their device until this many have come, so that a step costs no synchronisation.
+PENDING_SCORES = 1 << 16
+
+
+class GWATracker:
+    """Collect the alignment scores of an epoch, summarise it, and keep the history.
+
+    Parameters
+    ----------
+    num_samples : int, optional
+        N, the size of the training set; needed to give scores by `ids`.
+    beta : float
+        The constant of Eq. 2, default 1.2.
+    nan_policy : {"omit", "raise"}
+        What to do with a score that is not finite: leave it out and count it in ``omitted``, or
+        raise. Default "omit".
+    keep_scores : bool
+        Keep the scores of the epoch (default); False keeps moments only, for endless streams.
+
+    Attributes
+    ----------
+    history : list of EpochSummary
+        Ended epochs in order.
+
+    Raises
+    ------
+    ValueError
+        On options that do not fit.
+
+    Notes
+    -----
+    Scores may come from any namespace and device. They wait there and are fetched about once in
+    65,536 scores, so `update` does not wait for the device. Memory: O(N) with ids or kept scores,
+    else O(1).
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_core import GWATracker
+    >>> tracker = GWATracker(num_samples=4)
+    >>> tracker.update(np.asarray([0.5, 0.1]), ids=np.asarray([2, 0]))
+    >>> tracker.update(np.asarray([-0.2, 0.3]), ids=np.asarray([3, 0]))  # 0 counts once
+    >>> summary = tracker.end_epoch()
+    >>> summary.count, round(summary.mean, 3), tracker.scores
+    (3, 0.133, array([ 0.1,  nan,  0.5, -0.2]))
+    """
+
+    def __init__(
+        self,
+        num_samples: int | None = None,
+        *,
+        beta: float = BETA,
+        nan_policy: NanPolicy = "omit",
+        keep_scores: bool = True,
+    ) -> None:
+        if num_samples is not None:
+            check_positive_int("num_samples", num_samples)
+        check_choice("nan_policy", nan_policy, get_args(NanPolicy))
+        if not math.isfinite(beta):
+            raise ValueError(f"`beta` must be finite, got {beta!r}")
+        self.num_samples = num_samples
+        self.beta = beta
+        self.nan_policy = nan_policy
+        self.keep_scores = keep_scores
+        self.history: list[EpochSummary] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._ended = False
+        self._by_id: bool | None = None
+        self._pending: list[tuple[Array, Array | None, Array | None]] = []
+        self._pending_size = 0
+        self._batches = 0
+        self._omitted = 0
+        self._moments = Moments.empty(np.zeros(()))
+        self._stream: list[np.ndarray[Any, Any]] = []
+        # By id: the score, and the number of the batch that brought it (-1: not seen).
+        self._scores: np.ndarray[Any, Any] | None = None
+        self._seen_in: np.ndarray[Any, np.dtype[np.int64]] | None = None
+
+    def update(
+        self, scores: Array, *, ids: Array | None = None, where: Array | None = None
+    ) -> None:
+        """Add the scores of a batch.
+
+        Parameters
+        ----------
+        scores : array of shape (N,)
+            Alignment scores.
+        ids : integer array of shape (N,), optional
+            Sample numbers in 0..num_samples-1. A sample seen twice in an epoch counts once, with
+            its first score. Either every batch of an epoch has ids or none.
+        where : boolean array of shape (N,), optional
+            True for scores that count.
+
+        Raises
+        ------
+        ValueError
+            On shapes or ids that do not fit; the batch is left out and nothing else is lost. Ids
+            on an accelerator are checked when they are fetched.
+        """
+        xp = namespace(scores=scores)
+        if scores.ndim != 1:
+            raise ValueError(f"`scores` must be (N,), got shape {tuple(scores.shape)}")
+        if where is not None:
+            check_where(namespace(where=where), where, scores.shape[0])
+        if ids is not None:
+            self._check_ids(ids, scores.shape[0])
+        if self._ended:
+            self._reset()
+        if self._by_id is not None and self._by_id != (ids is not None):
+            raise ValueError(
+                "`ids` must be given with every batch of an epoch or with none; "
+                f"this epoch began {'with' if self._by_id else 'without'} them"
+            )
+        if not is_host(scores) and xp.isdtype(scores.dtype, "bool"):
+            raise TypeError("`scores` must be floating point, got bool")
+        self._by_id = ids is not None
+        self._pending.append((scores, ids, where))
+        self._pending_size += scores.shape[0]
+        if self._pending_size >= PENDING_SCORES:
+            self._flush()
+
+    def _check_ids(self, ids: Array, rows: int) -> None:
+        if self.num_samples is None or not self.keep_scores:
+            raise ValueError(
+                "`ids` need `num_samples` and `keep_scores=True`, got "
+                f"num_samples={self.num_samples}, keep_scores={self.keep_scores}; "
+                "say GWATracker(num_samples=len(dataset))"
+            )
+        if tuple(ids.shape) != (rows,):
+            raise ValueError(f"`ids` must be (N,) = ({rows},), got shape {tuple(ids.shape)}")
+        if is_host(ids):
+            self._check_id_values(ids)
+
+    def _check_id_values(self, ids: np.ndarray[Any, Any]) -> None:
+        if ids.dtype.kind not in "iu":
+            raise ValueError(f"`ids` must be integers, got {ids.dtype}")
+        if ids.size and (ids.min() < 0 or ids.max() >= (self.num_samples or 0)):
+            raise ValueError(
+                f"`ids` must be in 0..{(self.num_samples or 0) - 1}, got {ids.min()}..{ids.max()}; "
+                "ids number the whole training set, not the batch"
+            )
+
+    def _flush(self) -> None:
+        """Fetch the waiting batches and fold them in."""
+        while self._pending:
+            scores, ids, where = self._pending.pop(0)
+            values = to_numpy(scores)
+            if values.dtype.kind != "f":
+                values = values.astype(np.float64)
+            keep = np.ones(values.shape, bool) if where is None else to_numpy(where)
+            self._pending_size -= values.shape[0]
+            if self.nan_policy == "raise" and not np.isfinite(values[keep]).all():
+                raise ValueError(
+                    "`scores` must be finite under nan_policy='raise', got nan or inf; "
+                    "the latents or logits of the batch were not finite"
+                )
+            if ids is None:
+                self._add_stream(values[keep])
+            else:
+                numbers = to_numpy(ids)
+                self._check_id_values(numbers)
+                self._add_by_id(values[keep], numbers[keep])
+            self._batches += 1
+
+    def _add_stream(self, values: np.ndarray[Any, Any]) -> None:
+        self._omitted += int((~np.isfinite(values)).sum())
+        if values.size:
+            self._moments = self._moments.merge(Moments.from_batch(values))
+        if self.keep_scores:
+            self._stream.append(values)
+
+    def _add_by_id(self, values: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]) -> None:
+        scores, seen_in = self._slots(values.dtype)
+        new = seen_in[ids] < 0
+        # Written backwards, so that the first of several equal ids in a batch stays.
+        ids, values = ids[new][::-1], values[new][::-1]
+        scores[ids] = values
+        seen_in[ids] = self._batches
+
+    def _slots(self, dtype: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        if self._scores is None or self._seen_in is None:
+            assert self.num_samples is not None  # noqa: S101  (ids are refused without it)
+            self._scores = np.full(self.num_samples, np.nan, dtype)
+            self._seen_in = np.full(self.num_samples, -1, np.int64)
+        return self._scores, self._seen_in
+
+    @property
+    def scores(self) -> np.ndarray[Any, Any] | None:
+        """Scores of the epoch in progress, or of the one that ended last, as a NumPy array.
+
+        With ids, (N,) by sample, nan where not seen; without, in the order they came. None before
+        the first batch and under ``keep_scores=False``.
+        """
+        self._flush()
+        if self._by_id:
+            return self._scores
+        return np.concatenate(self._stream) if self._stream else None
+
+    def end_epoch(self, step: int | None = None) -> EpochSummary:
+        """Summarise the epoch, append it to the history, and begin a new one with the next batch.
+
+        Parameters
+        ----------
+        step : int, optional
+            The caller's clock, such as the optimiser's step; default the number of the epoch.
+
+        Returns
+        -------
+        EpochSummary
+            In plain numbers; waits for the device once.
+
+        Raises
+        ------
+        ValueError
+            If no score came since the last call.
+        """
+        self._flush()
+        moments, omitted = self._moments, self._omitted
+        if self._by_id and self._scores is not None and self._seen_in is not None:
+            moments = Moments.from_batch(self._scores)
+            omitted = int((self._seen_in >= 0).sum()) - int(moments.count)
+        if self._ended or (int(moments.count) == 0 and omitted == 0):
+            raise ValueError(
+                "an epoch must have scores, got none since the last `end_epoch`; "
+                "call `update` for every batch"
+            )
+        summary = EpochSummary.from_summary(
+            summarize(moments, beta=self.beta),
+            epoch=len(self.history),
+            step=step,
+            omitted=omitted,
+        )
+        self.history.append(summary)
+        self._ended = True
+        return summary
+
+    def merge(self, other: GWATracker) -> None:
+        """Add the epoch in progress of another tracker (a rank, a shard) to this one.
+
+        Parameters
+        ----------
+        other : GWATracker
+            With the same `num_samples` and `beta`. A sample that both saw keeps the score of the
+            earlier batch, which is the one a single process would have counted.
+
+        Raises
+        ------
+        ValueError
+            If the trackers do not belong together.
+        """
+        if (self.num_samples, self.beta) != (other.num_samples, other.beta):
+            raise ValueError(
+                "trackers must agree in `num_samples` and `beta`, got "
+                f"{(self.num_samples, self.beta)} and {(other.num_samples, other.beta)}"
+            )
+        other._flush()
+        if other._by_id is None or other._ended:
+            return
+        if self._ended:
+            self._reset()
+        self._flush()
+        if self._by_id is not None and self._by_id != other._by_id:
+            raise ValueError("trackers with and without `ids` can't be merged")
+        self._by_id = other._by_id
+        self._batches = max(self._batches, other._batches)
+        self._omitted += other._omitted
+        self._moments = self._moments.merge(other._moments)
+        self._stream = [*self._stream, *other._stream]
+        if other._scores is not None and other._seen_in is not None:
+            scores, seen_in = self._slots(other._scores.dtype)
+            take = (other._seen_in >= 0) & ((seen_in < 0) | (other._seen_in < seen_in))
+            scores[take] = other._scores[take]
+            seen_in[take] = other._seen_in[take]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as plain NumPy and Python values, with a version."""
+        self._flush()
+        return {
+            "version": STATE_VERSION,
+            "num_samples": self.num_samples,
+            "beta": self.beta,
+            "history": [summary._asdict() for summary in self.history],
+            "ended": self._ended,
+            "by_id": self._by_id,
+            "batches": self._batches,
+            "omitted": self._omitted,
+            "moments": [np.array(field) for field in self._moments],
+            "stream": np.concatenate(self._stream) if self._stream else None,
+            "scores": None if self._scores is None else self._scores.copy(),
+            "seen_in": None if self._seen_in is None else self._seen_in.copy(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, also in the middle of an epoch.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version or of another training set; the tracker is unchanged then.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"`state` must be of version {STATE_VERSION}, got {state.get('version')!r}; "
+                "it was written by another version of gwa-core"
+            )
+        if state["num_samples"] != self.num_samples:
+            raise ValueError(
+                f"`state` must be of {self.num_samples} samples, got {state['num_samples']}; "
+                "it belongs to another training set"
+            )
+        self._reset()
+        self.beta = state["beta"]
+        self.history = [EpochSummary(**summary) for summary in state["history"]]
+        self._ended = state["ended"]
+        self._by_id = state["by_id"]
+        self._batches = state["batches"]
+        self._omitted = state["omitted"]
+        self._moments = Moments(*(np.array(field) for field in state["moments"]))
+        self._stream = [] if state["stream"] is None else [np.array(state["stream"])]
+        self._scores = None if state["scores"] is None else np.array(state["scores"])
+        self._seen_in = None if state["seen_in"] is None else np.array(state["seen_in"])

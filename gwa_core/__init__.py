@@ -5,7 +5,7 @@ arrays out, of the same namespace and on the same device.
 """
 
 from gwa_core.alignment import alignment_from_logits, alignment_scores, gradient_alignment
-from gwa_core.attribution import label_quality, rank_samples
+from gwa_core.attribution import informative_epochs, label_quality, rank_samples
 from gwa_core.baseline_rules import GradientDisparity, LabelWave, Patience
 from gwa_core.estimator import batch_gwa, exponential_window, glass_delta
 from gwa_core.history import EpochSummary, HistorySummary, summarize_history
@@ -42,6 +42,7 @@ __all__ = [
     "glass_delta",
     "gradient_alignment",
     "gwa_score",
+    "informative_epochs",
     "jl_dimension",
     "label_quality",
     "project",

@@ -6,18 +6,19 @@ from typing import Any
 
 from gwa_core._lib.array import (
     Array,
-    constant,
     map_rows,
     namespace,
     quiet,
     recompute_rows,
     result_dtype,
+    scalar,
 )
 from gwa_core._lib.checks import (
     Loss,
     check_bias,
     check_loss,
     check_matrix,
+    check_sketch,
     check_vector,
     check_weight,
 )
@@ -123,6 +124,8 @@ def alignment_scores(
     classes = weight.shape[0]
     check_bias(xp, bias, classes)
     check_loss(xp, targets, rows, classes, loss, label_smoothing, where)
+    if sketch is not None:
+        check_sketch(features, sketch.in_features)
     dtype = result_dtype(xp, latents, weight, logits)
     weight = xp.astype(weight, dtype)
     bias = None if bias is None else xp.astype(bias, dtype)
@@ -240,13 +243,11 @@ def alignment_from_logits(
     check_bias(xp, bias, classes)
     check_loss(xp, targets, rows, classes, loss, label_smoothing, where)
     dtype = result_dtype(xp, logits, latent_norms)
-    if isinstance(weight_norm, float | int):
-        weight_norm = constant(xp, weight_norm, logits, dtype)
     return _from_logits(
         xp,
         logits,
         xp.astype(latent_norms, dtype),
-        xp.astype(weight_norm, dtype),
+        scalar(xp, "weight_norm", weight_norm, logits, dtype),
         targets,
         None if bias is None else xp.astype(bias, dtype),
         loss,
@@ -298,7 +299,7 @@ def gradient_alignment(gradients: Array, weights: Array, /) -> Array:
     """
     xp = namespace(gradients=gradients, weights=weights)
     check_matrix(xp, "gradients", gradients, shape="(N, P)")
-    check_vector(xp, "weights", weights, gradients.shape[1])
+    check_vector(xp, "weights", weights, gradients.shape[1], letter="P")
     dtype = result_dtype(xp, gradients, weights)
     weights = xp.astype(weights, dtype)
     with quiet(xp):

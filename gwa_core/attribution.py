@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
 
 from gwa_core._lib.array import (
     Array,
@@ -14,9 +17,10 @@ from gwa_core._lib.array import (
 )
 from gwa_core._lib.checks import check_choice, check_positive_int
 from gwa_core._lib.numerics import divide_or_zero
+from gwa_core.history import EpochSummary
 from gwa_core.score import summarize
 
-__all__ = ["label_quality", "rank_samples"]
+__all__ = ["informative_epochs", "label_quality", "rank_samples"]
 
 Order: TypeAlias = Literal["lowest", "highest"]
 Method: TypeAlias = Literal["separation", "mean"]
@@ -161,7 +165,6 @@ def label_quality(
             f"`history` must be floating point (T, N) and not empty, got {history.dtype} of shape "
             f"{tuple(history.shape)}; stack the scores of each epoch"
         )
-    epochs = history.shape[0]
     if until is not None:
         check_positive_int("until", until)
         history = history[:until, ...]
@@ -169,7 +172,10 @@ def label_quality(
     history = xp.astype(history, dtype)
     seen = xp.isfinite(history)
     if until is None and method == "separation":
-        seen = seen & _separating(xp, history, epochs)[:, None]
+        summaries = [summarize(history[t, ...]) for t in range(history.shape[0])]
+        bimodality = xp.stack([summary.bimodality for summary in summaries])
+        healthy = xp.stack([summary.healthy for summary in summaries])
+        seen = seen & _informative(xp, bimodality, healthy)[:, None]
     with quiet(xp):
         count = xp.sum(xp.astype(seen, dtype), axis=0)
         total = xp.sum(xp.where(seen, history, 0.0), axis=0)
@@ -178,13 +184,52 @@ def label_quality(
     return xp.where(count > 0, xp.clip(quality, 0.0, 1.0), xp.nan)
 
 
-def _separating(xp: Any, history: Array, epochs: int) -> Array:
+def informative_epochs(history: Sequence[EpochSummary]) -> int:
+    """Return how many first epochs `label_quality` uses by default, from summaries alone.
+
+    Parameters
+    ----------
+    history : sequence of EpochSummary
+        All epochs in order.
+
+    Returns
+    -------
+    int
+        In 1..T, to be given to `label_quality` as `until` where the scores come in pieces.
+
+    Raises
+    ------
+    ValueError
+        If the history is empty.
+
+    Notes
+    -----
+    Up to twice the healthy epoch of largest bimodality after the first tenth. Cost: O(T).
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Fig. 16.
+
+    Examples
+    --------
+    >>> from gwa_core import EpochSummary, informative_epochs
+    >>> row = dict.fromkeys(EpochSummary._fields, 1)
+    >>> curve = [0.3, 0.5, 0.4, 0.3, 0.3]
+    >>> informative_epochs([EpochSummary(**{**row, "bimodality": value}) for value in curve])
+    3
+    """
+    if not history:
+        raise ValueError("`history` must have at least one epoch, got none")
+    bimodality = np.asarray([summary.bimodality for summary in history])
+    healthy = np.asarray([summary.healthy for summary in history])
+    return int(_informative(np, bimodality, healthy).sum())
+
+
+def _informative(xp: Any, bimodality: Array, healthy: Array) -> Array:
     """Return the (T,) mask of epochs up to twice the healthy one of largest bimodality."""
-    summaries = [summarize(history[t, ...]) for t in range(epochs)]
-    bimodality = xp.stack([summary.bimodality for summary in summaries])
-    clock = xp.arange(epochs, dtype=history.dtype, device=device_of(history))
-    usable = xp.stack([summary.healthy for summary in summaries]) & (clock >= epochs // 10)
-    bimodality = xp.where(usable, bimodality, -1.0)
-    largest = xp.min(xp.where(bimodality == xp.max(bimodality), clock, float(epochs)))
-    last = xp.where(xp.any(usable), 2.0 * largest, float(epochs))
-    return clock <= last
+    epochs = bimodality.shape[0]
+    clock = xp.arange(epochs, dtype=bimodality.dtype, device=device_of(bimodality))
+    usable = healthy & (clock >= epochs // 10)
+    height = xp.where(usable, bimodality, -1.0)
+    peak = xp.min(xp.where(height == xp.max(height), clock, float(epochs)))
+    return clock <= xp.where(xp.any(usable), 2.0 * peak, float(epochs))

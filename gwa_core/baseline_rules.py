@@ -66,7 +66,7 @@ class Patience(Extremum):
         check_choice("mode", self.mode, ("max", "min"))
 
     @property
-    def signal(self) -> str:
+    def signal(self) -> str:  # type: ignore[override]
         """Name of the column that the rule watches."""
         return self.metric
 
@@ -130,6 +130,7 @@ class LabelWave:
             return
         value = smooth(state, value, self.window)
         if len(state["recent"]) < self.window:
+            state["note"] = f"fewer than the {self.window} values of a mean"
             return
         if not value >= state["best_value"]:
             state.update(best_step=step, best_value=value, wait_count=0)

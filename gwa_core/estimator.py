@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gwa_core._lib.array import Array, constant, namespace
+from gwa_core._lib.checks import check_scores
 from gwa_core.moments import Moments
 from gwa_core.score import BETA, gwa_score
 
@@ -44,6 +45,7 @@ def batch_gwa(scores: Array, *, beta: float = BETA) -> Array:
     >>> float(batch_gwa(np.asarray([0.1, 0.2, 0.3, 0.9]))).__round__(3)
     0.933
     """
+    check_scores(namespace(scores=scores), "scores", scores)
     return gwa_score(scores, beta=beta)
 
 
@@ -90,6 +92,7 @@ def exponential_window(window: Moments, scores: Array, *, decay: float = 0.99) -
     """
     if not 0.0 < decay < 1.0:
         raise ValueError(f"`decay` must be in (0, 1), got {decay!r}")
+    check_scores(namespace(scores=scores), "scores", scores)
     return window.scale_count(decay).merge(Moments.from_batch(scores))
 
 
@@ -130,10 +133,16 @@ def glass_delta(online: Array | Moments, offline: Array | Moments) -> Array:
     >>> float(glass_delta(np.asarray([0.2, 0.4]), np.asarray([0.1, 0.3]))).__round__(3)
     0.707
     """
-    a = online if isinstance(online, Moments) else Moments.from_batch(online)
-    b = offline if isinstance(offline, Moments) else Moments.from_batch(offline)
+    a, b = _moments("online", online), _moments("offline", offline)
     xp = namespace(online=a.mean, offline=b.mean)
     one, nan = constant(xp, 1.0, b.mean), constant(xp, xp.nan, b.mean)
     known = (b.count > 1) & (b.m2 > 0)
     sample = xp.where(known, b.m2 * b.count / xp.where(known, b.count - 1.0, one), one)
     return xp.where(known, (a.mean - b.mean) / xp.sqrt(sample), nan)
+
+
+def _moments(name: str, scores: Array | Moments) -> Moments:
+    if isinstance(scores, Moments):
+        return scores
+    check_scores(namespace(**{name: scores}), name, scores)
+    return Moments.from_batch(scores)

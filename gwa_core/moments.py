@@ -10,11 +10,10 @@ from gwa_core._lib.array import (
     accumulator_dtype,
     constant,
     index_dtype,
-    is_floating,
     namespace,
     quiet,
 )
-from gwa_core._lib.checks import check_where
+from gwa_core._lib.checks import check_scores, check_where
 from gwa_core._lib.numerics import blocked_sum, divide_or_zero
 
 __all__ = ["Moments"]
@@ -112,10 +111,7 @@ class Moments(NamedTuple):
             If `x` is not a floating vector or `where` does not fit it.
         """
         xp = namespace(x=x, where=where)
-        if x.ndim != 1 or not is_floating(xp, x):
-            raise ValueError(
-                f"`x` must be floating point (N,), got {x.dtype} of shape {tuple(x.shape)}"
-            )
+        check_scores(xp, "x", x)
         check_where(xp, where, x.shape[0])
         dtype = accumulator_dtype(xp, x)
         with quiet(xp):

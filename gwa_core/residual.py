@@ -85,7 +85,9 @@ def residual(
     def part(logits: Array, targets: Array) -> Array:
         logits = xp.astype(logits, dtype)
         direction, size = _scaled_residual(xp, logits, targets, loss, label_smoothing)
-        return direction * size
+        # A class of logit -inf has no part in the loss, and would leave the others finite.
+        finite = xp.all(xp.isfinite(logits), axis=1, keepdims=True)
+        return xp.where(finite, direction * size, xp.nan)
 
     result = map_rows(part, xp, logits, targets, row_bytes=4 * classes)
     return result if known is None else xp.where(known[:, None], result, xp.nan)
@@ -95,9 +97,10 @@ def _indexable(xp: Any, targets: Array, classes: int) -> tuple[Array, Array | No
     """Return class numbers that are safe to index with, and which of them were meant; or soft."""
     if targets.ndim == 2 or not xp.isdtype(targets.dtype, "integral"):
         return targets, None
+    targets = xp.astype(targets, index_dtype(xp, targets))
     # A single sigmoid output knows two classes.
     known = (targets >= 0) & (targets < max(classes, 2))
-    return xp.where(known, xp.astype(targets, index_dtype(xp, targets)), 0), known
+    return xp.where(known, targets, 0), known
 
 
 def _products(
@@ -198,7 +201,8 @@ def _softmax_residual(xp: Any, logits: Array, soft: Array) -> tuple[Array, Array
     gap = peak + xp.log(total) - top  # log odds of the others against k
     missing = xp.exp(log_sigmoid(xp, gap))  # s
     rest = xp.where(mask, zero, soft)
-    tau = xp.sum(rest, axis=1, keepdims=True)
+    # The target of k itself is not needed, but it must not hide that it is not finite.
+    tau = xp.sum(rest, axis=1, keepdims=True) + 0.0 * pick(xp, soft, best)
     size = missing + tau
     # τ = 0 is a hard label that the model agrees with: s cancels, and may underflow.
     sure = tau == 0

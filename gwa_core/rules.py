@@ -69,7 +69,8 @@ def keep_best(state: dict[str, Any], value: float, step: int, rule: Extremum) ->
     margin = rule.min_delta * abs(best) if rule.relative else rule.min_delta
     if math.isnan(best) or rule.sign * (value - best) > margin:
         state.update(best_step=step, best_value=value, wait_count=0)
-        state["note"] = f"{'largest' if rule.sign > 0 else 'smallest'} value after the warm-up"
+        word = "largest" if rule.sign > 0 else "smallest"
+        state["note"] = f"{word} {rule.signal}" + (" after the warm-up" if rule.warmup else "")
     else:
         wait(state, rule.patience)
 
@@ -94,10 +95,11 @@ class Extremum:
     smoothing: int = 1
 
     sign: ClassVar[int] = 1
+    signal: ClassVar[str]
 
     def __post_init__(self) -> None:
         whole = isinstance(self.warmup, int) and not isinstance(self.warmup, bool)
-        if self.warmup < 0 or (not whole and self.warmup >= 1):
+        if not 0 <= self.warmup < (math.inf if whole else 1):
             raise ValueError(
                 "`warmup` must be a fraction of all steps in [0, 1) or a whole number of steps, "
                 f"got {self.warmup!r}"

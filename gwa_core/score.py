@@ -6,9 +6,10 @@ import math
 from typing import Any, NamedTuple
 
 from gwa_core._lib.array import Array, constant, namespace, quiet, result_dtype
+from gwa_core._lib.checks import check_scores
 from gwa_core.moments import Moments
 
-__all__ = ["BETA", "Summary", "gwa_score", "summarize"]
+__all__ = ["Summary", "gwa_score", "summarize"]
 
 # Eq. 2: minus the excess kurtosis of the uniform distribution.
 BETA = 1.2
@@ -145,8 +146,9 @@ def summarize(scores_or_moments: Array | Moments, *, beta: float = BETA) -> Summ
         xp = namespace(moments=moments.mean)
         dtype = moments.mean.dtype
     else:
+        xp = namespace(scores_or_moments=scores_or_moments)
+        check_scores(xp, "scores_or_moments", scores_or_moments)
         moments = Moments.from_batch(scores_or_moments)
-        xp = namespace(scores=scores_or_moments)
         dtype = result_dtype(xp, scores_or_moments)
     with quiet(xp):
         summary = _summary(xp, moments, beta)

@@ -67,7 +67,7 @@ class EarlyStopper:
     >>> [stopper.update(value) for value in (0.1, 0.3, 0.2, 0.1)]
     [False, False, False, True]
     >>> stopper.best_step, stopper.reason
-    (1, 'largest value after the warm-up; stopped at step 3: no improvement in 2 steps')
+    (1, 'largest gwa; stopped at step 3: no improvement in 2 steps')
     """
 
     def __init__(self, rule: Rule, *, total_steps: int | None = None) -> None:
@@ -228,7 +228,7 @@ def select_step(
     --------
     >>> from gwa_core import MaxGWA, select_step
     >>> select_step([0.1, 0.3, 9.0, 0.2], MaxGWA(), healthy=[True, True, False, True])
-    Selection(step=1, value=0.3, reason='largest value after the warm-up; 1 unhealthy or \
+    Selection(step=1, value=0.3, reason='largest gwa after the warm-up; 1 unhealthy or \
 non-finite left out')
     """
     series = [float(value) for value in values]
@@ -286,6 +286,8 @@ def select_epoch(
     0
     """
     rows = [_as_mapping(summary) for summary in history]
+    if not rows:
+        raise ValueError("`history` must have at least one epoch, got none")
     missing = [i for i, row in enumerate(rows) if rule.signal not in row]
     if missing:
         raise ValueError(

@@ -139,10 +139,10 @@ class GWATracker:
                 "`ids` must be given with every batch of an epoch or with none; "
                 f"this epoch began {'with' if self._by_id else 'without'} them"
             )
-        if not is_host(scores) and xp.isdtype(scores.dtype, "bool"):
-            raise TypeError("`scores` must be floating point, got bool")
+        if xp.isdtype(scores.dtype, ("bool", "complex floating")):
+            raise TypeError(f"`scores` must be floating point, got {scores.dtype}")
         self._by_id = ids is not None
-        self._pending.append((scores, ids, where))
+        self._pending.append((_own(scores), _own(ids), _own(where)))
         self._pending_size += scores.shape[0]
         if self._pending_size >= PENDING_SCORES:
             self._flush()
@@ -154,6 +154,7 @@ class GWATracker:
                 f"num_samples={self.num_samples}, keep_scores={self.keep_scores}; "
                 "say GWATracker(num_samples=len(dataset))"
             )
+        namespace(ids=ids)
         if tuple(ids.shape) != (rows,):
             raise ValueError(f"`ids` must be (N,) = ({rows},), got shape {tuple(ids.shape)}")
         if is_host(ids):
@@ -352,3 +353,8 @@ class GWATracker:
         self._stream = [] if state["stream"] is None else [np.array(state["stream"])]
         self._scores = None if state["scores"] is None else np.array(state["scores"])
         self._seen_in = None if state["seen_in"] is None else np.array(state["seen_in"])
+
+
+def _own(x: Array | None) -> Array | None:
+    """Copy what waits on the host: a loop may write its next batch into the same buffer."""
+    return x.copy() if x is not None and is_host(x) else x

@@ -22,6 +22,7 @@ __all__ = [
     "quiet",
     "recompute_rows",
     "result_dtype",
+    "scalar",
     "to_numpy",
 ]
 
@@ -105,6 +106,17 @@ def index_dtype(xp: Any, like: Array) -> Any:
 def constant(xp: Any, value: Any, like: Array, dtype: Any = None) -> Array:
     """Return value as an array on the device of `like`, in its dtype or in the one given."""
     return xp.asarray(value, dtype=like.dtype if dtype is None else dtype, device=device_of(like))
+
+
+def scalar(xp: Any, name: str, value: Any, like: Array, dtype: Any) -> Array:
+    """Return a number, or a 0-D array from where `like` is, as a 0-D array."""
+    if isinstance(value, float | int | np.generic):
+        return constant(xp, float(value), like, dtype)
+    if getattr(value, "ndim", None) != 0:
+        got = f"shape {tuple(value.shape)}" if hasattr(value, "shape") else type(value).__name__
+        raise ValueError(f"`{name}` must be one number, a float or a 0-D array, got {got}")
+    namespace(**{name: value}, logits=like)
+    return xp.astype(value, dtype)
 
 
 def is_host(*arrays: Array | None) -> bool:

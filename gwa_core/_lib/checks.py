@@ -18,6 +18,8 @@ __all__ = [
     "check_loss",
     "check_matrix",
     "check_positive_int",
+    "check_scores",
+    "check_sketch",
     "check_vector",
     "check_weight",
     "check_where",
@@ -75,14 +77,28 @@ def check_matrix(xp: Any, name: str, x: Array, *, shape: str, rows: int | None =
         )
 
 
-def check_vector(xp: Any, name: str, x: Array, rows: int | None = None) -> None:
+def check_vector(xp: Any, name: str, x: Array, size: int, *, letter: str = "N") -> None:
     """Check a floating (N,) array."""
     _check_floating(xp, name, x)
-    expected = "(N,)" if rows is None else f"(N,) = ({rows},)"
-    if x.ndim != 1 or (rows is not None and x.shape[0] != rows):
-        raise ValueError(f"`{name}` must be {expected}, got shape {tuple(x.shape)}")
-    if x.shape[0] == 0:
-        raise ValueError(f"`{name}` must not be empty; skip empty batches before the call")
+    if tuple(x.shape) != (size,):
+        raise ValueError(f"`{name}` must be ({letter},) = ({size},), got shape {tuple(x.shape)}")
+
+
+def check_sketch(features: int, sketched: int) -> None:
+    """Check that a sketch is made for latents of this width."""
+    if sketched != features:
+        raise ValueError(
+            f"`sketch` must have in_features = D = {features}, got {sketched}; "
+            "a sketch belongs to one width of latents"
+        )
+
+
+def check_scores(xp: Any, name: str, x: Array) -> None:
+    """Check a floating (N,) array that may be empty."""
+    if x.ndim != 1 or not is_floating(xp, x):
+        raise ValueError(
+            f"`{name}` must be floating point (N,), got {x.dtype} of shape {tuple(x.shape)}"
+        )
 
 
 def check_weight(xp: Any, weight: Array, *, features: int, classes: int | None) -> None:

@@ -32,7 +32,10 @@ def norm(xp: Any, x: Array, *, axis: int | None = -1) -> Array:
     one = constant(xp, 1.0, x)
     scale = xp.where((peak > 0) & xp.isfinite(peak), peak, one)
     scaled = x / scale
-    return xp.squeeze(scale, axis=axis) * xp.sqrt(xp.vecdot(scaled, scaled, axis=axis))
+    square = xp.vecdot(scaled, scaled, axis=axis)
+    # The root has no slope at 0, and a gradient through it would be nan.
+    root = xp.sqrt(xp.where(square == 0, one, square))
+    return xp.squeeze(scale, axis=axis) * xp.where(square == 0, square, root)
 
 
 def divide_or_zero(xp: Any, numerator: Array, denominator: Array) -> Array:

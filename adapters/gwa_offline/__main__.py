@@ -1,0 +1,24 @@
+"""The command line ``gwa``: bad input gives exit code 2 and one sentence, never a traceback."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        from gwa_offline.cli import app
+    except ImportError as error:
+        # The bare install computes; it has nothing to draw a terminal with.
+        print(f"gwa: {error}; pip install 'gwa-core[cli]'", file=sys.stderr)
+        raise SystemExit(2) from None
+    try:
+        app()
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        print(f"gwa: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,342 @@
+"""Analysis of saved features and runs: numbers in, a report of numbers out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_core import (
+    EpochSummary,
+    MaxBimodality,
+    MaxGWA,
+    Moments,
+    Rule,
+    alignment_scores,
+    glass_delta,
+    informative_epochs,
+    label_quality,
+    select_epoch,
+    summarize,
+    summarize_history,
+)
+from gwa_offline.readers import Epoch, Features, Source, open_features
+from gwa_offline.results import EpochRecord, Report
+
+__all__ = ["analyse"]
+
+# Rows read at once: enough for a fast matrix product, little memory for any D and C in use.
+BLOCK_ROWS = 4096
+# Scores summarised at once; their moments take ten times their memory.
+CHUNK = 1 << 18
+BINS = 80
+
+
+def analyse(
+    source: Source | str | os.PathLike[str],
+    *,
+    rule: Rule | None = None,
+    label_smoothing: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Analyse saved features or a run: which epoch to keep, which labels to look at.
+
+    Parameters
+    ----------
+    source : Source or path
+        What `open_features` returned or takes.
+    rule : gwa_core.Rule, optional
+        The stopping rule, default ``MaxBimodality()``; a message tells where the paper's rule
+        ``MaxGWA()`` would keep another epoch.
+    label_smoothing : float
+        In [0, 1), of the training; used where scores are computed from features.
+    progress : callable, optional
+        Called as ``progress(done, total)`` with rows of features read.
+
+    Returns
+    -------
+    Report
+        Numbers only.
+
+    Raises
+    ------
+    FeaturesError
+        Where the source is damaged.
+    ValueError
+        Where the source lacks the column that the rule watches.
+
+    Notes
+    -----
+    Scores saved during training are used where they are; those computed here from saved features
+    at the end of an epoch then only serve as a check (Glass's delta). Features are read in
+    blocks: memory is O(N T) for the scores, whatever D and C. Cost: one matrix product of the
+    latents with the weight an epoch.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> rng = np.random.default_rng(0)
+    >>> latents, targets = rng.normal(size=(50, 3)), np.arange(50) % 2
+    >>> latents[:, 0] += 2 * targets - 1
+    >>> file = folder.name + "/features.npz"
+    >>> np.savez(file, latents=latents, weight=np.asarray([[-1.0, 0, 0], [1, 0, 0]]), targets=targets)
+    >>> report = analyse(file)
+    >>> report.epochs[0].summary.count, report.rank(2).shape
+    (50, (2,))
+    >>> folder.cleanup()
+    """
+    if not isinstance(source, Source):
+        source = open_features(source)
+    rule = MaxBimodality() if rule is None else rule
+    reader = _Reader(source, label_smoothing, progress)
+    records, scores = [], []
+    for epoch in source.epochs:
+        record, values = reader.read(epoch)
+        records.append(record)
+        scores.append(values)
+
+    rows = [{**record.metrics, **record.summary._asdict()} for record in records]
+    selection = select_epoch(rows, rule)
+    selected = selection.step
+    if selected is not None:
+        selection = selection._replace(step=records[selected].summary.epoch)
+    shown = len(records) - 1 if selected is None else selected
+    history = [record.summary for record in records]
+    edges, histograms = _histograms(scores)
+    class_gwa, class_mean = _per_class(scores, source.targets, source.num_classes)
+    run = summarize_history(history)
+    names = source.class_names or tuple(str(label) for label in range(source.num_classes))
+    return Report(
+        name=source.name,
+        num_samples=source.num_samples,
+        num_classes=source.num_classes,
+        class_names=names,
+        beta=source.beta,
+        epochs=tuple(records),
+        rule=repr(rule),
+        selection=selection,
+        selected=selected,
+        memorising=run.memorising,
+        targets=source.targets,
+        predictions=reader.predictions(source.epochs[shown]),
+        scores=_or_nan(scores[shown], source.num_samples),
+        label_quality=_quality(scores, history, source.num_samples),
+        class_gwa=class_gwa,
+        class_mean=class_mean,
+        histogram_edges=edges,
+        histograms=histograms,
+        messages=_messages(records, rows, rule, selected, run.memorising),
+    )
+
+
+class _Reader:
+    """Read the epochs of a source, computing scores where only features are there."""
+
+    def __init__(
+        self,
+        source: Source,
+        label_smoothing: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.source = source
+        self.label_smoothing = label_smoothing
+        self.progress = progress
+        self._done = 0
+        self._predicted: tuple[int, NDArray[np.int64]] | None = None
+
+    def read(self, epoch: Epoch) -> tuple[EpochRecord, NDArray[np.float32] | None]:
+        """Return the record of an epoch and its (N,) scores by id."""
+        online, features = epoch.scores, epoch.features
+        offline = None if features is None else self._score(epoch.epoch, features)
+        values = offline if online is None else online
+        summary = epoch.summary
+        if values is not None and (summary is None or online is None):
+            seen = int(np.isfinite(values).sum()) if features is None else features.num_samples
+            moments = _moments(values)
+            summary = EpochSummary.from_summary(
+                summarize(moments, beta=self.source.beta),
+                epoch=epoch.epoch,
+                step=epoch.step,
+                omitted=seen - int(moments.count),
+            )
+        assert summary is not None  # noqa: S101  (an epoch has a summary, scores or features)
+        delta = None
+        if online is not None and offline is not None:
+            delta = float(glass_delta(_moments(online), _moments(offline)))
+        record = EpochRecord(
+            summary=summary,
+            source="offline" if online is None and offline is not None else "online",
+            glass_delta=delta,
+            metrics=epoch.metrics,
+        )
+        return record, values
+
+    def _score(self, number: int, features: Features) -> NDArray[np.float32]:
+        scores = np.full(self.source.num_samples, np.nan, np.float32)
+        predicted = np.full(self.source.num_samples, -1, np.int64)
+        total = features.num_samples * len(self.source.epochs)
+        for block in features.blocks(BLOCK_ROWS):
+            ids = _ids(block)
+            logits = _logits(block, features)
+            scores[ids] = alignment_scores(
+                latents=block.latents,
+                weight=features.weight,
+                targets=block.targets,
+                logits=logits,
+                bias=features.bias,
+                loss=self.source.loss,  # type: ignore[arg-type]  # checked by the reader
+                label_smoothing=self.label_smoothing,
+            )
+            predicted[ids] = logits.argmax(axis=1)
+            self._done += len(logits)
+            if self.progress is not None:
+                self.progress(self._done, max(total, self._done))
+        self._predicted = number, predicted
+        return scores
+
+    def predictions(self, epoch: Epoch) -> NDArray[np.int64] | None:
+        """Return the (N,) classes of largest logit at an epoch, where features are there."""
+        features = epoch.features
+        if features is None or features.num_classes < 2:
+            return None
+        if self._predicted is None or self._predicted[0] != epoch.epoch:
+            self.progress = None
+            self._score(epoch.epoch, features)
+        assert self._predicted is not None  # noqa: S101  (set by _score)
+        return self._predicted[1]
+
+
+def _ids(block: Any) -> Any:
+    if block.ids is not None:
+        return block.ids
+    return slice(block.start, block.start + len(block.latents))
+
+
+def _logits(block: Any, features: Features) -> NDArray[Any]:
+    if block.logits is not None:
+        saved: NDArray[Any] = block.logits
+        return saved
+    latents = block.latents.astype(np.result_type(block.latents, np.float32), copy=False)
+    product: NDArray[Any] = latents @ features.weight.astype(latents.dtype, copy=False).T
+    if features.bias is not None:
+        product += features.bias.astype(product.dtype, copy=False)
+    return product
+
+
+def _moments(scores: NDArray[Any]) -> Moments:
+    """Return the moments of many scores without ten times their memory."""
+    total = Moments.empty(scores[:1])
+    for start in range(0, len(scores), CHUNK):
+        total = total.merge(Moments.from_batch(np.asarray(scores[start : start + CHUNK])))
+    return total
+
+
+def _or_nan(scores: NDArray[np.float32] | None, num_samples: int) -> NDArray[np.float32]:
+    return np.full(num_samples, np.nan, np.float32) if scores is None else np.array(scores)
+
+
+def _quality(
+    scores: Sequence[NDArray[np.float32] | None], history: Sequence[EpochSummary], num_samples: int
+) -> NDArray[np.float64]:
+    """Return label quality over all epochs that have scores, in pieces of samples."""
+    known = [
+        (values, summary)
+        for values, summary in zip(scores, history, strict=True)
+        if values is not None
+    ]
+    quality = np.full(num_samples, np.nan)
+    if not known:
+        return quality
+    until = informative_epochs([summary for _, summary in known])
+    for start in range(0, num_samples, CHUNK):
+        piece = slice(start, start + CHUNK)
+        stack = np.stack([values[piece] for values, _ in known[:until]])
+        quality[piece] = label_quality(stack.astype(np.float64), until=until)
+    return quality
+
+
+def _histograms(
+    scores: Sequence[NDArray[np.float32] | None],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the edges of B bins shared by all epochs and the (T, B) counts."""
+    known = [values for values in scores if values is not None]
+    finite = [values[np.isfinite(values)] for values in known]
+    filled = [values for values in finite if len(values)]
+    low = min((float(values.min()) for values in filled), default=-1.0)
+    high = max((float(values.max()) for values in filled), default=1.0)
+    margin = 0.5 * (high - low) / BINS or 1e-3
+    edges = np.linspace(max(-1.0, low - margin), min(1.0, high + margin), BINS + 1)
+    counts = np.zeros((len(scores), BINS), np.int64)
+    for row, values in zip(counts, scores, strict=True):
+        if values is not None:
+            row[:] = np.histogram(values[np.isfinite(values)], edges)[0]
+    return edges, counts
+
+
+def _per_class(
+    scores: Sequence[NDArray[np.float32] | None],
+    targets: NDArray[np.int64] | None,
+    num_classes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (T, C) GWA, nan where unhealthy, and (T, C) mean alignment of each class."""
+    gwa = np.full((len(scores), num_classes), np.nan)
+    mean = gwa.copy()
+    if targets is None:
+        return gwa, mean
+    order = np.argsort(targets, kind="stable")
+    starts = np.searchsorted(targets[order], np.arange(num_classes + 1))
+    for row, values in enumerate(scores):
+        if values is None:
+            continue
+        grouped = values[order]
+        for label in range(num_classes):
+            member = grouped[starts[label] : starts[label + 1]]
+            if len(member):
+                summary = summarize(Moments.from_batch(member))
+                mean[row, label] = summary.mean
+                gwa[row, label] = summary.gwa if summary.healthy else np.nan
+    return gwa, mean
+
+
+def _messages(
+    records: Sequence[EpochRecord],
+    rows: Sequence[Mapping[str, Any]],
+    rule: Rule,
+    selected: int | None,
+    memorising: bool,
+) -> tuple[str, ...]:
+    found = []
+    if selected is None:
+        found.append("No epoch qualifies under the rule; the last one is shown instead.")
+    unhealthy = [record.summary.epoch for record in records if not record.summary.healthy]
+    if unhealthy:
+        found.append(
+            f"GWA means nothing at {len(unhealthy)} of {len(records)} epochs "
+            f"({_listed(unhealthy)}): the scores are so bimodal, or so constant, that the "
+            "denominator is not positive. These epochs are never chosen."
+        )
+    if memorising:
+        found.append(
+            "The run is memorising: the negative scores that wrong labels had have vanished. "
+            "GWA climbs a second time then; an epoch before the climb generalises better."
+        )
+    omitted = sum(record.summary.omitted for record in records)
+    if omitted:
+        found.append(f"{omitted} scores were not finite and were left out.")
+    if not isinstance(rule, MaxGWA) and len(records) > 1:
+        paper = select_epoch(rows, MaxGWA())
+        if paper.step is not None and paper.step != selected:
+            found.append(
+                f"The paper's rule, largest GWA, would keep epoch {rows[paper.step]['epoch']}."
+            )
+    return tuple(found)
+
+
+def _listed(numbers: Sequence[int], most: int = 8) -> str:
+    text = ", ".join(map(str, numbers[:most]))
+    return text + (", ..." if len(numbers) > most else "")

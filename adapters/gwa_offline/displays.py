@@ -1,0 +1,298 @@
+"""Pictures of a report for Matplotlib, in scikit-learn's Display style."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_offline._drawing import (
+    BAD,
+    CHOSEN,
+    GWA,
+    METRIC,
+    STYLE,
+    Display,
+    dot_size,
+    import_pyplot,
+    mark_epochs,
+    plain,
+    split_axes,
+)
+from gwa_offline._samples import DistributionDisplay, SamplesDisplay
+from gwa_offline._view import (
+    column,
+    curve_limits,
+    epoch_numbers,
+    healthy_epochs,
+    metric_names,
+    metric_values,
+    shown_position,
+)
+from gwa_offline.results import Report
+
+if TYPE_CHECKING:
+    from gwa_offline.images import ImageSource
+
+__all__ = [
+    "DistributionDisplay",
+    "GWACurveDisplay",
+    "MomentsDisplay",
+    "SamplesDisplay",
+    "save_figures",
+]
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class GWACurveDisplay(Display):
+    """GWA over epochs with its band of two standard errors, and the chosen epoch.
+
+    Parameters
+    ----------
+    epochs : array of shape (T,)
+        Numbers of the epochs.
+    gwa, standard_error : array of shape (T,)
+        GWA and its standard error.
+    healthy : array of bool, shape (T,)
+        Epochs whose GWA counts; the others are drawn as crosses, at the edge where far away.
+    chosen : int or None
+        Position of the chosen epoch.
+    metric : array of shape (T,) or None
+        Drawn on an axis of its own at the right.
+    metric_name : str
+        Its label.
+
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib Axes and Figure
+        Where it was drawn.
+    metric_ax_ : matplotlib Axes or None
+        The axis at the right.
+
+    Examples
+    --------
+    >>> display = GWACurveDisplay(
+    ...     epochs=[0, 1, 2], gwa=[0.0, 0.3, 0.2], standard_error=[0.01, 0.02, 0.02],
+    ...     healthy=[True, True, True], chosen=1)
+    >>> display.plot().ax_.get_ylabel()
+    'GWA'
+    """
+
+    _arrays: ClassVar[tuple[str, ...]] = ("epochs", "gwa", "standard_error", "healthy", "metric")
+
+    epochs: NDArray[Any]
+    gwa: NDArray[np.float64]
+    standard_error: NDArray[np.float64]
+    healthy: NDArray[np.bool_]
+    chosen: int | None = None
+    metric: NDArray[np.float64] | None = None
+    metric_name: str = "metric"
+
+    @classmethod
+    def from_report(cls, report: Report, *, metric: str | None = None) -> Self:
+        """Take the curve of a report, and one of its metrics by name.
+
+        Raises
+        ------
+        ValueError
+            The report has no such metric.
+        """
+        names = metric_names(report)
+        if metric is not None and metric not in names:
+            raise ValueError(f"`metric` must be one of {names}, got {metric!r}")
+        return cls(
+            epochs=np.array(epoch_numbers(report)),
+            gwa=column(report, "gwa"),
+            standard_error=column(report, "gwa_standard_error"),
+            healthy=healthy_epochs(report),
+            chosen=report.selected,
+            metric=None if metric is None else metric_values(report, metric),
+            metric_name=metric or "metric",
+        )
+
+    def plot(self, ax: Any = None) -> Self:
+        """Draw, into `ax` or a new figure, and return the display itself."""
+        return self._plot(ax)
+
+    def _draw(self, ax: Any, **_: Any) -> None:
+        healthy = self.healthy & np.isfinite(self.gwa)
+        line = np.where(healthy, self.gwa, np.nan)
+        half = 2.0 * np.nan_to_num(self.standard_error)
+        low, high = curve_limits(line[healthy], half[healthy])
+        mark_epochs(ax, self.epochs, self.chosen)
+        ax.fill_between(
+            self.epochs, line - half, line + half, color=GWA, alpha=0.18, linewidth=0,
+            label="±2 standard errors",
+        )  # fmt: skip
+        ax.plot(
+            self.epochs,
+            line,
+            "o-",
+            color=GWA,
+            linewidth=2,
+            markersize=dot_size(self.epochs),
+            label="GWA",
+        )
+        if not healthy.all():
+            edge = 0.04 * (high - low)
+            height = np.clip(np.nan_to_num(self.gwa, nan=low), low + edge, high - edge)
+            ax.plot(
+                self.epochs[~healthy], height[~healthy], "X", color=BAD, markersize=8,
+                label="unhealthy epoch",
+            )  # fmt: skip
+        self.metric_ax_ = None
+        if self.metric is not None:
+            right = self.metric_ax_ = ax.twinx()
+            right.grid(visible=False)
+            right.plot(self.epochs, self.metric, color=METRIC, linewidth=1.8, linestyle=":")
+            right.set_ylabel(plain(self.metric_name), color=METRIC, labelpad=8)
+            name = plain(self.metric_name)
+            ax.plot([], [], color=METRIC, linewidth=1.8, linestyle=":", label=name)
+            ax.set_zorder(right.get_zorder() + 1)
+            ax.patch.set_visible(False)
+        if self.chosen is not None:
+            ax.plot(
+                self.epochs[self.chosen], self.gwa[self.chosen], "*", color=CHOSEN, markersize=17,
+                markeredgecolor="white", label=f"chosen epoch {self.epochs[self.chosen]}", zorder=5,
+            )  # fmt: skip
+        ax.set_ylim(low, high)
+        ax.set_ylabel("GWA")
+        ax.legend(
+            loc="lower left", bbox_to_anchor=(0, 1), ncols=5, fontsize="small", borderaxespad=0.2,
+            columnspacing=1.1, handlelength=1.6, handletextpad=0.5,
+        )  # fmt: skip
+
+
+@dataclass(kw_only=True, eq=False, repr=False)
+class MomentsDisplay(Display):
+    """Mean and excess kurtosis of the alignment over epochs, one above the other.
+
+    Parameters
+    ----------
+    epochs : array of shape (T,)
+        Numbers of the epochs.
+    mean, kurtosis : array of shape (T,)
+        The moments.
+    beta : float
+        At -beta and below GWA is unhealthy; drawn as a dotted line.
+    chosen : int or None
+        Position of the chosen epoch.
+
+    Attributes
+    ----------
+    ax_, figure_ : matplotlib Axes and Figure
+        Where it was drawn.
+    axes_ : array of Axes, shape (2,)
+        The two panels, in the place of `ax_`.
+
+    Examples
+    --------
+    >>> display = MomentsDisplay(epochs=[0, 1, 2], mean=[0, 0.1, 0.2], kurtosis=[3, 1, 0])
+    >>> [ax.get_ylabel() for ax in display.plot().axes_]
+    ['mean', 'excess kurtosis']
+    """
+
+    _arrays: ClassVar[tuple[str, ...]] = ("epochs", "mean", "kurtosis")
+    _size: ClassVar[tuple[float, float]] = (7.2, 4.6)
+
+    epochs: NDArray[Any]
+    mean: NDArray[np.float64]
+    kurtosis: NDArray[np.float64]
+    beta: float = 1.2
+    chosen: int | None = None
+
+    @classmethod
+    def from_report(cls, report: Report) -> Self:
+        """Take the moments of a report."""
+        return cls(
+            epochs=np.array(epoch_numbers(report)),
+            mean=column(report, "mean"),
+            kurtosis=column(report, "kurtosis"),
+            beta=report.beta,
+            chosen=report.selected,
+        )
+
+    def plot(self, ax: Any = None) -> Self:
+        """Draw, into `ax` or a new figure, and return the display itself."""
+        return self._plot(ax)
+
+    def _draw(self, ax: Any, **_: Any) -> None:
+        self.axes_ = split_axes(ax, 2, 1, sharex=True)[:, 0]
+        values = [("mean", self.mean), ("excess kurtosis", self.kurtosis)]
+        for panel, (name, moment) in zip(self.axes_, values, strict=True):
+            mark_epochs(panel, self.epochs, self.chosen)
+            panel.plot(
+                self.epochs, moment, "o-", color=GWA, linewidth=2, markersize=dot_size(self.epochs)
+            )
+            panel.axhline(0.0, color="#b4bcc3", linewidth=1, zorder=1)
+            panel.set_ylabel(name)
+        self.axes_[0].set_xlabel("")
+        self.axes_[0].set_title("Mean and kurtosis apart")
+        self.axes_[1].axhline(-self.beta, color=BAD, linewidth=1.2, linestyle=":")
+        self.figure_.align_ylabels(self.axes_)
+
+
+def save_figures(
+    report: Report,
+    folder: str | os.PathLike[str],
+    *,
+    images: ImageSource | None = None,
+    format: Literal["png", "svg"] = "png",  # noqa: A002
+) -> list[Path]:
+    """Save the pictures of a report.
+
+    Parameters
+    ----------
+    report : Report
+        Where T = 1 there are no pictures over epochs: the histogram takes their place.
+    folder : str or path
+        Made where missing.
+    images : str, path, array, Images or None
+        Images of the samples, as in `gwa_offline.images.open_images`.
+    format : {"png", "svg"}
+        Pixels or vectors.
+
+    Returns
+    -------
+    list of pathlib.Path
+        ``gwa``, ``moments``, ``distribution``, ``histogram`` and ``samples``, those there are.
+
+    Raises
+    ------
+    FeaturesError
+        The images cannot be read or are not N.
+    ValueError
+        `format` is unknown.
+    """
+    if format not in ("png", "svg"):
+        raise ValueError(f"`format` must be 'png' or 'svg', got {format!r}")
+    plt = import_pyplot()
+    displays: dict[str, Any] = {}
+    distribution = DistributionDisplay.from_report(report)
+    shown = epoch_numbers(report)[shown_position(report)]
+    if len(report.epochs) > 1:
+        metric = next(iter(metric_names(report)), None)
+        displays["gwa"] = GWACurveDisplay.from_report(report, metric=metric).plot
+        displays["moments"] = MomentsDisplay.from_report(report).plot
+        displays["distribution"] = distribution.plot
+    displays["histogram"] = lambda: distribution.plot(epoch=shown)
+    if images is not None:
+        samples = SamplesDisplay.from_report(report, images)
+        if samples.names:
+            displays["samples"] = samples.plot
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, plot in displays.items():
+        path = Path(folder) / f"{name}.{format}"
+        figure = plot().figure_
+        with plt.rc_context(STYLE):
+            # Without its date or version, the same report gives the same bytes.
+            unsigned = {"Software": None} if format == "png" else {"Date": None, "Creator": None}
+            figure.savefig(path, metadata=unsigned)
+        plt.close(figure)
+        written.append(path)
+    return written

@@ -1,0 +1,377 @@
+"""The run folder: what a training run leaves behind, written so that a killed run can go on.
+
+An epoch is there once its line in ``epochs.jsonl`` is complete. Its files are written before that
+line, each whole: under a temporary name, then renamed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_core import EpochSummary
+from gwa_offline import _records
+from gwa_offline._arrays import read_all
+from gwa_offline._checks import check_features, check_run_labels, check_scores
+from gwa_offline._errors import FeaturesError, blame, reading
+from gwa_offline._formats import open_npy
+
+__all__ = ["FeaturesError", "RunFolder"]
+
+_SUFFIXES = ("npz", "safetensors", "npy")
+
+
+class RunFolder:
+    """A training run on disk: one summary an epoch, with scores and features where saved.
+
+    Made by `create` or `open`. One process writes at a time; any number may read.
+
+    Parameters
+    ----------
+    path : path
+        The folder.
+    header : mapping
+        The contents of ``run.json``.
+
+    Attributes
+    ----------
+    path : Path
+        The folder.
+    num_samples, num_classes : int
+        N and C.
+    class_names : tuple of str or None
+        C names.
+    beta : float
+        The constant of Eq. 2 that the summaries were made with.
+    adapter : str
+        Who wrote the run: "torch", "jax", "sklearn", ...
+    loss : {"cross_entropy", "binary_cross_entropy"}
+        The loss of the head.
+
+    Notes
+    -----
+    A killed run loses at most the epoch in flight. An adapter that goes on from a checkpoint opens
+    the folder, drops what came after the checkpoint with `truncate`, and writes on.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from gwa_core import EpochSummary
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> run = RunFolder.create(folder.name, num_samples=3, num_classes=2, adapter="mine")
+    >>> summary = EpochSummary(*(0, 10, 3, 0), *([0.5] * (len(EpochSummary._fields) - 4)))
+    >>> run.write_epoch(summary, scores=np.array([0.1, 0.5, 0.9]), metrics={"accuracy": 0.93})
+    >>> run.epochs()[0][1]
+    {'accuracy': 0.93}
+    >>> run.scores(0).shape
+    (3,)
+    >>> folder.cleanup()
+    """
+
+    def __init__(self, path: str | os.PathLike[str], header: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.num_samples: int = header["num_samples"]
+        self.num_classes: int = header["num_classes"]
+        names = header["class_names"]
+        self.class_names: tuple[str, ...] | None = None if names is None else tuple(names)
+        self.beta = float(header["beta"])
+        self.adapter: str = header["adapter"]
+        self.loss: str = header["loss"]
+
+    def __repr__(self) -> str:
+        return f"RunFolder({str(self.path)!r}, N={self.num_samples}, C={self.num_classes})"
+
+    @classmethod
+    def create(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        num_samples: int,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        beta: float = 1.2,
+        adapter: str,
+        loss: str = "cross_entropy",
+        targets: Any = None,
+    ) -> Self:
+        """Start a run in a new folder, or in one that has no epoch yet.
+
+        Parameters
+        ----------
+        path : path
+            The folder; made where it does not exist.
+        num_samples, num_classes : int
+            N and C.
+        class_names : sequence of str, optional
+            C names.
+        beta : float, default 1.2
+            The constant of Eq. 2.
+        adapter : str
+            Who writes: "torch", "jax", "sklearn", ...
+        loss : {"cross_entropy", "binary_cross_entropy"}
+            The loss of the head.
+        targets : integer array of shape (N,), optional
+            Given labels by sample id; with them classes can be told apart without saved features.
+
+        Returns
+        -------
+        RunFolder
+
+        Raises
+        ------
+        FeaturesError
+            Where the folder already holds epochs, or an argument does not fit.
+        """
+        folder = Path(path)
+        if done := _records.read_lines(folder / "epochs.jsonl").records:
+            raise FeaturesError(
+                f"{folder} already holds a run of {len(done)} epochs; go on with it by "
+                f"RunFolder.open({str(folder)!r}), or choose another name for a new run"
+            )
+        header = {
+            "schema": _records.SCHEMA,
+            "kind": "gwa-run",
+            "num_samples": _records.index("num_samples", num_samples),
+            "num_classes": _records.index("num_classes", num_classes),
+            "class_names": None if class_names is None else list(class_names),
+            "beta": _records.number("beta", beta),
+            "adapter": adapter,
+            "loss": loss,
+        }
+        _records.check_header(header)
+        run = cls(folder, header)
+        labels = None if targets is None else check_run_labels(targets, run)
+        folder.mkdir(parents=True, exist_ok=True)
+        if labels is not None:
+            _records.write_whole(folder / "targets.npy", lambda file: np.save(file, labels))
+        else:
+            (folder / "targets.npy").unlink(missing_ok=True)
+        text = json.dumps(header, indent=1) + "\n"
+        _records.write_whole(folder / "run.json", lambda file: file.write(text.encode()))
+        return run
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str]) -> Self:
+        """Open an existing run, to read it or to go on with it.
+
+        Parameters
+        ----------
+        path : path
+            A folder with a ``run.json``.
+
+        Returns
+        -------
+        RunFolder
+
+        Raises
+        ------
+        FeaturesError
+            Where there is no run, or one of another schema version.
+        """
+        file = Path(path) / "run.json"
+        try:
+            header = json.loads(file.read_bytes())
+        except OSError as error:
+            raise FeaturesError(f"{path} is no run folder: it has no readable run.json") from error
+        except (ValueError, RecursionError) as error:
+            raise FeaturesError(f"{file} is damaged, it is not JSON: {error}") from error
+        with blame(file):
+            _records.check_header(header)
+        return cls(path, header)
+
+    def write_epoch(
+        self,
+        summary: EpochSummary,
+        *,
+        scores: Any = None,
+        features: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Append one epoch.
+
+        Parameters
+        ----------
+        summary : gwa_core.EpochSummary
+            What the tracker's `end_epoch` returned.
+        scores : array of shape (N,), optional
+            Alignment by sample id, nan where not seen; kept as float32.
+        features : mapping of str to array, optional
+            ``latents`` (n, D), ``weight`` (C, D), ``targets`` (n,) or (n, C), and optionally
+            ``logits`` (n, C), ``bias`` (C,), ``ids`` (n,).
+        metrics : mapping of str to float, optional
+            Numbers to keep beside the summary; they may not be named like its fields.
+
+        Raises
+        ------
+        FeaturesError
+            Where the epoch is already there, or an argument does not fit. Nothing is written then.
+
+        Notes
+        -----
+        Numbers that are not finite are kept as null and come back as nan.
+        """
+        if not isinstance(summary, EpochSummary):
+            raise FeaturesError(
+                f"`summary` must be a gwa_core.EpochSummary, got {type(summary).__name__}; "
+                "it is what the tracker's end_epoch() returns"
+            )
+        file = self.path / "epochs.jsonl"
+        done, ends, _ = _records.read_lines(file)
+        if done and summary.epoch <= (last := done[-1][0].epoch):
+            raise FeaturesError(
+                f"`summary` is of epoch {summary.epoch}, but {self.path} is already at epoch "
+                f"{last}; when training went on from an older checkpoint, drop the later epochs "
+                f"first: RunFolder.open({str(self.path)!r}).truncate({summary.epoch})"
+            )
+        line = _records.format_line(summary, metrics or {})
+        saved = None if scores is None else check_scores(scores, self.num_samples)
+        arrays = None if features is None else check_features(features, self)
+
+        stem = _stem(summary.epoch)
+        # What a killed run left of this epoch must not pass for a part of it.
+        self._drop_files(lambda epoch: epoch == summary.epoch)
+        if arrays is not None:
+            _records.write_whole(
+                self.path / "features" / f"{stem}.npz",
+                lambda stream: np.savez(stream, **arrays),  # type: ignore[arg-type]
+            )
+        if saved is not None:
+            _records.write_whole(
+                self.path / "scores" / f"{stem}.npy", lambda stream: np.save(stream, saved)
+            )
+        _records.append_line(file, line, ends[-1] if ends else 0)
+
+    def truncate(self, epoch: int) -> Self:
+        """Drop all epochs from `epoch` on.
+
+        Parameters
+        ----------
+        epoch : int
+            The first epoch to drop, which will be the next to be written.
+
+        Returns
+        -------
+        RunFolder
+            This run.
+        """
+        first = _records.index("epoch", epoch)
+        file = self.path / "epochs.jsonl"
+        done, ends, _ = _records.read_lines(file)
+        kept = sum(record[0].epoch < first for record in done)
+        if file.exists():
+            # The lines go first: an epoch without a line does not exist, whatever files are left.
+            head = file.read_bytes()[: ends[kept - 1] if kept else 0]
+            _records.write_whole(file, lambda stream: stream.write(head))
+        self._drop_files(lambda epoch: epoch >= first)
+        return self
+
+    def epochs(self) -> list[_records.Record]:
+        """Read the summary and the metrics of each epoch.
+
+        Returns
+        -------
+        list of (EpochSummary, dict)
+            In order of epochs.
+
+        Raises
+        ------
+        FeaturesError
+            Where a line is damaged. A half-written last line, which a killed run leaves, only
+            gives a UserWarning and is skipped.
+        """
+        file = self.path / "epochs.jsonl"
+        done, _, torn = _records.read_lines(file)
+        if torn:
+            warnings.warn(
+                f"{file}: the last line is incomplete and was skipped; the run was killed while "
+                "writing it, or is still writing",
+                stacklevel=2,
+            )
+        return done
+
+    def scores(self, epoch: int) -> NDArray[np.float32] | None:
+        """Map the scores of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            One of `epochs`.
+
+        Returns
+        -------
+        memory-mapped array of shape (N,) or None
+            By sample id; None where the run kept no scores.
+
+        Raises
+        ------
+        FeaturesError
+            Where the file is damaged.
+        """
+        file = self.path / "scores" / f"{_stem(epoch)}.npy"
+        if not file.exists():
+            return None
+        with blame(file), reading():
+            array = open_npy(file)
+            if array.shape != (self.num_samples,) or array.stored != np.float32:
+                raise FeaturesError(
+                    f"scores must be float32 of shape (N,) = ({self.num_samples},), "
+                    f"got {array.stored} of shape {array.shape}"
+                )
+            offset = file.stat().st_size - 4 * self.num_samples
+            return np.memmap(file, np.float32, "r", offset, array.shape)
+
+    def features_path(self, epoch: int) -> Path | None:
+        """Find the features of an epoch.
+
+        Parameters
+        ----------
+        epoch : int
+            One of `epochs`.
+
+        Returns
+        -------
+        Path or None
+            None where the run kept no features.
+        """
+        names = (f"{_stem(epoch)}.{suffix}" for suffix in ("npz", "safetensors"))
+        files = (self.path / "features" / name for name in names)
+        return next((file for file in files if file.exists()), None)
+
+    def targets(self) -> NDArray[np.int64] | None:
+        """Read the given labels.
+
+        Returns
+        -------
+        array of shape (N,) or None
+            By sample id; None where the run kept none.
+
+        Raises
+        ------
+        FeaturesError
+            Where the file is damaged or does not fit the run.
+        """
+        file = self.path / "targets.npy"
+        if not file.exists():
+            return None
+        with blame(file):
+            return check_run_labels(read_all(open_npy(file)), self)
+
+    def _drop_files(self, condition: Callable[[int], bool]) -> None:
+        for folder in ("scores", "features"):
+            for file in (self.path / folder).glob("[0-9]*"):
+                stem, _, suffix = file.name.partition(".")
+                is_ours = stem.isdecimal() and suffix.removesuffix(".tmp") in _SUFFIXES
+                if is_ours and condition(int(stem)):
+                    file.unlink()
+
+
+def _stem(epoch: int) -> str:
+    return f"{epoch:06d}"

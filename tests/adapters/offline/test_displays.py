@@ -1,0 +1,169 @@
+"""The Matplotlib displays."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from adapters.offline.reports import CHOSEN, SICK, N, T, make_report
+from gwa_offline.displays import (
+    DistributionDisplay,
+    GWACurveDisplay,
+    MomentsDisplay,
+    SamplesDisplay,
+    save_figures,
+)
+from gwa_offline.store import FeaturesError
+from PIL import Image
+
+IMAGES = np.random.default_rng(0).integers(0, 255, (N, 12, 12), dtype=np.uint8)
+
+
+@pytest.fixture(autouse=True)
+def close_figures() -> Iterator[None]:
+    mpl.use("agg")
+    yield
+    plt.close("all")
+
+
+def line(ax: Any, label: str) -> Any:
+    return next(found for found in ax.get_lines() if found.get_label().startswith(label))
+
+
+def test_curve_shows_band_choice_and_unhealthy_epochs() -> None:
+    report = make_report()
+    display = GWACurveDisplay.from_report(report, metric="test_accuracy")
+    assert display.plot() is display
+    ax = display.ax_
+    assert display.figure_ is ax.figure
+    summaries = [record.summary for record in report.epochs]
+    drawn = line(ax, "GWA").get_ydata()
+    assert np.flatnonzero(np.isnan(drawn)).tolist() == [SICK]
+    assert drawn[CHOSEN] == summaries[CHOSEN].gwa
+    assert line(ax, "chosen epoch").get_xydata().tolist() == [[CHOSEN, summaries[CHOSEN].gwa]]
+    crosses = line(ax, "unhealthy epoch").get_xydata()
+    assert crosses[:, 0].tolist() == [SICK]
+    assert ax.get_ylim()[0] < crosses[0, 1] < ax.get_ylim()[1]
+    corners = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
+    at_choice = corners[corners[:, 0] == CHOSEN, 1]
+    assert np.ptp(at_choice) == pytest.approx(4 * summaries[CHOSEN].gwa_standard_error)
+    assert display.metric_ax_.get_lines()[0].get_ydata()[0] == pytest.approx(0.4)
+    with pytest.raises(ValueError, match=r"`metric` must be one of \['test_accuracy'"):
+        GWACurveDisplay.from_report(report, metric="accuracy")
+
+
+def test_curve_survives_a_pole_and_no_choice() -> None:
+    display = GWACurveDisplay(
+        epochs=np.arange(4), gwa=np.array([0.1, -1e9, np.nan, 0.2]),
+        standard_error=np.array([0.01, 1e9, np.nan, 0.01]),
+        healthy=np.array([True, False, False, True]), metric=np.full(4, np.nan),
+        metric_name="_hidden $x$",
+    )  # fmt: skip
+    ax = display.plot().ax_
+    low, high = ax.get_ylim()
+    assert -1 < low < 0.1 < 0.2 < high < 1
+    assert not any(found.get_label().startswith("chosen") for found in ax.get_lines())
+    display.figure_.canvas.draw()
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert r"_hidden \$x\$" in texts[-1]
+
+
+def test_given_axes_keep_their_style() -> None:
+    figure, (left, right) = plt.subplots(1, 2)
+    before = dict(mpl.rcParams)
+    display = GWACurveDisplay.from_report(make_report()).plot(left)
+    assert (display.ax_, display.figure_) == (left, figure)
+    moments = MomentsDisplay.from_report(make_report()).plot(right)
+    assert [ax.figure for ax in moments.axes_] == [figure, figure]
+    assert left.spines["right"].get_visible()
+    assert dict(mpl.rcParams) == before
+    with pytest.raises(ValueError, match="`ax` must be made by"):
+        MomentsDisplay.from_report(make_report()).plot(figure.add_axes((0, 0, 1, 1)))
+
+
+def test_distribution_over_epochs_and_at_one() -> None:
+    report = make_report()
+    display = DistributionDisplay.from_report(report).plot()
+    cells = display.ax_.collections[0].get_array().reshape(-1, T)
+    assert cells.max(axis=0).tolist() == [1.0] * T
+    display.plot(epoch=SICK)
+    heights = [bar.get_height() for bar in display.ax_.patches]
+    assert sum(heights) == report.histograms[SICK].sum() == N
+    colours = {bar.get_facecolor() for bar in display.ax_.patches}
+    assert len(colours) == 2
+    assert {bar.get_x() + bar.get_width() / 2 < 0 for bar in display.ax_.patches} == {True, False}
+    with pytest.raises(ValueError, match="`epoch` must be one of"):
+        display.plot(epoch=T)
+
+
+def test_moments_stand_apart() -> None:
+    report = make_report()
+    above, below = MomentsDisplay.from_report(report).plot().axes_
+    summaries = [record.summary for record in report.epochs]
+    curves = [next(c for c in ax.get_lines() if len(c.get_xdata()) == T) for ax in (above, below)]
+    assert curves[0].get_ydata().tolist() == [s.mean for s in summaries]
+    assert curves[1].get_ydata().tolist() == [s.kurtosis for s in summaries]
+    assert above.get_ylim() != below.get_ylim()
+    assert -report.beta in [found.get_ydata()[0] for found in below.get_lines()]
+
+
+def test_samples_stand_at_their_ends() -> None:
+    report = make_report()
+    display = SamplesDisplay.from_report(report, IMAGES).plot()
+    assert display.axes_.shape == (4, 13)
+    row = display.names.index("cat")
+    cats = np.flatnonzero((report.targets == 0) & np.isfinite(report.scores))
+    cats = cats[np.argsort(report.scores[cats])]
+    for place, sample in [(0, cats[0]), (5, cats[5]), (7, cats[-1]), (12, cats[-6])]:
+        shown = display.axes_[row, place].get_images()[0].get_array()
+        np.testing.assert_array_equal(shown, IMAGES[sample])
+    assert not display.axes_[row, 6].get_images()
+    with pytest.raises(FeaturesError, match="must be 300"):
+        SamplesDisplay.from_report(report, IMAGES[1:])
+
+
+@pytest.mark.parametrize(("format", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
+def test_save_figures(tmp_path: Path, format: str, start: bytes) -> None:  # noqa: A002
+    report = make_report()
+    paths = save_figures(report, tmp_path / "a" / "b", images=IMAGES, format=format)
+    names = ["gwa", "moments", "distribution", "histogram", "samples"]
+    assert [path.name for path in paths] == [f"{name}.{format}" for name in names]
+    assert all(path.read_bytes().startswith(start) for path in paths)
+    assert plt.get_fignums() == []
+    again = save_figures(report, tmp_path / "c", images=IMAGES, format=format)
+    assert [p.read_bytes() for p in again] == [p.read_bytes() for p in paths]
+
+
+def test_save_figures_with_little_to_show(tmp_path: Path) -> None:
+    nothing = np.full(N, np.nan, dtype=np.float32)
+    report = make_report(1, scores=nothing, targets=None)
+    paths = save_figures(report, tmp_path, images=IMAGES)
+    assert [path.name for path in paths] == ["histogram.png"]
+    assert len(np.unique(np.asarray(Image.open(paths[0]).convert("L")))) > 5
+    with pytest.raises(ValueError, match="`format`"):
+        save_figures(report, tmp_path, format="pdf")
+
+
+def test_matplotlib_is_asked_for_only_when_drawing() -> None:
+    code = (
+        "import sys\n"
+        "sys.modules['matplotlib'] = None\n"
+        "sys.modules['PIL'] = None\n"
+        "from gwa_offline.displays import MomentsDisplay\n"
+        "display = MomentsDisplay(epochs=[0], mean=[0.0], kurtosis=[0.0])\n"
+        "try:\n    display.plot()\n"
+        "except ImportError as error:\n    print(error)\n"
+    )
+    path = [entry for entry in sys.path if entry]
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {path!r}\n{code}"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "pip install 'gwa-core[report]'" in done.stdout

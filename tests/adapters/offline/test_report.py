@@ -1,0 +1,329 @@
+"""The HTML report, opened in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from adapters.offline.reports import CHOSEN, NAMES, SICK, UNSCORED, UNSEEN, N, make_report
+from gwa_offline.report import write_html
+from gwa_offline.store import FeaturesError
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from gwa_core import Selection
+
+FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+IMAGES = np.random.default_rng(0).integers(0, 255, (N, 12, 12, 3), dtype=np.uint8)
+Open = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        if os.environ.get("GWA_REQUIRE_ALL") == "1":
+            pytest.fail("chromium is not installed")
+        pytest.skip("needs chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def html(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_html(make_report(), tmp_path_factory.mktemp("report") / "r.html", images=IMAGES)
+
+
+@contextmanager
+def opening(browser: Browser) -> Iterator[Open]:
+    """Open pages; at the end, nothing may have gone wrong in them nor left the file."""
+    trouble: list[str] = []
+    contexts = []
+
+    def stop(route: Any) -> None:
+        trouble.append(f"request to {route.request.url}")
+        route.abort()
+
+    def open_page(path: Path, **options: Any) -> Page:
+        options.setdefault("viewport", {"width": 1280, "height": 800})
+        contexts.append(browser.new_context(accept_downloads=True, **options))
+        page = contexts[-1].new_page()
+        page.route(re.compile(r"^(?!file:|data:|blob:)"), stop)
+        page.on("console", lambda message: trouble.append(f"console: {message.text}"))
+        page.on("pageerror", lambda error: trouble.append(f"error: {error}"))
+        page.on("dialog", lambda dialog: trouble.append(f"dialog: {dialog.message}"))
+        page.goto(path.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert trouble == []
+
+
+@pytest.fixture
+def open_page(browser: Browser) -> Iterator[Open]:
+    with opening(browser) as open_page:
+        yield open_page
+
+
+@pytest.fixture(scope="module")
+def page(browser: Browser, html: Path) -> Iterator[Page]:
+    """One page for the tests that leave it as it was."""
+    with opening(browser) as open_page:
+        yield open_page(html)
+
+
+def trace(page: Page, name: str, figure: str = "curve") -> dict[str, Any]:
+    return page.evaluate(
+        "([figure, name]) => document.getElementById('plot-' + figure).data"
+        ".find(trace => trace.name === name)",
+        [figure, name],
+    )
+
+
+def column(page: Page, key: str) -> list[str]:
+    """The values of a column of the table, in the rows that are visible."""
+    return page.evaluate(
+        """key => {
+            const table = document.getElementById('suspicious');
+            const index = [...table.tHead.rows[0].cells].findIndex(head => head.dataset.key === key);
+            return [...table.tBodies[0].rows].filter(row => row.offsetParent)
+                .map(row => row.cells[index].dataset.value);
+        }""",
+        key,
+    )
+
+
+def lowest() -> list[int]:
+    quality = make_report().label_quality
+    return [int(i) for i in np.argsort(quality, kind="stable") if i != UNSEEN][:200]
+
+
+def test_chosen_epoch_is_marked(page: Page) -> None:
+    report = make_report()
+    assert page.locator("h1").inner_text() == f"Keep epoch {CHOSEN}"
+    assert page.locator("main").get_attribute("data-chosen-epoch") == str(CHOSEN)
+    marker = trace(page, "chosen epoch")
+    assert marker["x"] == [CHOSEN]
+    assert marker["y"] == [report.epochs[CHOSEN].summary.gwa]
+    assert f"MaxGWA: {report.selection.reason}." in page.locator(".lead").inner_text()
+    assert report.messages[0] in page.locator(".note").first.inner_text()
+
+
+def test_unhealthy_epochs_are_crosses_outside_the_line(page: Page) -> None:
+    cross = trace(page, "unhealthy epoch")
+    assert (cross["x"], cross["marker"]["symbol"]) == ([SICK], "x")
+    low, high = page.evaluate("document.getElementById('plot-curve').layout.yaxis.range")
+    assert low < cross["y"][0] < high
+    line = trace(page, "GWA")["y"]
+    assert [epoch for epoch, value in enumerate(line) if value is None] == [SICK]
+
+
+def test_metric_is_chosen_by_name(page: Page) -> None:
+    assert trace(page, "test_accuracy")["visible"] is True
+    page.locator("#metric").select_option("<b>loss</b>")
+    assert trace(page, "test_accuracy")["visible"] is False
+    assert page.locator("#plot-curve .y2title").text_content() == "<b>loss</b>"
+    page.locator("#metric").select_option("nothing")
+    assert page.locator("#plot-curve .y2title").count() == 0
+    page.locator("#metric").select_option("test_accuracy")
+
+
+def test_distribution_scales_each_epoch_and_shows_shares(page: Page) -> None:
+    report = make_report()
+    heat = page.evaluate("document.getElementById('plot-distribution').data[0]")
+    assert np.max(heat["z"], axis=0) == pytest.approx(np.ones(len(report.epochs)))
+    assert np.sum(heat["customdata"], axis=0) == pytest.approx(np.full(len(report.epochs), 100.0))
+
+
+def test_sorting(open_page: Open, html: Path) -> None:
+    page = open_page(html)
+    assert column(page, "id")[0] == str(UNSCORED)
+    for key in ("id", "label_quality"):  # as numbers: 9 before 10
+        head = page.locator(f"th[data-key={key}]")
+        values = sorted(map(float, column(page, key)))
+        head.locator("button").click()
+        assert list(map(float, column(page, key))) == values
+        assert head.get_attribute("aria-sort") == "ascending"
+        head.locator("button").focus()
+        page.keyboard.press("Enter")
+        assert list(map(float, column(page, key))) == values[::-1]
+        assert head.get_attribute("aria-sort") == "descending"
+        assert page.locator("th[data-key=rank]").get_attribute("aria-sort") == "none"
+    for _ in range(2):  # what is unknown comes last both ways
+        page.locator("th[data-key=alignment] button").click()
+        assert column(page, "id")[-1] == str(UNSCORED)
+
+
+def test_filters(open_page: Open, html: Path) -> None:
+    page, report = open_page(html), make_report()
+    assert column(page, "id") == [str(i) for i in lowest()]
+    page.locator("#disagree").check()
+    wrong = [i for i in lowest() if report.targets[i] != report.predictions[i]]
+    assert column(page, "id") == [str(i) for i in wrong]
+    page.locator("#filter").fill("CAT")
+    cats = [i for i in wrong if 0 in (report.targets[i], report.predictions[i])]
+    assert 0 < len(cats) < len(wrong)
+    assert column(page, "id") == [str(i) for i in cats]
+    assert page.locator("#count").inner_text() == f"{len(cats)} of 200"
+
+
+def test_download_holds_the_rows_shown(open_page: Open, html: Path, tmp_path: Path) -> None:
+    page, report = open_page(html), make_report()
+    page.locator("th[data-key=id] button").click()
+    page.locator("#disagree").check()
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    assert download.value.suggested_filename == "demo_run-suspicious-labels.csv"
+    download.value.save_as(tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    wrong = [i for i in lowest() if report.targets[i] != report.predictions[i]]
+    assert [int(row["id"]) for row in rows] == sorted(wrong)
+    for row in rows:
+        i = int(row["id"])
+        assert int(row["rank"]) == lowest().index(i) + 1
+        assert float(row["label_quality"]) == report.label_quality[i]
+        assert row["alignment"] == "" or np.float32(row["alignment"]) == report.scores[i]
+        # No spreadsheet may run a class name as a formula.
+        assert row["given_label"].removeprefix("'") == NAMES[report.targets[i]]
+        assert not row["given_label"].startswith("=")
+
+
+def test_colours_follow_the_scheme_and_print_is_light(open_page: Open, html: Path) -> None:
+    page = open_page(html, color_scheme="light")
+
+    def colours() -> list[str]:
+        return page.evaluate(
+            """() => {
+                const [curve, bars] = ['curve', 'classes'].map(
+                    name => document.getElementById('plot-' + name));
+                return [curve.layout.font.color, bars.data[0].marker.color,
+                    getComputedStyle(document.body).backgroundColor];
+            }"""
+        )
+
+    light = colours()
+    page.emulate_media(color_scheme="dark")
+    page.wait_for_function(
+        "old => document.getElementById('plot-curve').layout.font.color !== old", arg=light[0]
+    )
+    dark = colours()
+    assert all(a != b for a, b in zip(light, dark, strict=True))
+    variables = "name => getComputedStyle(document.documentElement).getPropertyValue(name)"
+    assert dark[0] == page.evaluate(variables, "--text")
+    assert trace(page, "GWA")["line"]["color"] == page.evaluate(variables, "--gwa")
+    # Paper is light, and the screen dark again afterwards.
+    page.evaluate(
+        """() => addEventListener('beforeprint', () => {
+            window.printed = document.getElementById('plot-curve').layout.font.color;
+        })"""
+    )
+    page.pdf()
+    assert page.evaluate("window.printed") == light[0]
+    assert colours() == dark
+
+
+def test_classes_come_lowest_mean_first(page: Page) -> None:
+    report = make_report()
+    mean, gwa = page.evaluate("document.getElementById('plot-classes').data")
+    order = np.argsort(report.class_mean[CHOSEN])
+    assert mean["x"] == report.class_mean[CHOSEN][order].tolist()
+    unknown = np.isnan(report.class_gwa[CHOSEN][order]).tolist()
+    assert [value is None for value in gwa["x"]] == unknown
+    assert any(unknown)
+
+
+def test_no_colour_name_is_left_over(page: Page) -> None:
+    left = page.evaluate(
+        """[...document.querySelectorAll('.plot')].flatMap(
+            plot => JSON.stringify([plot.data, plot.layout]).match(/"var\\(--\\w*\\)"/g) ?? [])"""
+    )
+    assert left == []
+
+
+def test_phone_has_no_sideways_scroll(open_page: Open, html: Path) -> None:
+    page = open_page(html, viewport={"width": 390, "height": 800}, has_touch=True, is_mobile=True)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    # A finger that moves over a chart must scroll the page.
+    assert page.evaluate("document.getElementById('plot-curve').layout.dragmode") is False
+
+
+def test_class_names_are_text(page: Page) -> None:
+    headings = page.locator(".class h3").all_inner_texts()
+    assert sorted(text.split(" (")[0] for text in headings) == sorted(
+        name.split(" (")[0] for name in NAMES
+    )
+    ticks = page.locator("#plot-classes .ytick text").all_text_contents()
+    assert sorted(ticks) == sorted(n if len(n) <= 18 else n[:17] + "…" for n in NAMES)
+
+
+def test_samples_have_pictures_with_words(page: Page) -> None:
+    report = make_report()
+    images = page.locator("img")
+    assert images.count() == 200 + 4 * 16
+    assert page.evaluate("[...document.images].every(image => image.naturalWidth === 12)")
+    cats = np.flatnonzero((report.targets == 0) & np.isfinite(report.scores))
+    group = page.locator(".class", has=page.locator("h3", has_text="cat"))
+    least = group.locator("ul").first.locator(".id").all_inner_texts()
+    assert least == [str(i) for i in cats[np.argsort(report.scores[cats])][:8]]
+    assert group.locator("img").first.get_attribute("alt") == f"Sample {least[0]}, labelled cat"
+
+
+def test_one_epoch(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(write_html(make_report(1), tmp_path / "one.html"))
+    assert page.locator("h1").inner_text().startswith("Epoch 0: GWA ")
+    plots = page.locator(".plot").evaluate_all("plots => plots.map(plot => plot.id)")
+    assert plots == ["plot-histogram", "plot-classes"]
+    words = page.locator("main").inner_text().lower().split()
+    assert not {"nan", "none", "undefined"} & set(words)
+
+
+def test_nothing_chosen_nothing_known(open_page: Open, tmp_path: Path) -> None:
+    unknown = np.full((20, 4), np.nan)
+    report = make_report(
+        selected=None, targets=None, predictions=None, class_gwa=unknown, class_mean=unknown,
+        selection=Selection(None, float("nan"), "no epoch is healthy"),
+    )  # fmt: skip
+    page = open_page(write_html(report, tmp_path / "r.html"))
+    assert page.locator("h1").inner_text() == "No epoch can be recommended"
+    assert page.locator(".lead").inner_text().strip() == "MaxGWA: no epoch is healthy."
+    assert page.locator("main").get_attribute("data-chosen-epoch") == ""
+    assert trace(page, "chosen epoch") is None
+    assert page.locator(".class h3").all_inner_texts() == ["all classes (298 samples)"]
+
+
+def test_same_report_same_bytes_and_no_litter(tmp_path: Path) -> None:
+    first = write_html(make_report(), tmp_path / "new" / "a.html", images=IMAGES)
+    second = write_html(make_report(), tmp_path / "new" / "b.html", images=IMAGES)
+    assert first.read_bytes() == second.read_bytes()
+    assert sorted(path.name for path in first.parent.iterdir()) == ["a.html", "b.html"]
+
+
+def test_a_page_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "r.html"
+    path.write_text("old")
+    with pytest.raises(FeaturesError, match="`images` must be 300"):
+        write_html(make_report(), path, images=IMAGES[:5])
+    with pytest.raises(ValueError, match="at least one epoch"):
+        write_html(make_report(epochs=()), path)
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]

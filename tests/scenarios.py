@@ -1,0 +1,220 @@
+"""One call of every public array function, with its oracle, to be run on every backend case."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import oracles
+
+import gwa_core as g
+from gwa_core import JLSketch, Moments
+
+N, C, D = 23, 5, 7
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A call of `function` on `arrays`, and what it must give on the arrays as they were rounded."""
+
+    function: str
+    variant: str
+    arrays: dict[str, np.ndarray]
+    run: Callable[[dict[str, Any]], Any]
+    oracle: Callable[..., Any]
+    dtype: str = "result"  # "result", "accumulator", "index"
+    slack: float = 1.0
+    options: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """For the ids of tests."""
+        return f"{self.function}-{self.variant}"
+
+
+def _head(seed: int = 0) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    latents, weight = rng.normal(size=(N, D)), rng.normal(size=(C, D))
+    bias, targets = rng.normal(size=C), rng.integers(0, C, N)
+    return {"latents": latents, "weight": weight, "bias": bias, "targets": targets}
+
+
+def _hooked(seed: int = 1) -> dict[str, np.ndarray]:
+    head = _head(seed)
+    latents, weight = head.pop("latents"), head.pop("weight")
+    return {
+        **head,
+        "logits": latents @ weight.T + head["bias"],
+        "latent_norms": np.linalg.norm(latents, axis=1),
+        "weight_norm": np.linalg.norm(weight),
+    }
+
+
+HEAD, HOOKED = _head(), _hooked()
+RNG = np.random.default_rng(2)
+# Eighths, which half precision holds exactly, so that the rows still sum to one.
+SOFT = RNG.multinomial(8, np.ones(C) / C, N) / 8
+LABELS = RNG.random((N, C))
+MASK = np.arange(N) % 4 != 1
+SCORES = np.clip(RNG.normal(0.1, 0.2, 301) - 0.6 * (RNG.random(301) < 0.1), -1.0, 1.0)
+SCORES[7] = np.nan
+GROUPS = RNG.integers(0, 3, 301)
+
+
+def _keywords(function: Callable[..., Any], oracle: Callable[..., Any], **options: Any) -> Any:
+    return lambda a: function(**a, **options), lambda **a: oracle(**a, **options)
+
+
+def _head_scenarios() -> list[Scenario]:
+    out = []
+    soft = {**HEAD, "targets": SOFT}
+    labels = {**HEAD, "targets": LABELS}
+    no_bias = {key: value for key, value in HEAD.items() if key != "bias"}
+    for variant, arrays, options in (
+        ("hard", HEAD, {}),
+        ("no-bias", no_bias, {}),
+        ("soft", soft, {}),
+        ("smoothed", HEAD, {"label_smoothing": 0.1}),
+        ("masked", {**HEAD, "where": MASK}, {}),
+        ("sigmoid", labels, {"loss": "binary_cross_entropy"}),
+    ):
+        run, oracle = _keywords(g.alignment_scores, oracles.alignment, **options)
+        out.append(Scenario("alignment_scores", variant, arrays, run, oracle, slack=3))
+    sketch = JLSketch(D, 3, seed=4)
+    out.append(
+        Scenario(
+            "alignment_scores",
+            "sketched",
+            HEAD,
+            lambda a: g.alignment_scores(**a, sketch=sketch),
+            lambda latents, weight, targets, bias: oracles.sketched_alignment(
+                latents, weight, targets, oracles.sketch_matrix(sketch), bias=bias
+            ),
+            slack=3,
+        )
+    )
+    for variant, arrays, options in (
+        ("hard", HOOKED, {}),
+        ("soft", {**HOOKED, "targets": SOFT}, {"label_smoothing": 0.2}),
+        ("masked", {**HOOKED, "where": MASK}, {}),
+        ("sigmoid", {**HOOKED, "targets": LABELS}, {"loss": "binary_cross_entropy"}),
+    ):
+        run, oracle = _keywords(g.alignment_from_logits, oracles.alignment_from_logits, **options)
+        out.append(Scenario("alignment_from_logits", variant, arrays, run, oracle, slack=3))
+    for variant, targets, options in (
+        ("hard", HEAD["targets"], {}),
+        ("soft", SOFT, {"label_smoothing": 0.2}),
+        ("sigmoid", LABELS, {"loss": "binary_cross_entropy"}),
+    ):
+        arrays = {"logits": HOOKED["logits"], "targets": targets}
+        run, oracle = _keywords(g.residual, oracles.residual, **options)
+        out.append(Scenario("residual", variant, arrays, run, oracle))
+    return out
+
+
+def _vector_scenarios() -> list[Scenario]:
+    scores = {"scores": SCORES}
+    halves = {"first": SCORES[:100], "second": SCORES[100:]}
+    out = [
+        Scenario(
+            "gradient_alignment",
+            "plain",
+            {"gradients": RNG.normal(size=(N, 11)), "weights": RNG.normal(size=11)},
+            lambda a: g.gradient_alignment(a["gradients"], a["weights"]),
+            lambda gradients, weights: oracles.cosine(-gradients, weights),
+        )
+    ]
+    for kind in ("gaussian", "rademacher", "sparse", "hadamard"):
+        sketch = JLSketch(13, 5, kind=kind, seed=3)
+        out.append(
+            Scenario(
+                "project",
+                kind,
+                {"x": RNG.normal(size=(2, 4, 13))},
+                lambda a, sketch=sketch: g.project(a["x"], sketch),
+                lambda x, sketch=sketch: x @ oracles.sketch_matrix(sketch).T,
+            )
+        )
+    out += [
+        Scenario(
+            "Moments.from_batch",
+            "masked",
+            {**scores, "where": np.arange(301) % 5 > 0},
+            lambda a: Moments.from_batch(a["scores"], where=a["where"])[:10],
+            lambda scores, where: tuple(oracles.moments(scores, where)),
+            "accumulator",
+        ),
+        Scenario(
+            "Moments.merge",
+            "halves",
+            halves,
+            lambda a: Moments.from_batch(a["first"]).merge(Moments.from_batch(a["second"]))[:10],
+            lambda first, second: tuple(oracles.moments(np.concatenate([first, second]))),
+            "accumulator",
+        ),
+        Scenario(
+            "gwa_score", "plain", scores, lambda a: g.gwa_score(a["scores"]), oracles_gwa, slack=20
+        ),
+        Scenario(
+            "summarize",
+            "beta",
+            scores,
+            lambda a: g.summarize(a["scores"], beta=1.5),
+            lambda scores: tuple(oracles.summary(scores, 1.5)),
+            slack=20,
+        ),
+        Scenario(
+            "batch_gwa", "plain", scores, lambda a: g.batch_gwa(a["scores"]), oracles_gwa, slack=20
+        ),
+        Scenario(
+            "exponential_window",
+            "two",
+            halves,
+            lambda a: g.exponential_window(
+                g.exponential_window(Moments.empty(a["first"]), a["first"], decay=0.5),
+                a["second"],
+                decay=0.5,
+            )[:10],
+            lambda first, second: tuple(
+                oracles.exponential_window([first[np.isfinite(first)], second], 0.5)
+            ),
+            "accumulator",
+        ),
+        Scenario(
+            "glass_delta",
+            "plain",
+            {"online": SCORES[10:200], "offline": SCORES[20:]},
+            lambda a: g.glass_delta(a["online"], a["offline"]),
+            oracles.glass_delta,
+            "accumulator",
+        ),
+        Scenario(
+            "rank_samples",
+            "highest",
+            scores,
+            lambda a: g.rank_samples(a["scores"], k=20, order="highest"),
+            lambda scores: np.array(oracles.rank(scores, 20, "highest")),
+            "index",
+        ),
+        Scenario(
+            "rank_samples(per_class=True)",
+            "lowest",
+            {**scores, "targets": GROUPS},
+            lambda a: g.rank_samples(a["scores"], k=8, targets=a["targets"], per_class=True),
+            lambda scores, targets: np.array(
+                [oracles.rank(np.where(targets == c, scores, np.nan), 8) for c in range(3)]
+            ),
+            "index",
+        ),
+    ]
+    return out
+
+
+def oracles_gwa(scores: np.ndarray) -> float:
+    """GWA alone."""
+    return oracles.gwa(scores)
+
+
+SCENARIOS = (*_head_scenarios(), *_vector_scenarios())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from gwa_core._lib.array import (
@@ -33,7 +34,7 @@ __all__ = ["alignment_from_logits", "alignment_scores", "gradient_alignment"]
 LOGIT_BLOCK_BYTES = 8 * 1024 * 1024
 
 # Where less than this share of the terms of a float32 sum remains, NumPy sums again in float64.
-CANCELLED = 1 / 64
+CANCELLED = 1 / 128
 
 
 def alignment_scores(
@@ -133,7 +134,7 @@ def alignment_scores(
     weight_norm = norm(xp, head, axis=None)
 
     def score(z: Array, target: Array, logit: Array | None, mask: Array | None) -> Array:
-        z = xp.astype(z, dtype)
+        z = xp.astype(z, dtype, copy=False)
         product = None
         if logit is None:
             product = z @ weight.T
@@ -144,7 +145,7 @@ def alignment_scores(
         return _from_logits(
             xp,
             logit,
-            norm(xp, z),
+            map_rows(partial(norm, xp), xp, z, row_bytes=4 * z.shape[1]),
             weight_norm,
             target,
             bias,
@@ -307,7 +308,7 @@ def gradient_alignment(gradients: Array, weights: Array, /) -> Array:
         direction = divide_or_zero(xp, weights, size)
 
         def rows(gradient: Array) -> Array:
-            gradient = xp.astype(gradient, dtype)
+            gradient = xp.astype(gradient, dtype, copy=False)
             length = norm(xp, gradient)
             unit = divide_or_zero(xp, gradient, length[:, None])
             return _bounded(xp, -(unit @ direction), length)
@@ -343,7 +344,8 @@ def _from_logits(
         else:
             activation = logit - xp.astype(bias, dtype)
         dot, length, terms = _products(xp, logit, activation, target, loss, label_smoothing)
-        return divide_or_zero(xp, dot, length), xp.abs(dot) < CANCELLED * terms
+        # Not "smaller than", so that nan is doubtful too.
+        return divide_or_zero(xp, dot, length), ~(xp.abs(dot) >= CANCELLED * terms)
 
     row_bytes = 4 * logits.shape[1]
     ratio, doubtful = map_rows(rows, xp, logits, targets, product, row_bytes=row_bytes)

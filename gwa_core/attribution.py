@@ -91,13 +91,17 @@ def rank_samples(
     ranked = ~xp.isnan(scores)
     if not per_class:
         return _first(xp, last, ranked, k)
-    if targets is None or tuple(targets.shape) != tuple(scores.shape):
+    whole = targets is not None and xp.isdtype(targets.dtype, "integral")
+    if targets is None or not whole or tuple(targets.shape) != tuple(scores.shape):
+        got = "None" if targets is None else f"{targets.dtype} of shape {tuple(targets.shape)}"
         raise ValueError(
-            f"`targets` must be (N,) = ({scores.shape[0]},) integers with `per_class`, got "
-            f"{None if targets is None else tuple(targets.shape)}"
+            f"`targets` must be (N,) = ({scores.shape[0]},) integers with `per_class`, got {got}"
         )
+    classes = int(xp.max(targets)) + 1
+    if classes < 1:
+        raise ValueError(f"`targets` must hold class numbers from 0, got {classes - 1} at most")
     rows = []
-    for label in range(int(xp.max(targets)) + 1):
+    for label in range(classes):
         member = ranked & (targets == label)
         rows.append(_first(xp, xp.where(member, last, xp.inf), member, k))
     return xp.stack(rows)
@@ -222,7 +226,7 @@ def informative_epochs(history: Sequence[EpochSummary]) -> int:
         raise ValueError("`history` must have at least one epoch, got none")
     bimodality = np.asarray([summary.bimodality for summary in history])
     healthy = np.asarray([summary.healthy for summary in history])
-    return int(_informative(np, bimodality, healthy).sum())
+    return int(_informative(namespace(bimodality=bimodality), bimodality, healthy).sum())
 
 
 def _informative(xp: Any, bimodality: Array, healthy: Array) -> Array:

@@ -136,8 +136,9 @@ class GWATracker:
             self._reset()
         if self._by_id is not None and self._by_id != (ids is not None):
             raise ValueError(
-                "`ids` must be given with every batch of an epoch or with none; "
-                f"this epoch began {'with' if self._by_id else 'without'} them"
+                "`ids` must be given with every batch of an epoch or with none, got "
+                f"{'none' if ids is None else 'some'} in an epoch that began "
+                f"{'with' if self._by_id else 'without'} them"
             )
         if xp.isdtype(scores.dtype, ("bool", "complex floating")):
             raise TypeError(f"`scores` must be floating point, got {scores.dtype}")
@@ -289,7 +290,10 @@ class GWATracker:
             self._reset()
         self._flush()
         if self._by_id is not None and self._by_id != other._by_id:
-            raise ValueError("trackers with and without `ids` can't be merged")
+            raise ValueError(
+                "`other` must have ids if this tracker has them, got one "
+                f"{'with' if other._by_id else 'without'} them"
+            )
         self._by_id = other._by_id
         self._batches = max(self._batches, other._batches)
         self._omitted += other._omitted

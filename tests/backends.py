@@ -51,6 +51,11 @@ class Case:
         return self.device != "meta"
 
     @property
+    def slow(self) -> bool:
+        """Whether each call compiles something, so that one call of every function must do."""
+        return self.transform == "compile" or (self.library == "jax" and not self.transform)
+
+    @property
     def result_dtype(self) -> str:
         """The promise for results: the input's dtype, but at least float32."""
         return "float64" if self.dtype == "float64" else "float32"
@@ -123,10 +128,10 @@ CASES = (
         transform="jit",
         has_float64=False,
     ),
-    Case(
-        "jax-x64-jit", "jax", "float64", "JAX, 64-bit, under jit", option="x64", transform="jit"
-    ),
+    Case("jax-x64-jit", "jax", "float64", "JAX, 64-bit, under jit", option="x64", transform="jit"),
 )
+
+CASE = {case.name: case for case in CASES}
 
 ARRAY_FUNCTIONS = (
     "alignment_scores",
@@ -163,13 +168,14 @@ PLAIN = (
     "Rule",
     "Selection",
     "Summary",
+    "informative_epochs",
     "jl_dimension",
     "select_epoch",
     "select_step",
     "summarize_history",
 )
 
-SORTING = ("rank_samples", "rank_samples(per_class=True)", "label_quality")
+SORTING = ("rank_samples", "rank_samples(per_class=True)")
 
 
 def skip_reason(function: str, case: Case) -> str | None:
@@ -198,7 +204,11 @@ class Backend:
     def __init__(self, case: Case, xp: Any) -> None:
         self.case = case
         self.xp = xp
-        self.device = xp.Device(case.device) if case.library == "array_api_strict" and case.device else case.device
+        self.device = (
+            xp.Device(case.device)
+            if case.library == "array_api_strict" and case.device
+            else case.device
+        )
 
     def array(self, values: Any) -> Any:
         """Return floats in the dtype of the case, integers to index with, or booleans."""
@@ -217,8 +227,8 @@ class Backend:
         """Return `array` of each."""
         return {name: self.array(value) for name, value in values.items()}
 
-    def call(self, run: Any, arrays: dict[str, Any]) -> Any:
-        """Run a function of a dictionary of arrays in the way of the case."""
+    def call(self, run: Any, arrays: Any) -> Any:
+        """Run a function of a dictionary (or another tree) of arrays in the way of the case."""
         if self.case.transform == "jit":
             return require("jax").jit(run)(arrays)
         if self.case.transform == "compile":

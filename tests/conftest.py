@@ -18,8 +18,11 @@ settings.register_profile(
 settings.load_profile("gwa")
 
 
-@pytest.fixture(params=CASES, ids=[case.name for case in CASES])
+USUAL = [case for case in CASES if case.values and not case.slow]
+
+
+@pytest.fixture(params=USUAL, ids=[case.name for case in USUAL])
 def backend(request):
-    """Every backend case in turn, opened."""
+    """The backend cases that have values and cost little, in turn and opened."""
     with open_case(request.param) as opened:
         yield opened

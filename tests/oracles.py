@@ -134,7 +134,11 @@ def exact_alignment(
                 rest = [1 / (1 + mpmath.exp(v)) for v in l]
             # t - p = t (1 - p) - (1 - t) p, which cancels nothing for t = 0 and t = 1.
             r = [v * q - (1 - v) * p for v, p, q in zip(t, own, rest, strict=True)]
-            a = l if bias is None else [v - mpmath.mpf(float(b)) for v, b in zip(l, bias, strict=True)]
+            a = (
+                l
+                if bias is None
+                else [v - mpmath.mpf(float(b)) for v, b in zip(l, bias, strict=True)]
+            )
             dot = mpmath.fsum(x * y for x, y in zip(r, a, strict=True))
             size = mpmath.sqrt(mpmath.fsum(x * x for x in r))
             size *= mpmath.mpf(float(latent_norms[i])) * mpmath.mpf(float(weight_norm))
@@ -149,9 +153,7 @@ def moments(x, where=None):
     if x.size == 0:
         return np.zeros(10)
     centred = x - x.mean()
-    return np.array(
-        [x.size, x.mean(), *((centred**k).mean() for k in range(2, 9)), (x < 0).mean()]
-    )
+    return np.array([x.size, x.mean(), *((centred**k).mean() for k in range(2, 9)), (x < 0).mean()])
 
 
 def summary(x, beta=1.2):
@@ -221,7 +223,9 @@ def sketch_matrix(sketch):
         return _hadamard_matrix(sketch)
     if sketch.kind == "gaussian":
         pairs = (k * d + 1) // 2
-        uniform = [(int(w) >> 11) / 2**53 for w in np.random.Philox(sketch.seed).random_raw(2 * pairs)]
+        uniform = [
+            (int(w) >> 11) / 2**53 for w in np.random.Philox(sketch.seed).random_raw(2 * pairs)
+        ]
         radius = [math.sqrt(-2.0 * math.log1p(-u)) for u in uniform[:pairs]]
         angle = [2.0 * math.pi * u for u in uniform[pairs:]]
         entries = [r * math.cos(a) for r, a in zip(radius, angle, strict=True)]
@@ -250,6 +254,26 @@ def rank(scores, k, order="lowest"):
     ranked = [i for i, s in enumerate(scores) if not math.isnan(s)]
     ranked.sort(key=lambda i: (sign * scores[i], i))
     return (ranked + [-1] * k)[:k]
+
+
+def informative_epochs(history):
+    """How many first epochs: up to twice the healthy one of largest bimodality."""
+    summaries = [summary(row) for row in history]
+    first = len(history) // 10
+    usable = [t >= first and s[7] > 0 for t, s in enumerate(summaries)]
+    peak = best_step([s[8] for s in summaries], usable)
+    return len(history) if peak is None else min(len(history), 2 * peak + 1)
+
+
+def label_quality(history, until=None):
+    """The mean of the finite scores of the first epochs, from [-1, 1] to [0, 1]."""
+    history = np.asarray(history, np.float64)
+    rows = history[: informative_epochs(history) if until is None else until]
+    out = []
+    for column in rows.T:
+        seen = [score for score in column if math.isfinite(score)]
+        out.append((1 + sum(seen) / len(seen)) / 2 if seen else math.nan)
+    return np.array(out)
 
 
 def tracked_scores(num_samples, batches):

@@ -63,6 +63,19 @@ SCORES[7] = np.nan
 GROUPS = RNG.integers(0, 3, 301)
 
 
+def make_trajectories(epochs: int, rows: int, peak: int, seed: int = 5) -> np.ndarray:
+    """Scores (T, N) of which every fifth sample stands furthest apart in one epoch."""
+    rng = np.random.default_rng(seed)
+    wrong = np.arange(rows) % 5 == 0
+    gap = np.maximum(0.0, 0.5 - 0.2 * np.abs(np.arange(epochs) - peak))
+    history = 0.2 - gap[:, None] * wrong + 0.08 * rng.normal(size=(epochs, rows))
+    return np.clip(history, -1, 1)
+
+
+HISTORY = make_trajectories(6, 150, 2)
+HISTORY[:, 3], HISTORY[1, 4], HISTORY[2, 5] = np.nan, np.nan, np.inf
+
+
 def _keywords(function: Callable[..., Any], oracle: Callable[..., Any], **options: Any) -> Any:
     return lambda a: function(**a, **options), lambda **a: oracle(**a, **options)
 
@@ -207,6 +220,13 @@ def _vector_scenarios() -> list[Scenario]:
                 [oracles.rank(np.where(targets == c, scores, np.nan), 8) for c in range(3)]
             ),
             "index",
+        ),
+        Scenario(
+            "label_quality",
+            "separation",
+            {"history": HISTORY},
+            lambda a: g.label_quality(a["history"]),
+            oracles.label_quality,
         ),
     ]
     return out

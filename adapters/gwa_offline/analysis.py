@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -23,13 +25,14 @@ from gwa_core import (
     summarize,
     summarize_history,
 )
-from gwa_offline.readers import Epoch, Features, Source, open_features
+from gwa_offline.readers import Block, Epoch, Features, Source, open_features
 from gwa_offline.results import EpochRecord, Report
 
 __all__ = ["analyse"]
 
 # Rows read at once: enough for a fast matrix product, little memory for any D and C in use.
 BLOCK_ROWS = 4096
+BLOCKS_IN_FLIGHT = 2
 # Scores summarised at once; their moments take ten times their memory.
 CHUNK = 1 << 18
 BINS = 80
@@ -180,9 +183,11 @@ class _Reader:
         scores = np.full(self.source.num_samples, np.nan, np.float32)
         predicted = np.full(self.source.num_samples, -1, np.int64)
         total = features.num_samples * len(self.source.epochs)
-        for block in features.blocks(BLOCK_ROWS):
-            ids = _ids(block)
-            logits = _logits(block, features)
+
+        def finish(block: Block, logits: NDArray[Any]) -> None:
+            ids: Any = slice(block.start, block.start + len(logits))
+            if block.ids is not None:
+                ids = block.ids
             scores[ids] = alignment_scores(
                 latents=block.latents,
                 weight=features.weight,
@@ -193,9 +198,19 @@ class _Reader:
                 label_smoothing=self.label_smoothing,
             )
             predicted[ids] = logits.argmax(axis=1)
-            self._done += len(logits)
-            if self.progress is not None:
-                self.progress(self._done, max(total, self._done))
+
+        # The product of the next block, which BLAS spreads over the cores, hides the scoring.
+        with ThreadPoolExecutor(1) as worker:
+            waiting: deque[Future[None]] = deque()
+            for block in features.blocks(BLOCK_ROWS):
+                waiting.append(worker.submit(finish, block, _logits(block, features)))
+                if len(waiting) > BLOCKS_IN_FLIGHT:
+                    waiting.popleft().result()
+                self._done += len(block.latents)
+                if self.progress is not None:
+                    self.progress(self._done, max(total, self._done))
+            for future in waiting:
+                future.result()
         self._predicted = number, predicted
         return scores
 
@@ -209,12 +224,6 @@ class _Reader:
             self._score(epoch.epoch, features)
         assert self._predicted is not None  # noqa: S101  (set by _score)
         return self._predicted[1]
-
-
-def _ids(block: Any) -> Any:
-    if block.ids is not None:
-        return block.ids
-    return slice(block.start, block.start + len(block.latents))
 
 
 def _logits(block: Any, features: Features) -> NDArray[Any]:

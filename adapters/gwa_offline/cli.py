@@ -163,12 +163,13 @@ def samples(
     """List the samples whose labels deserve a look."""
     terminal = Terminal(json=json, quiet=quiet)
     report = _report(open_features(run), _rule(rule, None, "max"), terminal)
-    terminal.samples(report, lowest=lowest, highest=highest, per_class=per_class)
     if images is not None:
         from gwa_offline.displays import SamplesDisplay
 
         display = SamplesDisplay.from_report(report, images=images).plot()
         display.figure_.savefig(figure, bbox_inches="tight")
+    terminal.samples(report, lowest=lowest, highest=highest, per_class=per_class)
+    if images is not None:
         terminal.wrote([figure])
 
 

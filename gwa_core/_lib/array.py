@@ -29,9 +29,9 @@ __all__ = [
 Array: TypeAlias = Any
 """An array of any namespace that follows the array API standard."""
 
-# Half a MiB of float32 stays in the caches of one core together with its few temporaries, and is
+# One MiB of float32 stays in the caches of one core together with its few temporaries, and is
 # long enough for the calls to cost little.
-BLOCK_BYTES = 512 * 1024
+BLOCK_BYTES = 1024 * 1024
 
 device_of = compat.device
 

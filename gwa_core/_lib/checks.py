@@ -119,8 +119,8 @@ def _check_classes(classes: int, loss: str) -> None:
     """Check that the loss has a gradient with this many classes."""
     if classes < 2 and loss == "cross_entropy":
         raise ValueError(
-            f"cross-entropy needs C >= 2 classes, got C = {classes}: its gradient would be zero; "
-            "a head with one output is trained with `loss='binary_cross_entropy'`"
+            f"`loss` 'cross_entropy' needs C >= 2 classes, got C = {classes}: its gradient would "
+            "be zero; a head with one output is trained with loss='binary_cross_entropy'"
         )
 
 

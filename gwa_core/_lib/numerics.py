@@ -20,6 +20,10 @@ __all__ = [
 ]
 
 
+# The squares of float32 numbers within these bounds keep all their digits.
+SAFE_NORM = 1e15
+
+
 def norm(xp: Any, x: Array, *, axis: int | None = -1) -> Array:
     """Return the Euclidean norm, over one axis or over everything, without overflow or underflow.
 
@@ -28,6 +32,11 @@ def norm(xp: Any, x: Array, *, axis: int | None = -1) -> Array:
     """
     if axis is None:
         x, axis = xp.reshape(x, (-1,)), -1
+    if is_host(x):
+        # One pass instead of four, where NumPy can see that the squares stayed in range.
+        length = xp.sqrt(xp.vecdot(x, x, axis=axis))
+        if xp.all((length > 1.0 / SAFE_NORM) & (length < SAFE_NORM)):
+            return length
     peak = xp.max(xp.abs(x), axis=axis, keepdims=True)
     one = constant(xp, 1.0, x)
     scale = xp.where((peak > 0) & xp.isfinite(peak), peak, one)

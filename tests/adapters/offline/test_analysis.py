@@ -1,0 +1,199 @@
+"""The analysis against the core on whole arrays, and its report."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from gwa_offline import RunFolder, analyse, open_features
+from gwa_offline.comparison import compare
+
+from gwa_core import (
+    GWATracker,
+    MaxGWA,
+    Patience,
+    alignment_scores,
+    glass_delta,
+    label_quality,
+    summarize,
+)
+
+N, C, D = 700, 4, 6
+
+
+def _features(seed=0, scale=1.0):
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(C, D)).astype(np.float32)
+    targets = np.arange(N) % C
+    latents = (rng.normal(size=(N, D)) + scale * weight[targets]).astype(np.float32)
+    return {"latents": latents, "weight": weight, "targets": targets}
+
+
+def _snapshots(folder, epochs=8):
+    made = [_features(epoch, scale=0.2 * epoch) for epoch in range(epochs)]
+    for epoch, arrays in enumerate(made):
+        np.savez(folder / f"epoch_{epoch}.npz", **arrays)
+    return made
+
+
+def test_single_file_equals_the_core(tmp_path):
+    arrays = _features()
+    bias = np.linspace(-1, 1, C).astype(np.float32)
+    np.savez(tmp_path / "f.npz", bias=bias, **arrays)
+    report = analyse(tmp_path / "f.npz")
+    want = alignment_scores(**arrays, bias=bias)
+    np.testing.assert_allclose(report.scores, want, rtol=1e-5, atol=1e-7)
+    summary = report.epochs[0].summary
+    assert summary.gwa == pytest.approx(float(summarize(want.astype(np.float64)).gwa), rel=1e-5)
+    np.testing.assert_array_equal(
+        report.predictions, (arrays["latents"] @ arrays["weight"].T + bias).argmax(1)
+    )
+    assert report.selected == 0
+    assert report.histograms.sum() == N
+
+
+def test_snapshots_give_history_quality_and_classes(tmp_path):
+    made = _snapshots(tmp_path)
+    report = analyse(tmp_path, rule=MaxGWA())
+    history = np.stack([alignment_scores(**arrays) for arrays in made])
+    np.testing.assert_allclose(
+        report.label_quality, label_quality(history.astype(np.float64)), rtol=1e-5
+    )
+    gwa = [record.summary.gwa for record in report.epochs]
+    assert report.selected == int(np.argmax(gwa))
+    chosen = history[report.selected]
+    for label in range(C):
+        member = chosen[made[0]["targets"] == label]
+        assert report.class_mean[report.selected, label] == pytest.approx(member.mean(), rel=1e-5)
+    want = (made[report.selected]["latents"] @ made[report.selected]["weight"].T).argmax(1)
+    np.testing.assert_array_equal(report.predictions, want)
+
+
+def test_online_scores_come_first_and_offline_ones_check_them(tmp_path):
+    arrays = _features()
+    online = (alignment_scores(**arrays) + 0.01).astype(np.float32)
+    tracker = GWATracker(N)
+    tracker.update(online, ids=np.arange(N))
+    run = RunFolder.create(tmp_path, num_samples=N, num_classes=C, adapter="test")
+    run.write_epoch(tracker.end_epoch(), scores=online, features=arrays, metrics={"acc": 0.5})
+    report = analyse(tmp_path)
+    assert report.epochs[0].source == "online"
+    np.testing.assert_array_equal(report.scores, online)
+    want = float(glass_delta(online, alignment_scores(**arrays)))
+    assert report.epochs[0].glass_delta == pytest.approx(want, rel=1e-4)
+    assert report.epochs[0].metrics == {"acc": 0.5}
+
+
+def test_run_of_summaries_alone(tmp_path):
+    run = RunFolder.create(tmp_path, num_samples=N, num_classes=C, adapter="test")
+    tracker = GWATracker()
+    for shift in (0.0, 0.1, 0.05):
+        tracker.update(np.random.default_rng(0).normal(0.1 + shift, 0.1, 50))
+        run.write_epoch(tracker.end_epoch(), metrics={"acc": shift})
+    report = analyse(tmp_path, rule=Patience(metric="acc"))
+    assert report.selection.step == 1
+    assert np.isnan(report.scores).all()
+    assert np.isnan(report.label_quality).all()
+    assert report.rank(3).size == 0
+    assert json.loads(report.to_json())["scores"][0] is None
+
+
+def test_two_modes_are_never_chosen_and_said(tmp_path):
+    run = RunFolder.create(tmp_path, num_samples=100, num_classes=2, adapter="test")
+    tracker = GWATracker(100)
+    rng = np.random.default_rng(0)
+    for scores in (rng.normal(0.1, 0.1, 100), np.tile([-0.3, 0.3001], 50)):
+        tracker.update(scores, ids=np.arange(100))
+        run.write_epoch(tracker.end_epoch(), scores=scores)
+    report = analyse(tmp_path)
+    assert report.selected == 0
+    assert any("GWA means nothing at 1 of 2 epochs (1)" in text for text in report.messages)
+
+
+def test_no_epoch_qualifies(tmp_path):
+    run = RunFolder.create(tmp_path, num_samples=10, num_classes=2, adapter="test")
+    tracker = GWATracker(10)
+    tracker.update(np.tile([-0.3, 0.3], 5), ids=np.arange(10))
+    run.write_epoch(tracker.end_epoch(), scores=np.tile([-0.3, 0.3], 5))
+    report = analyse(tmp_path)
+    assert report.selected is None
+    assert report.selection.step is None
+    assert np.isfinite(report.scores).all()
+
+
+def test_omitted_scores_are_counted(tmp_path):
+    arrays = _features()
+    arrays["latents"][5, 0] = np.nan
+    np.savez(tmp_path / "f.npz", **arrays)
+    report = analyse(tmp_path / "f.npz")
+    assert report.epochs[0].summary.omitted == 1
+    assert np.isnan(report.scores[5])
+    assert "1 scores were not finite" in " ".join(report.messages)
+
+
+def test_sigmoid_head(tmp_path):
+    arrays = _features()
+    arrays["targets"] = (np.random.default_rng(1).random((N, C)) < 0.4).astype(np.float32)
+    np.savez(tmp_path / "f.npz", **arrays)
+    report = analyse(open_features(tmp_path / "f.npz", loss="binary_cross_entropy"))
+    want = alignment_scores(**arrays, loss="binary_cross_entropy")
+    np.testing.assert_allclose(report.scores, want, rtol=1e-5, atol=1e-7)
+
+
+def test_progress_ends_at_its_total(tmp_path):
+    _snapshots(tmp_path, epochs=2)
+    calls = []
+    analyse(tmp_path, progress=lambda done, total: calls.append((done, total)))
+    assert calls[-1] == (2 * N, 2 * N)
+
+
+def test_ranks_per_class(tmp_path):
+    np.savez(tmp_path / "f.npz", **_features())
+    report = analyse(tmp_path / "f.npz")
+    table = report.rank(3, per_class=True)
+    assert table.shape == (C, 3)
+    for label, row in enumerate(table):
+        members = np.flatnonzero(report.targets == label)
+        want = members[np.argsort(report.label_quality[members], kind="stable")[:3]]
+        np.testing.assert_array_equal(row, want)
+    highest = report.rank(1, order="highest", by="scores")
+    assert highest[0] == np.nanargmax(report.scores)
+
+
+def test_files_hold_what_the_report_holds(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    np.savez(tmp_path / "f.npz", **_features())
+    report = analyse(tmp_path / "f.npz")
+    epochs, samples = report.to_csv(tmp_path / "out")
+    with samples.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == N
+    assert float(rows[7]["label_quality"]) == report.label_quality[7]
+    assert int(rows[7]["target"]) == report.targets[7]
+    with epochs.open(newline="") as file:
+        assert float(next(csv.DictReader(file))["gwa"]) == report.epochs[0].summary.gwa
+    table = parquet.read_table(report.to_parquet(tmp_path / "out")[1])
+    np.testing.assert_array_equal(table["alignment"].to_numpy(), report.scores)
+    loaded = json.loads(report.to_json())
+    assert loaded["label_quality"] == report.label_quality.tolist()
+    assert loaded["epochs"][0]["healthy"] is True
+
+
+def test_comparison_ranks_runs_as_the_metric_does(tmp_path):
+    reports = []
+    for number, quality in enumerate((0.1, 0.3, 0.2, 0.4)):
+        run = RunFolder.create(
+            tmp_path / f"run{number}", num_samples=60, num_classes=2, adapter="test"
+        )
+        tracker = GWATracker()
+        tracker.update(np.random.default_rng(number).normal(quality, 0.05, 60))
+        run.write_epoch(tracker.end_epoch(), metrics={"acc": quality**2})
+        reports.append(analyse(run.path))
+    comparison = compare(reports, metric="acc")
+    assert comparison.spearman == pytest.approx(1.0)
+    assert 0.9 < comparison.pearson < 1.0
+    with pytest.raises(ValueError, match=r"`metric` must be a column.*there is acc"):
+        compare(reports, metric="nope")
+    assert compare(reports[:2], metric="acc").pearson is None

@@ -1,0 +1,183 @@
+"""The command line as a user meets it: real processes, exit codes, pipes, bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gwa_core import DipThenMax, MaxGWA, select_epoch
+
+pytest.importorskip("typer")
+
+
+def gwa(*args, cwd=None, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "gwa_offline", *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    targets = np.arange(60) % 3
+    weight = rng.normal(size=(3, 5))
+    path = tmp_path_factory.mktemp("features") / "f.npz"
+    latents = rng.normal(size=(60, 5)) + weight[targets]
+    np.savez(path, latents=latents, weight=weight, targets=targets)
+    np.savez(path.with_name("bare.npz"), latents=latents)
+    np.save(path.with_name("w.npy"), weight)
+    np.save(path.with_name("t.npy"), targets)
+    return path
+
+
+def test_analyse_prints_plain_text_into_a_pipe(demo):
+    done = gwa("analyse", demo.run)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split("\t")[:2] == ["epoch", "GWA"]
+    assert f"Keep epoch {demo.report.selection.step}: largest bimodality" in done.stdout
+    assert "\x1b" not in done.stdout
+    assert done.stderr == ""
+
+
+def test_analyse_json_is_one_value_and_writes_files(features, tmp_path):
+    done = gwa("analyse", features, "--json", "--out", tmp_path / "out", "--parquet")
+    value = json.loads(done.stdout)
+    assert value["num_samples"] == 60
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {
+        "report.json",
+        "epochs.csv",
+        "samples.csv",
+        "epochs.parquet",
+        "samples.parquet",
+    }
+
+
+def test_missing_arrays_come_from_options(features):
+    bare = features.with_name("bare.npz")
+    weight, targets = features.with_name("w.npy"), features.with_name("t.npy")
+    whole = json.loads(gwa("analyse", features, "--json").stdout)
+    parts = json.loads(
+        gwa("analyse", bare, "--weight", weight, "--targets", targets, "--json").stdout
+    )
+    assert parts["scores"] == whole["scores"]
+
+
+def test_stop_names_the_epoch_of_each_rule(demo):
+    by_rule = {
+        rule: json.loads(gwa("stop", demo.run, "--rule", rule, "--json").stdout)["step"]
+        for rule in ("bimodality", "gwa", "dip")
+    }
+    best = json.loads(
+        gwa("stop", demo.run, "--rule", "metric", "--metric", "test_accuracy", "--json").stdout
+    )
+    assert by_rule["bimodality"] == demo.report.selection.step
+    for rule, name in ((MaxGWA(), "gwa"), (DipThenMax(), "dip")):
+        assert by_rule[name] == select_epoch([r.summary for r in demo.report.epochs], rule).step
+    assert best["step"] == demo.best_epoch
+
+
+def test_samples_lists_suspicious_labels_and_draws_them(demo, tmp_path):
+    figure = tmp_path / "sheet.png"
+    done = gwa("samples", demo.run, "--lowest", 5, "--images", demo.images, "--figure", figure)
+    assert done.returncode == 0, done.stderr
+    ids = [int(line.split("\t")[0]) for line in done.stdout.splitlines()[1:6]]
+    assert ids == demo.report.rank(5).tolist()
+    assert figure.read_bytes().startswith(b"\x89PNG")
+    per_class = gwa("samples", demo.run, "--lowest", 2, "--per-class", "--json")
+    assert len(json.loads(per_class.stdout)) == 20
+
+
+def test_compare_and_report(demo, tmp_path):
+    done = gwa("compare", demo.run, demo.run, "--metric", "test_accuracy", "--json")
+    assert json.loads(done.stdout)["rows"][0]["chosen"] == demo.report.selection.step
+    page = tmp_path / "page.html"
+    done = gwa("report", demo.run, "--out", page, "--images", demo.images, "--figures", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert (tmp_path / "gwa.png").exists()
+
+
+def test_demo_says_the_same_to_people_and_machines(tmp_path, demo):
+    done = gwa("demo", "--out", tmp_path / "d", "--json")
+    value = json.loads(done.stdout)
+    assert value["found"] == demo.found
+    assert value["chosen"]["step"] == demo.report.selection.step
+    text = gwa("demo", "--out", tmp_path / "d").stdout
+    assert f"Epoch to keep: {demo.report.selection.step}" in text
+    assert f"Of the 130 most suspicious labels {demo.found}" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["analyse", "nowhere.npz"], "no such file"),
+        (["analyse", "text.npz"], "text.npz"),
+        (["analyse", "text.xyz"], "supported are"),
+        (["stop", "f.npz", "--rule", "metric"], "needs `--metric COLUMN`"),
+        (["stop", "f.npz", "--rule", "metric", "--metric", "acc"], "'acc'"),
+        (["stop", "f.npz", "--rule", "labelwave"], "prediction_changes"),
+        (["analyse", "f.npz", "--loss", "hinge"], "`loss` must be one of"),
+        (["analyse", "f.npz", "--label-smoothing", "2"], "`label_smoothing` must be in"),
+        (["samples", "f.npz", "--images", "nowhere"], "nowhere"),
+        (["report", "f.npz", "--out", "text.npz/x.html"], "text.npz"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(args, message, features):
+    folder = features.parent
+    for name in ("text.npz", "text.xyz"):
+        (folder / name).write_text("not features")
+    done = gwa(*args, cwd=folder)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("gwa: ")
+    assert done.stdout == ""
+
+
+def test_unknown_option_and_missing_argument(features):
+    assert gwa("analyse").returncode == 2
+    assert gwa("analyse", features, "--nope").returncode == 2
+    assert gwa("stop", features, "--rule", "nope").returncode == 2
+
+
+def test_help_and_version():
+    assert "demo" in gwa("--help").stdout
+    assert "Usage" in gwa("analyse", "-h").stdout
+    assert gwa("--version").stdout.startswith("gwa-core ")
+
+
+def test_terminal_gets_a_table(demo):
+    """On a terminal, and only there, the output is drawn."""
+    main, side = pty.openpty()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "COLUMNS": "100"}
+    env.update(TERM="xterm-256color")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gwa_offline", "analyse", str(demo.run)],
+        stdout=side,
+        stderr=side,
+        env=env,
+    )
+    os.close(side)
+    text = b""
+    try:
+        while chunk := os.read(main, 4096):
+            text += chunk
+    except OSError:
+        pass
+    assert process.wait() == 0
+    os.close(main)
+    assert "─" in text.decode()
+    assert f"{demo.report.selection.step} *" in text.decode()

@@ -1,0 +1,378 @@
+import numpy as np
+import oracles
+import pytest
+from backends import CASE, CASES, open_case, require
+from scenarios import HEAD, HOOKED, LABELS, MASK, SOFT, C, D, N
+
+from gwa_core import JLSketch, alignment_from_logits, alignment_scores, gradient_alignment
+
+BINARY = {"loss": "binary_cross_entropy"}
+# name, how targets are made of hard labels, options
+LOSSES = (
+    ("hard", "hard", {}),
+    ("smoothed", "hard", {"label_smoothing": 0.1}),
+    ("one-hot", "one-hot", {}),
+    ("soft", "soft", {}),
+    ("soft-smoothed", "soft", {"label_smoothing": 0.3}),
+    ("bce-hard", "hard", BINARY),
+    ("bce-labels", "labels", BINARY),
+    ("bce-soft-smoothed", "soft-labels", {**BINARY, "label_smoothing": 0.1}),
+)
+loss_cases = pytest.mark.parametrize(
+    ("kind", "options"), [loss[1:] for loss in LOSSES], ids=[loss[0] for loss in LOSSES]
+)
+SINGLE = [
+    case for case in CASES if case.result_dtype == "float32" and case.values and not case.slow
+]
+
+
+def make_targets(kind, labels, classes, seed=0):
+    rng = np.random.default_rng(seed)
+    return {
+        "hard": labels,
+        "one-hot": np.eye(classes)[labels],
+        "soft": rng.dirichlet(np.full(classes, 0.3), len(labels)),
+        "labels": (rng.random((len(labels), classes)) < 0.3).astype(float),
+        "soft-labels": rng.random((len(labels), classes)),
+    }[kind]
+
+
+def make_saturated(scale, kind, with_bias, seed=0):
+    """Latents that lean to their class, so that the logit gap grows with the scale."""
+    rng = np.random.default_rng(seed)
+    rows, classes, features = 10, 8, 16
+    weight = (rng.normal(size=(classes, features)) / 4).astype("f4")
+    labels = rng.integers(0, classes, rows)
+    latents = ((rng.normal(size=(rows, features)) + weight[labels]) * scale).astype("f4")
+    bias = rng.normal(size=classes).astype("f4") if with_bias else None
+    logits = latents @ weight.T + (0.0 if bias is None else bias)
+    return {
+        "logits": logits,
+        "latent_norms": np.linalg.norm(latents, axis=1),
+        "weight_norm": np.linalg.norm(weight),
+        "targets": np.asarray(make_targets(kind, labels, classes, seed)),
+        "bias": bias,
+    }
+
+
+@loss_cases
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("scale", [0.1, 1.0])
+def test_textbook_formula_in_float64(kind, options, with_bias, scale):
+    head = {**HEAD, "latents": scale * HEAD["latents"]}
+    head["targets"] = make_targets(kind, HEAD["targets"], C)
+    head["bias"] = head["bias"] if with_bias else None
+    got = alignment_scores(**head, **options)
+    np.testing.assert_allclose(got, oracles.alignment(**head, **options), rtol=1e-12, atol=1e-14)
+
+
+@loss_cases
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("scale", [0.3, 1, 3, 10, 30, 100])
+def test_float32_is_right_where_softmax_saturates(kind, options, with_bias, scale):
+    arrays = make_saturated(scale, kind, with_bias)
+    exact = np.array([float(v) for v in oracles.exact_alignment(**arrays, **options)])
+    got = alignment_from_logits(**arrays, **options)
+    assert got.dtype == np.float32
+    assert np.all(got != 0)
+    assert np.max(np.abs(got - exact) / np.abs(exact)) <= 1e-4
+
+
+@pytest.mark.parametrize("case", SINGLE, ids=[case.name for case in SINGLE])
+@pytest.mark.parametrize("scale", [10, 100])
+def test_float32_is_right_where_softmax_saturates_on_other_backends(case, scale):
+    with open_case(case) as backend:
+        arrays = backend.arrays(**{k: v for k, v in make_saturated(scale, "hard", True).items()})
+        seen = {name: backend.read(array) for name, array in arrays.items()}
+        exact = np.array([float(v) for v in oracles.exact_alignment(**seen)])
+        got = backend.read(backend.call(lambda a: alignment_from_logits(**a), arrays))
+        assert np.all(got != 0)
+        np.testing.assert_allclose(got, exact, rtol=1e-4)
+
+
+def test_float32_keeps_its_digits_where_products_cancel():
+    # γ is the small difference of large terms; NumPy sums such rows again in float64.
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(400, 10)).astype("f4") * 30
+    labels = rng.integers(0, 10, 400)
+    q = np.exp(logits.astype(float))
+    q[np.arange(400), labels] = 0
+    away = (q * logits).sum(axis=1) / q.sum(axis=1)
+    logits[np.arange(400), labels] = away * (1 + 1e-4 * rng.normal(size=400))
+    arrays = {
+        "logits": logits,
+        "latent_norms": np.ones(400, "f4"),
+        "weight_norm": 100.0,
+        "targets": labels,
+    }
+    exact = np.array([float(v) for v in oracles.exact_alignment(**arrays)])
+    assert np.median(np.abs(exact)) < 1e-4
+    np.testing.assert_allclose(alignment_from_logits(**arrays), exact, rtol=1e-4)
+
+
+def _torch_loss(torch, logits, targets, loss="cross_entropy", label_smoothing=0.0):
+    f = torch.nn.functional
+    if loss == "cross_entropy":
+        return f.cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    if targets.ndim == 1:
+        targets = f.one_hot(targets, logits.shape[1])
+    targets = (1 - label_smoothing) * targets.double() + label_smoothing * 0.5
+    return f.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+
+
+@loss_cases
+def test_definition_is_the_gradient_of_the_real_loss(kind, options):
+    torch = require("torch")
+    latents, bias = torch.tensor(HEAD["latents"]), torch.tensor(HEAD["bias"])
+    targets = torch.tensor(make_targets(kind, HEAD["targets"], C))
+    weight = torch.tensor(HEAD["weight"], requires_grad=True)
+    gradients = []
+    for i in range(N):
+        loss = _torch_loss(
+            torch, latents[i : i + 1] @ weight.T + bias, targets[i : i + 1], **options
+        )
+        gradients.append(torch.autograd.grad(loss, weight)[0].ravel())
+    want = gradient_alignment(torch.stack(gradients), weight.detach().ravel())
+    got = alignment_scores(
+        latents=latents, weight=weight.detach(), targets=targets, bias=bias, **options
+    )
+    np.testing.assert_allclose(got, want, rtol=1e-10, atol=1e-13)
+
+
+def test_single_output_is_trained_with_zeros_and_ones():
+    rng = np.random.default_rng(0)
+    latents, weight = rng.normal(size=(9, 4)), rng.normal(size=(1, 4))
+    labels = rng.integers(0, 2, 9)
+    want = oracles.alignment(latents, weight, labels, loss="binary_cross_entropy")
+    for targets in (labels, labels.astype(float), labels[:, None], labels.astype(bool)):
+        got = alignment_scores(latents=latents, weight=weight, targets=targets, **BINARY)
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+@pytest.mark.parametrize("sketch", [None, JLSketch(D, 3)], ids=["plain", "sketched"])
+def test_blocks_of_rows_change_nothing(sketch):
+    rng = np.random.default_rng(0)
+    rows, classes = 3000, 400
+    arrays = {
+        "latents": rng.normal(size=(rows, D)),
+        "weight": rng.normal(size=(classes, D)),
+        "targets": rng.integers(0, classes, rows),
+        "bias": rng.normal(size=classes),
+    }
+    assert rows * classes * 4 > 1 << 22
+    whole = alignment_scores(**arrays, sketch=sketch)
+    for i in (0, 1, rows // 2, rows - 1):
+        one = {**arrays, "latents": arrays["latents"][[i]], "targets": arrays["targets"][[i]]}
+        np.testing.assert_allclose(alignment_scores(**one, sketch=sketch), whole[[i]], rtol=1e-9)
+
+
+def test_hook_and_offline_paths_agree():
+    latents, weight, bias = HEAD["latents"], HEAD["weight"], HEAD["bias"]
+    logits = latents @ weight.T + bias
+    offline = alignment_scores(**HEAD)
+    with_logits = alignment_scores(**HEAD, logits=logits)
+    for norm in (np.linalg.norm(weight), np.asarray(np.linalg.norm(weight))):
+        hooked = alignment_from_logits(
+            logits=logits,
+            latent_norms=np.linalg.norm(latents, axis=1),
+            weight_norm=norm,
+            targets=HEAD["targets"],
+            bias=bias,
+        )
+        np.testing.assert_allclose(hooked, offline, rtol=1e-12)
+    np.testing.assert_allclose(with_logits, offline, rtol=1e-12)
+    single = alignment_from_logits(
+        **{k: np.float32(v) if k != "targets" else v for k, v in HOOKED.items()}
+    )
+    assert single.dtype == np.float32
+
+
+def test_logits_of_another_temperature_are_not_second_guessed():
+    # With `logits` given the weight only enters by its norm.
+    shuffled = {**HEAD, "weight": HEAD["weight"][::-1]}
+    logits = HEAD["latents"] @ HEAD["weight"].T + HEAD["bias"]
+    np.testing.assert_allclose(
+        alignment_scores(**shuffled, logits=logits),
+        alignment_scores(**HEAD, logits=logits),
+        rtol=1e-12,
+    )
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft", "bce"])
+def test_singular_points(backend, kind):
+    options = BINARY if kind == "bce" else {}
+    targets = {"hard": HEAD["targets"], "soft": SOFT, "bce": LABELS}[kind]
+    latents = HEAD["latents"].copy()
+    latents[2], latents[4, 1], latents[6, 0] = 0.0, np.nan, np.inf
+    head = {"latents": latents, "weight": HEAD["weight"], "targets": targets}
+    clean = {**head, "latents": HEAD["latents"]}
+
+    def run(arrays):
+        return alignment_scores(**arrays, **options)
+
+    got = backend.read(backend.call(run, backend.arrays(**head)))
+    want = backend.read(backend.call(run, backend.arrays(**clean)))
+    assert got[2] == 0.0
+    assert np.isnan(got[[4, 6]]).all()
+    others = [i for i in range(N) if i not in (2, 4, 6)]
+    np.testing.assert_allclose(got[others], want[others], rtol=1e-5)
+    nothing = {**clean, "weight": np.zeros((C, D))}
+    assert np.all(backend.read(backend.call(run, backend.arrays(**nothing))) == 0.0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_non_finite_input_is_nan_for_its_sample_alone(bad):
+    base = {**HOOKED, "targets": SOFT}
+    want = alignment_from_logits(**base)
+    for name in ("logits", "targets"):
+        for column in range(C):
+            broken = {**base, name: base[name].copy()}
+            broken[name][3, column] = bad
+            # NumPy refuses infinite targets by their value.
+            with open_case(CASE["strict"]) as strict:
+                got = strict.read(alignment_from_logits(**strict.arrays(**broken)))
+            assert np.isnan(got[3]), (name, column)
+            np.testing.assert_allclose(np.delete(got, 3), np.delete(want, 3), rtol=1e-12)
+    norms = HOOKED["latent_norms"].copy()
+    norms[5] = bad
+    got = alignment_from_logits(**{**HOOKED, "latent_norms": norms})
+    assert np.isnan(got).tolist() == [i == 5 for i in range(N)]
+    assert np.isnan(alignment_from_logits(**{**HOOKED, "weight_norm": bad})).all()
+    weight = HEAD["weight"].copy()
+    weight[1, 1] = bad
+    assert np.isnan(alignment_scores(**{**HEAD, "weight": weight})).all()
+
+
+def test_masked_samples_may_hold_anything(backend):
+    rubbish = {**HEAD, "latents": HEAD["latents"].copy(), "targets": HEAD["targets"].copy()}
+    rubbish["latents"][~MASK] = np.inf
+    rubbish["targets"][~MASK] = -100
+
+    def run(arrays):
+        return alignment_scores(**arrays)
+
+    got = backend.read(backend.call(run, backend.arrays(**rubbish, where=MASK)))
+    want = backend.read(backend.call(run, backend.arrays(**HEAD)))
+    assert np.isnan(got[~MASK]).all()
+    np.testing.assert_allclose(got[MASK], want[MASK], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["strict", "strict-no_x64", "torch-f32", "jax-x32-jit"])
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, BINARY])
+def test_unknown_class_numbers_are_nan_where_values_are_not_looked_at(name, options):
+    labels = HEAD["targets"].copy()
+    labels[0], labels[1] = C, -1
+    with open_case(CASE[name]) as backend:
+        arrays = backend.arrays(**{**HEAD, "targets": labels})
+        got = backend.read(backend.call(lambda a: alignment_scores(**a, **options), arrays))
+    assert np.isnan(got).tolist() == [i < 2 for i in range(N)]
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "int32"])
+def test_narrow_integers_may_number_many_classes(backend, dtype):
+    rng = np.random.default_rng(0)
+    logits, labels = rng.normal(size=(6, 300)), rng.integers(0, 100, 6)
+    arrays = backend.arrays(logits=logits, latent_norms=np.ones(6), weight_norm=np.asarray(1.0))
+    numbers = backend.array(labels)
+
+    def run(arrays):
+        return alignment_from_logits(**arrays)
+
+    narrow = backend.xp.astype(numbers, getattr(backend.xp, dtype))
+    got = backend.call(run, {**arrays, "targets": narrow})
+    want = backend.call(run, {**arrays, "targets": numbers})
+    np.testing.assert_array_equal(backend.read(got), backend.read(want))
+
+
+def test_extreme_magnitudes_neither_overflow_nor_vanish():
+    latents, weight = HEAD["latents"].astype("f4"), HEAD["weight"].astype("f4")
+    logits, want = latents @ weight.T, alignment_scores(**{**HEAD, "bias": None})
+    for scale in (1e-25, 1e25):
+        norms = [np.float32(scale), np.float32(1 / scale)]
+        got = alignment_from_logits(
+            logits=logits,
+            latent_norms=np.linalg.norm(latents, axis=1) * norms[0],
+            weight_norm=float(np.linalg.norm(weight)) / scale,
+            targets=HEAD["targets"],
+        )
+        np.testing.assert_allclose(got, want, rtol=1e-4)
+        got = gradient_alignment(latents * np.float32(scale), weight[0] * norms[1])
+        np.testing.assert_allclose(got, -oracles.cosine(latents, weight[0]), rtol=1e-4)
+
+
+@pytest.mark.parametrize("library", ["torch", "jax"])
+@pytest.mark.parametrize("kind", ["hard", "soft", "bce"])
+@pytest.mark.parametrize("where", ["latents", "weight", "saturated"])
+def test_gradients_are_finite_at_singular_points(library, kind, where):
+    options = BINARY if kind == "bce" else {}
+    targets = {"hard": HEAD["targets"], "soft": SOFT, "bce": LABELS}[kind]
+    latents = (HEAD["latents"] * (200 if where == "saturated" else 1)).astype("f4")
+    weight = (HEAD["weight"] * (where != "weight")).astype("f4")
+    latents[1] *= where != "latents"
+
+    def total(latents, weight, targets):
+        return alignment_scores(latents=latents, weight=weight, targets=targets, **options).sum()
+
+    if library == "torch":
+        torch = require("torch")
+        leaves = [torch.tensor(x, requires_grad=True) for x in (latents, weight)]
+        gradients = torch.autograd.grad(total(*leaves, torch.tensor(targets)), leaves)
+    else:
+        jax = require("jax")
+        gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(
+            latents, weight, jax.numpy.asarray(targets)
+        )
+    for gradient in gradients:
+        assert np.isfinite(np.asarray(gradient)).all()
+
+
+def test_vmap_gives_the_scores_of_each_batch():
+    jax = require("jax")
+    latents = np.stack([HEAD["latents"], HEAD["latents"][::-1]]).astype("f4")
+    labels = np.stack([HEAD["targets"], HEAD["targets"][::-1]]).astype("i4")
+    weight = jax.numpy.asarray(HEAD["weight"], dtype="float32")
+    got = jax.vmap(lambda z, t: alignment_scores(latents=z, weight=weight, targets=t))(
+        latents, labels
+    )
+    np.testing.assert_allclose(got[0], got[1][::-1], rtol=1e-5)
+    want = oracles.alignment(HEAD["latents"], HEAD["weight"], HEAD["targets"])
+    np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-6)
+
+
+def test_layout_in_memory_does_not_matter():
+    wide = np.random.default_rng(0).normal(size=(D, 2 * N))
+    head = {**HEAD, "latents": wide[:, ::2].T[::-1], "weight": np.asfortranarray(HEAD["weight"])}
+    copied = {**head, "latents": np.ascontiguousarray(head["latents"]), "weight": HEAD["weight"]}
+    np.testing.assert_allclose(alignment_scores(**head), alignment_scores(**copied), rtol=1e-12)
+
+
+def test_explicit_gradients_match_their_definition():
+    rng = np.random.default_rng(0)
+    gradients, weights = rng.normal(size=(20, 31)), rng.normal(size=31)
+    want = -oracles.cosine(gradients, weights)
+    np.testing.assert_allclose(gradient_alignment(gradients, weights), want, rtol=1e-12)
+    assert np.all(gradient_alignment(gradients * 0.0, weights) == 0.0)
+    assert np.all(gradient_alignment(gradients, weights * 0.0) == 0.0)
+    gradients[3, 0] = np.inf
+    broken = gradient_alignment(gradients, weights)
+    assert np.isnan(broken).tolist() == [i == 3 for i in range(20)]
+    weights[0] = np.nan
+    assert np.isnan(gradient_alignment(gradients, weights)).all()
+
+
+def test_parallel_gradients_score_exactly_one():
+    weights = np.random.default_rng(0).normal(size=1001).astype("f4")
+    scores = gradient_alignment(np.stack([-3 * weights, 7 * weights]), weights)
+    assert np.abs(scores).max() <= 1.0
+    np.testing.assert_allclose(scores, [1.0, -1.0], rtol=1e-6)
+
+
+def test_no_warning_escapes_numpy():
+    with np.errstate(all="raise"):
+        scores = alignment_scores(
+            latents=np.asarray([[np.inf, 0.0], [1e-300, 0.0]]),
+            weight=np.eye(2),
+            targets=np.asarray([0, 1]),
+        )
+    assert np.isnan(scores[0])
+    assert np.isfinite(scores[1])

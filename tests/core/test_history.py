@@ -1,0 +1,79 @@
+import math
+
+import numpy as np
+import pytest
+
+from gwa_core import EpochSummary, Summary, summarize, summarize_history
+
+
+def epoch(number, scores):
+    return EpochSummary.from_summary(summarize(np.asarray(scores)), epoch=number)
+
+
+def plain(**changes):
+    return EpochSummary(**{**dict.fromkeys(EpochSummary._fields, 1), **changes})
+
+
+def run(separation, memorised):
+    """Scores of 2000 samples of which a fifth is mislabelled, over three stages of a training."""
+    rng = np.random.default_rng(0)
+    wrong = np.arange(2000) % 5 == 0
+    stages = ((0.02, 0.0), (0.4, separation), (0.6, memorised))
+    return [
+        epoch(t, np.where(wrong, low, high) + 0.08 * rng.normal(size=2000))
+        for t, (high, low) in enumerate(stages)
+    ]
+
+
+def test_summary_of_arrays_becomes_plain_numbers():
+    summary = summarize(np.asarray([0.1, 0.2, 0.4, -0.3], "f4"))
+    got = EpochSummary.from_summary(summary, epoch=3, step=900, omitted=2)
+    assert got[:4] == (3, 900, 4, 2)
+    assert [type(value) for value in got] == [int] * 4 + [float] * 9
+    for name in Summary._fields[1:]:
+        assert getattr(got, name) == pytest.approx(float(getattr(summary, name)))
+    assert got.healthy == bool(summary.healthy)
+    assert EpochSummary.from_summary(summary, epoch=3).step == 3
+
+
+def test_health_is_the_sign_of_the_denominator():
+    assert plain(denominator=0.1).healthy
+    assert not plain(denominator=0.0).healthy
+    assert not plain(denominator=-0.1).healthy
+    assert not plain(denominator=math.nan).healthy
+
+
+def test_a_run_that_learns_its_wrong_labels_by_heart_is_memorising():
+    assert summarize_history(run(separation=-0.3, memorised=0.55)).memorising
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        run(separation=-0.3, memorised=-0.4),
+        run(separation=0.3, memorised=0.55),
+        run(separation=-0.3, memorised=0.55)[:2],
+        run(separation=-0.3, memorised=0.55)[::-1],
+    ],
+    ids=["stays apart", "was never apart", "stopped in time", "backwards"],
+)
+def test_other_runs_are_not(history):
+    assert not summarize_history(history).memorising
+
+
+def test_maxima_pass_over_what_means_nothing():
+    history = [
+        plain(gwa=0.2, mean=0.1),
+        plain(gwa=9.0, mean=0.3, denominator=-1.0),
+        plain(gwa=math.nan, mean=math.nan, denominator=math.nan, skewness=math.nan),
+        plain(gwa=0.4, mean=0.2),
+    ]
+    got = summarize_history(history)
+    assert (got.epochs, got.unhealthy, got.max_mean, got.max_gwa) == (4, 2, 0.3, 0.4)
+
+
+def test_a_run_without_a_healthy_epoch():
+    got = summarize_history([plain(denominator=-1.0, mean=math.nan, skewness=math.nan)])
+    assert (got.epochs, got.unhealthy, got.memorising) == (1, 1, False)
+    assert math.isnan(got.max_gwa)
+    assert math.isnan(got.max_mean)

@@ -1,0 +1,220 @@
+import json
+import math
+
+import numpy as np
+import pytest
+from backends import require
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gwa_core import (
+    DipThenMax,
+    EarlyStopper,
+    GradientDisparity,
+    GWATracker,
+    LabelWave,
+    MaxBimodality,
+    MaxGWA,
+    Patience,
+    Selection,
+    select_epoch,
+    select_step,
+)
+
+RULES = (
+    MaxGWA(),
+    MaxGWA(warmup=0, patience=2),
+    MaxGWA(warmup=2, patience=3, min_delta=0.3, smoothing=2),
+    MaxGWA(warmup=0.3, min_delta=0.5, relative=True),
+    MaxBimodality(patience=4),
+    DipThenMax(),
+    DipThenMax(warmup=0.1, patience=2, smoothing=2),
+    Patience(mode="min", patience=2),
+    LabelWave(),
+    LabelWave(window=1, patience=2),
+    GradientDisparity(),
+    GradientDisparity(criterion="five_consecutive"),
+)
+every_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
+CURVES = st.lists(
+    st.tuples(
+        st.one_of(
+            st.integers(-8, 8).map(lambda v: v / 4),
+            st.sampled_from([math.nan, math.inf, -math.inf]),
+        ),
+        st.sampled_from([True, True, True, False]),
+    ),
+    min_size=1,
+    max_size=24,
+)
+
+
+def live(rule, curve, total, stopper=None):
+    """Feed a curve as a training loop would."""
+    stopper = stopper or EarlyStopper(rule, total_steps=total)
+    for value, healthy in curve:
+        if stopper.update(value, healthy=healthy):
+            break
+    return stopper
+
+
+def seen(stopper):
+    return json.dumps(
+        [
+            stopper.best_step,
+            stopper.best_value,
+            stopper.reason,
+            stopper.should_stop,
+            stopper.wait_count,
+        ]
+    )
+
+
+@every_rule
+@given(curve=CURVES)
+def test_live_is_what_the_finished_history_says(rule, curve):
+    stopper = live(rule, curve, len(curve))
+    selection = select_step(
+        [value for value, _ in curve], rule, healthy=[healthy for _, healthy in curve]
+    )
+    assert json.dumps(selection) == json.dumps(
+        [stopper.best_step, stopper.best_value, stopper.reason]
+    )
+
+
+@every_rule
+@given(curve=CURVES, cut=st.integers(0, 24))
+def test_resumed_anywhere_it_goes_on_as_if_nothing_happened(rule, curve, cut):
+    whole = live(rule, curve, len(curve))
+    before = live(rule, curve[:cut], len(curve))
+    after = EarlyStopper(rule)
+    after.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    if not after.should_stop:
+        live(rule, curve[cut:], None, after)
+    assert seen(after) == seen(whole)
+
+
+@every_rule
+@given(curve=CURVES)
+def test_what_is_kept_is_usable_and_always_has_a_reason(rule, curve):
+    stopper = EarlyStopper(rule, total_steps=len(curve))
+    for value, healthy in curve:
+        stopped = stopper.update(value, healthy=healthy)
+        assert stopper.reason
+        step = stopper.best_step
+        if step is None:
+            assert math.isnan(stopper.best_value)
+        else:
+            assert math.isfinite(curve[step][0])
+            assert curve[step][1]
+            assert math.isfinite(stopper.best_value)
+        if stopped:
+            assert "stopped at step" in stopper.reason
+            break
+
+
+@every_rule
+@given(curve=CURVES)
+def test_values_after_the_stop_change_nothing(rule, curve):
+    stopper = live(rule, curve, len(curve))
+    before = seen(stopper)
+    if stopper.should_stop:
+        for value in (9e9, math.nan, -9e9):
+            assert stopper.update(value)
+        assert seen(stopper) == before
+
+
+@every_rule
+def test_steps_may_be_any_clock(rule):
+    values = np.random.default_rng(0).integers(-8, 8, 20) / 4
+    epochs = range(20)
+    plain = select_step(values, rule)
+    assert select_step(values, rule, steps=epochs, total_steps=20) == plain
+    if getattr(rule, "warmup", 0) != 2:  # a warm-up in steps follows the clock
+        scaled = select_step(values, rule, steps=[50 * t for t in epochs], total_steps=1000)
+        assert scaled.step == 50 * plain.step
+        assert scaled.value == plain.value
+
+
+@every_rule
+def test_a_state_of_another_rule_or_version_is_refused_and_changes_nothing(rule):
+    stopper = live(rule, [(0.5, True), (0.4, True), (0.2, True)], 10)
+    before, state = seen(stopper), stopper.state_dict()
+    other = MaxGWA(warmup=3) if rule != MaxGWA(warmup=3) else MaxGWA()
+    for wrong in ({**state, "version": 0}, {**state, "rule": repr(other)}, {}):
+        with pytest.raises(ValueError, match="`state` must be of version 1 and rule"):
+            stopper.load_state_dict(wrong)
+    assert seen(stopper) == before
+
+
+def test_state_shares_nothing_with_the_stopper():
+    stopper = live(MaxGWA(warmup=0, smoothing=3), [(0.5, True), (0.7, True)], None)
+    state = stopper.state_dict()
+    state["state"]["recent"].clear()
+    state["state"]["best_step"] = 77
+    assert stopper.best_step == 1
+    stopper.update(0.6)
+    assert stopper.best_value == pytest.approx(0.6)
+
+
+def test_steps_must_increase():
+    stopper = EarlyStopper(MaxGWA(warmup=0))
+    stopper.update(0.1, step=10)
+    for step in (10, 3, -1):
+        with pytest.raises(ValueError, match="`step` must be larger than the last one, 10, got"):
+            stopper.update(0.2, step=step)
+    assert not stopper.update(0.2)
+    assert stopper.best_step == 11
+
+
+def test_a_fractional_warm_up_needs_the_length_of_the_run():
+    stopper = EarlyStopper(MaxGWA())
+    with pytest.raises(
+        ValueError, match="`total_steps` must be given where `warmup` is a fraction"
+    ):
+        stopper.update(0.5)
+    assert EarlyStopper(MaxGWA(warmup=0.0)).update(0.5) is False
+
+
+def test_numbers_of_any_library_are_taken():
+    stopper = EarlyStopper(MaxGWA(warmup=0))
+    values = [np.float32(0.25), np.asarray(0.5), require("torch").tensor(0.75)]
+    for value in values:
+        stopper.update(value, healthy=np.bool_(True))
+    assert (stopper.best_step, stopper.best_value) == (2, 0.75)
+    assert isinstance(stopper.best_value, float)
+
+
+def test_a_history_of_summaries_live_and_finished():
+    rng = np.random.default_rng(0)
+    tracker, stopper = GWATracker(), EarlyStopper(MaxGWA(patience=3), total_steps=20)
+    for epoch in range(20):
+        tracker.update(rng.beta(2 + min(epoch, 6) - max(0, epoch - 6) / 4, 5, 500))
+        summary = tracker.end_epoch(step=1000 + epoch)
+        if stopper.update(summary.gwa, healthy=summary.healthy):
+            break
+    assert stopper.should_stop
+    selection = select_epoch(tracker.history, MaxGWA(patience=3), total_steps=20)
+    assert selection == (stopper.best_step, stopper.best_value, stopper.reason)
+    assert isinstance(selection, Selection)
+    # The position in the history, not the step of the caller's clock.
+    assert selection.step < 20
+
+
+def test_rows_may_be_mappings_and_health_is_read_from_the_denominator():
+    rows = [
+        {"gwa": 0.1, "denominator": 1.0},
+        {"gwa": 9.0, "denominator": -0.5},
+        {"gwa": 8.0, "denominator": math.nan},
+        {"gwa": 0.2, "denominator": 0.7},
+    ]
+    selection = select_epoch(rows, MaxGWA(warmup=0))
+    assert selection.step == 3
+    assert "2 unhealthy or non-finite left out" in selection.reason
+
+
+@pytest.mark.parametrize("step", range(5))
+def test_wait_count_is_the_steps_since_the_best(step):
+    stopper = live(MaxGWA(warmup=0), [(float(t == step), True) for t in range(5)], None)
+    assert stopper.best_step == step
+    assert stopper.wait_count == 4 - step

@@ -16,7 +16,7 @@ Criterion: TypeAlias = Literal["fifth_increase", "five_consecutive"]
 INCREASES = 5
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Patience(Extremum):
     """Keep the step of the best validation metric, and stop when it no longer improves.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 from gwa_core._lib.checks import check_positive_int
@@ -84,7 +84,7 @@ def wait(state: dict[str, Any], patience: int | None) -> None:
         state["stopped"] = f"no improvement in {patience} step{'s' * (patience > 1)}"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Extremum:
     """Options shared by the rules that keep the step of the best value."""
 
@@ -96,6 +96,14 @@ class Extremum:
 
     sign: ClassVar[int] = 1
     signal: ClassVar[str]
+
+    def __repr__(self) -> str:
+        changed = (
+            f"{option.name}={getattr(self, option.name)!r}"
+            for option in fields(self)
+            if getattr(self, option.name) != option.default
+        )
+        return f"{type(self).__name__}({', '.join(changed)})"
 
     def __post_init__(self) -> None:
         whole = isinstance(self.warmup, int) and not isinstance(self.warmup, bool)
@@ -132,7 +140,7 @@ class Extremum:
             wait(state, self.patience)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MaxGWA(Extremum):
     """Keep the step of the largest GWA after a warm-up: the paper's rule (Sec. 4.1).
 
@@ -173,7 +181,7 @@ class MaxGWA(Extremum):
     signal: ClassVar[str] = "gwa"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class MaxBimodality(Extremum):
     """Keep the step whose scores separate most: the largest of Sarle's coefficient.
 
@@ -217,7 +225,7 @@ class MaxBimodality(Extremum):
     signal: ClassVar[str] = "bimodality"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class DipThenMax(Extremum):
     """Wait for the first minimum of GWA, then keep its maximum: for fine-tuning (Sec. 4.4).
 

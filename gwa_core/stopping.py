@@ -147,11 +147,15 @@ class EarlyStopper:
             parts.append(f"stopped at step {self._last_step}: {self._state['stopped']}")
         return "; ".join(parts)
 
+    def _options(self) -> dict[str, Any]:
+        """Return the rule as plain values, its defaults included: they may change one day."""
+        return {"name": type(self.rule).__name__, **vars(self.rule)}
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain Python values, with a version."""
         return {
             "version": STATE_VERSION,
-            "rule": repr(self.rule),
+            "rule": self._options(),
             "total_steps": self.total_steps,
             "last_step": self._last_step,
             "skipped": self._skipped,
@@ -171,7 +175,7 @@ class EarlyStopper:
         ValueError
             If it is of another version or another rule; the stopper is unchanged then.
         """
-        if state.get("version") != STATE_VERSION or state.get("rule") != repr(self.rule):
+        if state.get("version") != STATE_VERSION or state.get("rule") != self._options():
             raise ValueError(
                 f"`state` must be of version {STATE_VERSION} and rule {self.rule!r}, got version "
                 f"{state.get('version')!r} and rule {state.get('rule')}; "

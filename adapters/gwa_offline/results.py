@@ -56,7 +56,7 @@ class Report:
     epochs : tuple of EpochRecord
         T records in order.
     rule : str
-        The stopping rule asked, as its repr: "MaxGWA(warmup=0.1)".
+        The stopping rule asked, as its repr: "MaxGWA()".
     selection : gwa_core.Selection
         The step to keep, its value and why.
     selected : int or None

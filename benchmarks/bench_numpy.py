@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from typing import Any
 
 import numpy as np
 
-from benchmarks.pairs import best_of, peak_rss, report, reset_peak
+from benchmarks.pairs import best_of, report
 from gwa_core import alignment_from_logits
 
 N, C = 50_000, 1_000
@@ -48,10 +49,10 @@ def main() -> None:
     times = best_of({"ours": ours, "paper": paper, "paper float32": paper_float32}, 7)
     memory = {}
     for name, function in {"ours": ours, "paper": paper}.items():
-        reset_peak()
-        before = peak_rss()
+        tracemalloc.start()
         function()
-        memory[name] = peak_rss() - before
+        memory[name] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
     report(
         "numpy",
         {

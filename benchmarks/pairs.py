@@ -37,11 +37,6 @@ def peak_rss() -> int:
     raise RuntimeError("no VmHWM in /proc/self/status")
 
 
-def reset_peak() -> None:
-    """Make the peak begin anew at the memory in use now."""
-    Path("/proc/self/clear_refs").write_text("5")
-
-
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
     return {

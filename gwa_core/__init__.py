@@ -11,7 +11,7 @@ from gwa_core.estimator import batch_gwa, exponential_window, glass_delta
 from gwa_core.history import EpochSummary, HistorySummary, summarize_history
 from gwa_core.moments import Moments
 from gwa_core.projection import JLSketch, jl_dimension, project
-from gwa_core.residual import residual
+from gwa_core.residual import residual, weighted_targets
 from gwa_core.rules import DipThenMax, MaxBimodality, MaxGWA, Rule
 from gwa_core.score import Summary, gwa_score, summarize
 from gwa_core.stopping import EarlyStopper, Selection, select_epoch, select_step
@@ -52,4 +52,5 @@ __all__ = [
     "select_step",
     "summarize",
     "summarize_history",
+    "weighted_targets",
 ]

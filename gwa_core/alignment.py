@@ -34,7 +34,7 @@ __all__ = ["alignment_from_logits", "alignment_scores", "gradient_alignment"]
 LOGIT_BLOCK_BYTES = 8 * 1024 * 1024
 
 # Where less than this share of the terms of a float32 sum remains, NumPy sums again in float64.
-CANCELLED = 1 / 128
+CANCELLED = 1 / 256
 
 
 def alignment_scores(
@@ -128,7 +128,7 @@ def alignment_scores(
     if sketch is not None:
         check_sketch(features, sketch.in_features)
     dtype = result_dtype(xp, latents, weight, logits)
-    weight = xp.astype(weight, dtype)
+    weight = xp.astype(weight, dtype, copy=False)
     bias = None if bias is None else xp.astype(bias, dtype)
     head = weight if sketch is None else project(weight, sketch)
     weight_norm = norm(xp, head, axis=None)
@@ -162,7 +162,8 @@ def alignment_scores(
         targets,
         logits,
         where,
-        row_bytes=4 * (classes + features),
+        # With logits given all that is left is blocked by itself.
+        row_bytes=4 * (classes + features) if logits is None else 1,
         block_bytes=LOGIT_BLOCK_BYTES,
     )
 
@@ -332,6 +333,7 @@ def _from_logits(
     """Score checked arrays; `product` is W z where that is not logits - bias (sketches)."""
     dtype = latent_norms.dtype
     targets, known = _indexable(xp, targets, logits.shape[1])
+    spare: list[Array] = []
 
     def rows(
         logit: Array, target: Array, activation: Array | None, dtype: Any = dtype
@@ -343,7 +345,7 @@ def _from_logits(
             activation = logit
         else:
             activation = logit - xp.astype(bias, dtype)
-        dot, length, terms = _products(xp, logit, activation, target, loss, label_smoothing)
+        dot, length, terms = _products(xp, logit, activation, target, loss, label_smoothing, spare)
         # Not "smaller than", so that nan is doubtful too.
         return divide_or_zero(xp, dot, length), ~(xp.abs(dot) >= CANCELLED * terms)
 

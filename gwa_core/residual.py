@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from gwa_core._lib.array import (
@@ -11,9 +12,10 @@ from gwa_core._lib.array import (
     is_host,
     map_rows,
     namespace,
+    quiet,
     result_dtype,
 )
-from gwa_core._lib.checks import Loss, check_loss, check_matrix
+from gwa_core._lib.checks import Loss, check_loss, check_matrix, check_vector
 from gwa_core._lib.numerics import (
     first_argmax,
     log_sigmoid,
@@ -24,7 +26,7 @@ from gwa_core._lib.numerics import (
     row_sum,
 )
 
-__all__ = ["residual"]
+__all__ = ["residual", "weighted_targets"]
 
 # Squares of float32 numbers outside 1/LIMIT..LIMIT come near the ends of its range.
 LIMIT = 1e17
@@ -121,28 +123,28 @@ def _products(
     targets: Array,
     loss: Loss,
     label_smoothing: float,
+    spare: list[Array],
 ) -> tuple[Array, Array, Array]:
     """Return c r·a, ‖c r‖ and the size of the terms in c r·a of each row, for some c > 0.
 
     `activations` a is (N, C), what the residual is multiplied with: logits less bias. The third
-    result tells how many digits of the first were lost by cancellation.
+    result tells how many digits of the first were lost by cancellation. `spare` is a list, empty
+    at first, in which a buffer goes from one block of rows to the next.
     """
     if loss == "cross_entropy" and targets.ndim == 1 and label_smoothing == 0.0:
         # Where rows can be computed again in float64, most need no shift against overflow.
-        short = is_host(logits) and logits.dtype == xp.float32
-        hard = _unshifted_products if short else _hard_products
-        return hard(xp, logits, activations, targets)
+        if is_host(logits) and logits.dtype == xp.float32:
+            return _unshifted_products(xp, logits, activations, targets, spare)
+        return _hard_products(xp, logits, activations, targets)
     direction, _ = _scaled_residual(xp, logits, targets, loss, label_smoothing)
     if loss == "cross_entropy":
         # The entries of r sum to zero, so any constant may leave a; the largest logit's own entry
         # then needs no product, and a common offset of the activations costs no digits.
         best = first_argmax(xp, logits)
         activations = activations - pick(xp, activations, best)
-    return (
-        xp.vecdot(direction, activations),
-        norm(xp, direction),
-        xp.vecdot(xp.abs(direction), xp.abs(activations)),
-    )
+    # The residual is a difference itself, so two more bits are at stake than in a plain sum.
+    terms = 4.0 * xp.vecdot(xp.abs(direction), xp.abs(activations))
+    return xp.vecdot(direction, activations), norm(xp, direction), terms
 
 
 def _others(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array, Array]:
@@ -178,17 +180,24 @@ def _hard_products(
 
 
 def _unshifted_products(
-    xp: Any, logits: Array, activations: Array, labels: Array
+    xp: Any, logits: Array, activations: Array, labels: Array, spare: list[Array]
 ) -> tuple[Array, Array, Array]:
     """`_hard_products` in half the passes, for NumPy; nan where the exponentials leave the range."""
-    weights = xp.exp(logits)
-    weights[xp.arange(labels.shape[0]), labels] = 0.0
+    rows = logits.shape[0]
+    if not spare or spare[0].shape[0] < rows:
+        # A new array for each block would go back to the system and be cleared by it each time.
+        spare[:] = [xp.empty_like(logits)]
+    weights = xp.exp(logits, out=spare[0][:rows])
+    weights[xp.arange(labels.shape[0]), labels] = 0.0  # on the host
     total = row_sum(xp, weights)
     total = xp.where((total > 1.0 / LIMIT) & (total < LIMIT), total, xp.nan)
     own = xp.squeeze(pick(xp, activations, labels), axis=1)
     dot = own - xp.vecdot(weights, activations) / total
-    length = xp.sqrt(1.0 + xp.vecdot(weights, weights) / (total * total))
-    return dot, length, xp.abs(own) + xp.vecdot(weights, xp.abs(activations)) / total
+    square = xp.vecdot(weights, weights)
+    length = xp.sqrt(1.0 + square / (total * total))
+    # Cauchy-Schwarz bounds the sum of the terms' sizes without an array of them.
+    terms = xp.sqrt(square) * xp.sqrt(xp.vecdot(activations, activations)) / total
+    return dot, length, xp.abs(own) + terms
 
 
 def _soft_targets(xp: Any, targets: Array, like: Array, smoothing: float, share: float) -> Array:
@@ -252,3 +261,64 @@ def _sigmoid_residual(xp: Any, logits: Array, soft: Array) -> tuple[Array, Array
         xp.where(soft < 1, hit - peak, low)
     )
     return direction, xp.exp(peak)
+
+
+def weighted_targets(
+    *, targets: Array, class_weights: Array, label_smoothing: float = 0.0
+) -> Array:
+    r"""Return the probabilities that stand for targets under a class-weighted cross-entropy.
+
+    .. math:: t'_{ic} = \frac{w_c t_{ic}}{\sum_k w_k t_{ik}}
+
+    The gradient of :math:`-\sum_c w_c t_c \log p_c` points where that of plain cross-entropy with
+    t' does, and its length does not matter for the alignment. For hard labels without smoothing
+    class weights change nothing.
+
+    Parameters
+    ----------
+    targets : array of shape (N,) or (N, C)
+        Class numbers in 0..C-1, or probabilities that sum to one in each row.
+    class_weights : array of shape (C,)
+        Positive weights of the classes.
+    label_smoothing : float
+        In [0, 1): the share of the target that is spread evenly, default 0; applied first.
+
+    Returns
+    -------
+    array of shape (N, C)
+        Rows sum to one; nan for a class number outside 0..C-1, and where the weights of all
+        labelled classes are zero, as such a sample has no part in the loss. Dtype of `class_weights`, at least
+        float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On shapes, dtypes and options that do not fit.
+
+    Notes
+    -----
+    Cost: O(NC). Runs under jit.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Algorithm 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_core import weighted_targets
+    >>> weighted_targets(targets=np.asarray([[0.5, 0.5]]), class_weights=np.asarray([3.0, 1.0]))
+    array([[0.75, 0.25]])
+    """
+    xp = namespace(targets=targets, class_weights=class_weights)
+    rows = targets.shape[0] if targets.ndim else 1
+    classes = math.prod(class_weights.shape)
+    check_vector(xp, "class_weights", class_weights, classes, letter="C")
+    check_loss(xp, targets, rows, classes, "cross_entropy", label_smoothing)
+    weights = xp.astype(class_weights, result_dtype(xp, class_weights))
+    labels, known = _indexable(xp, targets, classes)
+    like = xp.broadcast_to(weights[None, :], (rows, classes))
+    soft = like * _soft_targets(xp, labels, like, label_smoothing, 1.0 / classes)
+    with quiet(xp):
+        soft = soft / xp.sum(soft, axis=1, keepdims=True)
+    return soft if known is None else xp.where(known[:, None], soft, xp.nan)

@@ -138,6 +138,7 @@ ARRAY_FUNCTIONS = (
     "alignment_from_logits",
     "gradient_alignment",
     "residual",
+    "weighted_targets",
     "project",
     "Moments.from_batch",
     "Moments.merge",

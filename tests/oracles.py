@@ -41,6 +41,18 @@ def residual(logits, targets, *, loss="cross_entropy", label_smoothing=0.0):
     return soft_targets(targets, classes, loss=loss, label_smoothing=label_smoothing) - predicted
 
 
+def weighted_targets(targets, class_weights, *, label_smoothing=0.0):
+    """Targets times the weight of their class, scaled back to a sum of one."""
+    soft = soft_targets(targets, len(class_weights), label_smoothing=label_smoothing)
+    return np.array(
+        [
+            [w * t for w, t in zip(class_weights, row, strict=True)]
+            / sum(w * t for w, t in zip(class_weights, row, strict=True))
+            for row in soft
+        ]
+    )
+
+
 def alignment(
     latents,
     weight,
@@ -117,28 +129,25 @@ def exact_alignment(
         smoothing = mpmath.mpf(label_smoothing)
         share = mpmath.mpf(1) / classes if loss == "cross_entropy" else mpmath.mpf(1) / 2
         out = []
-        for i, row in enumerate(logits):
-            l = [mpmath.mpf(float(v)) for v in row]
+        for i, numbers in enumerate(logits):
+            row = [mpmath.mpf(float(v)) for v in numbers]
             if np.ndim(targets) == 1 and classes > 1:
                 t = [mpmath.mpf(int(j == targets[i])) for j in range(classes)]
             else:
                 t = [mpmath.mpf(float(v)) for v in np.reshape(targets[i], -1)]
             t = [(1 - smoothing) * v + smoothing * share for v in t]
             if loss == "cross_entropy":
-                e = [mpmath.exp(v) for v in l]
+                e = [mpmath.exp(v) for v in row]
                 total = mpmath.fsum(e)
                 rest = [mpmath.fsum(e[:j] + e[j + 1 :]) / total for j in range(classes)]
                 own = [v / total for v in e]
             else:
-                own = [1 / (1 + mpmath.exp(-v)) for v in l]
-                rest = [1 / (1 + mpmath.exp(v)) for v in l]
+                own = [1 / (1 + mpmath.exp(-v)) for v in row]
+                rest = [1 / (1 + mpmath.exp(v)) for v in row]
             # t - p = t (1 - p) - (1 - t) p, which cancels nothing for t = 0 and t = 1.
             r = [v * q - (1 - v) * p for v, p, q in zip(t, own, rest, strict=True)]
-            a = (
-                l
-                if bias is None
-                else [v - mpmath.mpf(float(b)) for v, b in zip(l, bias, strict=True)]
-            )
+            offset = [0.0] * classes if bias is None else bias
+            a = [v - mpmath.mpf(float(b)) for v, b in zip(row, offset, strict=True)]
             dot = mpmath.fsum(x * y for x, y in zip(r, a, strict=True))
             size = mpmath.sqrt(mpmath.fsum(x * x for x in r))
             size *= mpmath.mpf(float(latent_norms[i])) * mpmath.mpf(float(weight_norm))

@@ -124,6 +124,13 @@ def _head_scenarios() -> list[Scenario]:
         arrays = {"logits": HOOKED["logits"], "targets": targets}
         run, oracle = _keywords(g.residual, oracles.residual, **options)
         out.append(Scenario("residual", variant, arrays, run, oracle))
+    for variant, targets, options in (
+        ("hard", HEAD["targets"], {"label_smoothing": 0.2}),
+        ("soft", SOFT, {}),
+    ):
+        arrays = {"targets": targets, "class_weights": np.exp(HEAD["bias"])}
+        run, oracle = _keywords(g.weighted_targets, oracles.weighted_targets, **options)
+        out.append(Scenario("weighted_targets", variant, arrays, run, oracle))
     return out
 
 

@@ -29,8 +29,8 @@ __all__ = [
 Array: TypeAlias = Any
 """An array of any namespace that follows the array API standard."""
 
-# One MiB of float32 stays in the caches of one core together with its few temporaries, and is
-# long enough for the calls to cost little.
+# One MiB of float32 stays in the caches of one core together with a temporary, and is long
+# enough for the calls to cost little.
 BLOCK_BYTES = 1024 * 1024
 
 device_of = compat.device

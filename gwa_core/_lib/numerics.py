@@ -80,7 +80,7 @@ def replace_at(xp: Any, x: Array, labels: Array, value: float) -> Array:
     if is_host(x):
         # NumPy's where is the slowest pass of all; its own copy may be written to.
         out = x.copy()
-        out[xp.arange(x.shape[0]), labels] = value
+        out[xp.arange(x.shape[0]), labels] = value  # on the host
         return out
     return xp.where(one_hot_mask(xp, labels, x.shape[1]), constant(xp, value, x), x)
 
@@ -89,7 +89,7 @@ def row_sum(xp: Any, x: Array) -> Array:
     """Return the sum of each row of an (N, C) array."""
     if is_host(x):
         # BLAS sums several times faster, with as many partial sums.
-        return x @ xp.ones(x.shape[1], dtype=x.dtype)
+        return x @ xp.ones(x.shape[1], dtype=x.dtype)  # on the host
     return xp.sum(x, axis=1)
 
 

@@ -82,12 +82,23 @@ def test_float32_is_right_where_softmax_saturates(kind, options, with_bias, scal
 @pytest.mark.parametrize("scale", [10, 100])
 def test_float32_is_right_where_softmax_saturates_on_other_backends(case, scale):
     with open_case(case) as backend:
-        arrays = backend.arrays(**{k: v for k, v in make_saturated(scale, "hard", True).items()})
+        arrays = backend.arrays(**make_saturated(scale, "hard", True))
         seen = {name: backend.read(array) for name, array in arrays.items()}
         exact = np.array([float(v) for v in oracles.exact_alignment(**seen)])
         got = backend.read(backend.call(lambda a: alignment_from_logits(**a), arrays))
         assert np.all(got != 0)
         np.testing.assert_allclose(got, exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("offset", [-1e4, -100, -45, -38, 38, 45, 88, 100, 1e4])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_a_common_offset_of_float32_logits_costs_no_digits(offset, with_bias):
+    arrays = make_saturated(3, "hard", with_bias)
+    arrays["logits"] = arrays["logits"] + np.float32(offset)
+    if with_bias:
+        arrays["bias"] = arrays["bias"] + np.float32(offset)
+    exact = np.array([float(v) for v in oracles.exact_alignment(**arrays)])
+    np.testing.assert_allclose(alignment_from_logits(**arrays), exact, rtol=1e-4)
 
 
 def test_float32_keeps_its_digits_where_products_cancel():
@@ -360,11 +371,17 @@ def test_explicit_gradients_match_their_definition():
     assert np.isnan(gradient_alignment(gradients, weights)).all()
 
 
-def test_parallel_gradients_score_exactly_one():
-    weights = np.random.default_rng(0).normal(size=1001).astype("f4")
-    scores = gradient_alignment(np.stack([-3 * weights, 7 * weights]), weights)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_rounding_never_leaves_the_range_of_a_cosine(dtype):
+    rng = np.random.default_rng(0)
+    scores = []
+    for _ in range(300):
+        weights = rng.normal(size=5).astype(dtype)
+        scores += [*gradient_alignment(np.stack([-3 * weights, 7 * weights]), weights)]
+        head = {"latents": np.stack([weights * 1.7] * 2), "weight": np.stack([weights, -weights])}
+        scores += [*alignment_scores(**head, targets=np.asarray([0, 1]))]
     assert np.abs(scores).max() <= 1.0
-    np.testing.assert_allclose(scores, [1.0, -1.0], rtol=1e-6)
+    np.testing.assert_allclose(scores, np.tile([1.0, -1.0], 600), rtol=1e-5)
 
 
 def test_no_warning_escapes_numpy():

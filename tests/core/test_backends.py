@@ -2,11 +2,12 @@
 
 import copy
 
-import gwa_core
 import numpy as np
 import pytest
 from backends import CASES, FUNCTIONS, HOST_FUNCTIONS, PLAIN, capabilities, open_case, skip_reason
 from scenarios import SCENARIOS
+
+import gwa_core
 
 # Where each call compiles something, one scenario a function must do.
 FIRST = {scenario.function: scenario for scenario in reversed(SCENARIOS)}

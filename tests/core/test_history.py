@@ -54,8 +54,19 @@ def test_a_run_that_learns_its_wrong_labels_by_heart_is_memorising():
         run(separation=0.3, memorised=0.55),
         run(separation=-0.3, memorised=0.55)[:2],
         run(separation=-0.3, memorised=0.55)[::-1],
+        [plain(skewness=s, negative_fraction=f) for s, f in ((0, 0.1), (-0.9, 0.04), (0, 0.0))],
+        [plain(skewness=s, negative_fraction=f) for s, f in ((0, 0.4), (-0.9, 0.2), (-0.8, 0.01))],
+        [plain(skewness=s, negative_fraction=f) for s, f in ((0, 0.4), (-0.2, 0.2), (0.2, 0.0))],
     ],
-    ids=["stays apart", "was never apart", "stopped in time", "backwards"],
+    ids=[
+        "stays apart",
+        "was never apart",
+        "stopped in time",
+        "backwards",
+        "had hardly a negative score",
+        "is as skewed as before",
+        "was hardly skewed",
+    ],
 )
 def test_other_runs_are_not(history):
     assert not summarize_history(history).memorising

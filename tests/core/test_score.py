@@ -39,7 +39,7 @@ def test_a_hand_made_example():
     [
         (lambda rng: rng.normal(size=10**6), 1 / 3),
         (lambda rng: rng.uniform(size=10**6), 5 / 9),
-        (lambda rng: np.resize(TWO_POINTS, 10**4), 1.0),
+        (lambda rng: rng.choice([-0.3, 0.3], 10**6), 1.0),
     ],
     ids=["normal", "uniform", "two points"],
 )
@@ -77,6 +77,9 @@ def test_scores_without_a_spread_have_no_gwa_and_no_health(backend, x):
     assert float(backend.read(summary.count)) == finite.sum()
     mean = float(backend.read(summary.mean))
     assert np.isnan(mean) if not finite.any() else mean == pytest.approx(x[0], rel=1e-2)
+    for field in ("variance", "negative_fraction"):
+        value = float(backend.read(getattr(summary, field)))
+        assert value == 0.0 if finite.any() else np.isnan(value), field
 
 
 def test_moments_and_scores_give_the_same(backend):

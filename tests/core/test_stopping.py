@@ -153,8 +153,8 @@ def test_state_shares_nothing_with_the_stopper():
     state["state"]["recent"].clear()
     state["state"]["best_step"] = 77
     assert stopper.best_step == 1
-    stopper.update(0.6)
-    assert stopper.best_value == pytest.approx(0.6)
+    stopper.update(0.9)
+    assert stopper.best_value == pytest.approx(0.7)
 
 
 def test_steps_must_increase():

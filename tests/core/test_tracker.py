@@ -177,7 +177,7 @@ def test_old_scores_are_not_overwritten_by_the_next_epoch():
     tracker = GWATracker(3)
     kept = []
     for epoch in range(3):
-        tracker.update(np.full(3, 0.1 * epoch) + [0.0, 0.01, 0.02], ids=np.arange(3))
+        tracker.update(0.1 * epoch + np.asarray([0.0, 0.01, 0.02]), ids=np.arange(3))
         tracker.end_epoch()
         kept.append(tracker.scores)
     np.testing.assert_allclose(np.stack(kept)[:, 0], [0.0, 0.1, 0.2])
@@ -211,6 +211,30 @@ def test_merged_ranks_equal_one_process_in_spite_of_padding(ranks, backwards):
     assert fields(first.end_epoch()) == pytest.approx(fields(single.end_epoch()), rel=1e-12)
 
 
+def test_a_rank_resumed_in_the_middle_of_an_epoch_knows_its_batch():
+    one, other, single = GWATracker(9), GWATracker(9), GWATracker(9)
+    for step, (left, right) in enumerate([([0], [1]), ([2], [3]), ([8], [5]), ([7], [8])]):
+        if step == 3:
+            # Both ranks are killed and come back before their last step.
+            states = one.state_dict(), other.state_dict()
+            one, other = GWATracker(9), GWATracker(9)
+            one.load_state_dict(states[0])
+            other.load_state_dict(states[1])
+        one.update(np.asarray([0.1 * step]), ids=np.asarray(left))
+        other.update(np.asarray([0.1 * step]), ids=np.asarray(right))
+        single.update(np.full(2, 0.1 * step), ids=np.asarray(left + right))
+    other.merge(one)
+    np.testing.assert_array_equal(other.scores, single.scores)
+    # What comes after the merge is later than all that came before.
+    other.update(np.asarray([0.7]), ids=np.asarray([4]))
+    late = GWATracker(9)
+    for _ in range(5):
+        late.update(np.asarray([0.9]), ids=np.asarray([6]))
+    late.update(np.asarray([-0.9]), ids=np.asarray([4]))
+    other.merge(late)
+    assert other.scores[4] == 0.7
+
+
 def test_shares_are_dealt_as_torch_deals_them():
     data = require("torch.utils.data")
     for n, ranks in ((10, 3), (3, 8), (12, 4)):
@@ -226,8 +250,9 @@ def test_merged_streams_equal_one_stream():
     for i, batch in enumerate(np.split(SCORES, 10)):
         whole.update(batch)
         parts[i % 3].update(batch)
-    parts[0].update(np.asarray([np.nan]))
-    whole.update(np.asarray([np.nan]))
+    for part in parts[:2]:
+        part.update(np.asarray([np.nan]))
+        whole.update(np.asarray([np.nan]))
     parts[0].merge(parts[1])
     parts[0].merge(parts[2])
     np.testing.assert_array_equal(np.sort(parts[0].scores), np.sort(whole.scores))

@@ -10,11 +10,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gwa_core import EpochSummary
 from gwa_offline._checks import LOSSES, check_num_classes
 from gwa_offline._errors import FeaturesError, blame, reading
+from gwa_offline._formats import open_npy
 
 SCHEMA = 1
+SUFFIXES = ("npz", "safetensors", "npy")
 Record = tuple[EpochSummary, dict[str, float]]
 
 _COUNTS = ("epoch", "step", "count", "omitted")
@@ -205,3 +210,34 @@ def sync_folder(path: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
+
+
+def stem(epoch: int) -> str:
+    """Return the name of an epoch's files without their suffix."""
+    return f"{epoch:06d}"
+
+
+def drop_files(run: Path, condition: Callable[[int], bool]) -> None:
+    """Remove the scores and features of the epochs that meet the condition."""
+    for folder in ("scores", "features"):
+        for file in (run / folder).glob("[0-9]*"):
+            number, _, suffix = file.name.partition(".")
+            is_ours = number.isdecimal() and suffix.removesuffix(".tmp") in SUFFIXES
+            if is_ours and condition(int(number)):
+                file.unlink()
+
+
+def map_scores(run: Path, epoch: int, num_samples: int) -> NDArray[np.float32] | None:
+    """Map the scores of an epoch, or return None where the run kept none."""
+    file = run / "scores" / f"{stem(epoch)}.npy"
+    if not file.exists():
+        return None
+    with blame(file), reading():
+        array = open_npy(file)
+        if array.shape != (num_samples,) or array.stored != np.float32:
+            raise FeaturesError(
+                f"scores must be float32 of shape (N,) = ({num_samples},), "
+                f"got {array.stored} of shape {array.shape}"
+            )
+        offset = file.stat().st_size - 4 * num_samples
+        return np.memmap(file, np.float32, "r", offset, array.shape)

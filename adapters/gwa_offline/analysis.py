@@ -15,27 +15,22 @@ from gwa_core import (
     EpochSummary,
     MaxBimodality,
     MaxGWA,
-    Moments,
     Rule,
     alignment_scores,
     glass_delta,
-    informative_epochs,
-    label_quality,
     select_epoch,
     summarize,
     summarize_history,
 )
 from gwa_offline.readers import Block, Epoch, Features, Source, open_features
 from gwa_offline.results import EpochRecord, Report
+from gwa_offline.statistics import histograms_of, moments_of, per_class, quality_of
 
 __all__ = ["analyse"]
 
 # Rows read at once: enough for a fast matrix product, little memory for any D and C in use.
 BLOCK_ROWS = 4096
 BLOCKS_IN_FLIGHT = 2
-# Scores summarised at once; their moments take ten times their memory.
-CHUNK = 1 << 18
-BINS = 80
 
 
 def analyse(
@@ -110,8 +105,8 @@ def analyse(
         selection = selection._replace(step=records[selected].summary.epoch)
     shown = len(records) - 1 if selected is None else selected
     history = [record.summary for record in records]
-    edges, histograms = _histograms(scores)
-    class_gwa, class_mean = _per_class(scores, source.targets, source.num_classes)
+    edges, histograms = histograms_of(scores)
+    class_gwa, class_mean = per_class(scores, source.targets, source.num_classes)
     run = summarize_history(history)
     names = source.class_names or tuple(str(label) for label in range(source.num_classes))
     return Report(
@@ -128,7 +123,7 @@ def analyse(
         targets=source.targets,
         predictions=reader.predictions(source.epochs[shown]),
         scores=_or_nan(scores[shown], source.num_samples),
-        label_quality=_quality(scores, history, source.num_samples),
+        label_quality=quality_of(scores, history, source.num_samples),
         class_gwa=class_gwa,
         class_mean=class_mean,
         histogram_edges=edges,
@@ -160,7 +155,7 @@ class _Reader:
         summary = epoch.summary
         if values is not None and (summary is None or online is None):
             seen = int(np.isfinite(values).sum()) if features is None else features.num_samples
-            moments = _moments(values)
+            moments = moments_of(values)
             summary = EpochSummary.from_summary(
                 summarize(moments, beta=self.source.beta),
                 epoch=epoch.epoch,
@@ -170,7 +165,7 @@ class _Reader:
         assert summary is not None  # noqa: S101  (an epoch has a summary, scores or features)
         delta = None
         if online is not None and offline is not None:
-            delta = float(glass_delta(_moments(online), _moments(offline)))
+            delta = float(glass_delta(moments_of(online), moments_of(offline)))
         record = EpochRecord(
             summary=summary,
             source="offline" if online is None and offline is not None else "online",
@@ -237,79 +232,8 @@ def _logits(block: Any, features: Features) -> NDArray[Any]:
     return product
 
 
-def _moments(scores: NDArray[Any]) -> Moments:
-    """Return the moments of many scores without ten times their memory."""
-    total = Moments.empty(scores[:1])
-    for start in range(0, len(scores), CHUNK):
-        total = total.merge(Moments.from_batch(np.asarray(scores[start : start + CHUNK])))
-    return total
-
-
 def _or_nan(scores: NDArray[np.float32] | None, num_samples: int) -> NDArray[np.float32]:
     return np.full(num_samples, np.nan, np.float32) if scores is None else np.array(scores)
-
-
-def _quality(
-    scores: Sequence[NDArray[np.float32] | None], history: Sequence[EpochSummary], num_samples: int
-) -> NDArray[np.float64]:
-    """Return label quality over all epochs that have scores, in pieces of samples."""
-    known = [
-        (values, summary)
-        for values, summary in zip(scores, history, strict=True)
-        if values is not None
-    ]
-    quality = np.full(num_samples, np.nan)
-    if not known:
-        return quality
-    until = informative_epochs([summary for _, summary in known])
-    for start in range(0, num_samples, CHUNK):
-        piece = slice(start, start + CHUNK)
-        stack = np.stack([values[piece] for values, _ in known[:until]])
-        quality[piece] = label_quality(stack.astype(np.float64), until=until)
-    return quality
-
-
-def _histograms(
-    scores: Sequence[NDArray[np.float32] | None],
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the edges of B bins shared by all epochs and the (T, B) counts."""
-    known = [values for values in scores if values is not None]
-    finite = [values[np.isfinite(values)] for values in known]
-    filled = [values for values in finite if len(values)]
-    low = min((float(values.min()) for values in filled), default=-1.0)
-    high = max((float(values.max()) for values in filled), default=1.0)
-    margin = 0.5 * (high - low) / BINS or 1e-3
-    edges = np.linspace(max(-1.0, low - margin), min(1.0, high + margin), BINS + 1)
-    counts = np.zeros((len(scores), BINS), np.int64)
-    for row, values in zip(counts, scores, strict=True):
-        if values is not None:
-            row[:] = np.histogram(values[np.isfinite(values)], edges)[0]
-    return edges, counts
-
-
-def _per_class(
-    scores: Sequence[NDArray[np.float32] | None],
-    targets: NDArray[np.int64] | None,
-    num_classes: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return (T, C) GWA, nan where unhealthy, and (T, C) mean alignment of each class."""
-    gwa = np.full((len(scores), num_classes), np.nan)
-    mean = gwa.copy()
-    if targets is None:
-        return gwa, mean
-    order = np.argsort(targets, kind="stable")
-    starts = np.searchsorted(targets[order], np.arange(num_classes + 1))
-    for row, values in enumerate(scores):
-        if values is None:
-            continue
-        grouped = values[order]
-        for label in range(num_classes):
-            member = grouped[starts[label] : starts[label + 1]]
-            if len(member):
-                summary = summarize(Moments.from_batch(member))
-                mean[row, label] = summary.mean
-                gwa[row, label] = summary.gwa if summary.healthy else np.nan
-    return gwa, mean
 
 
 def _messages(

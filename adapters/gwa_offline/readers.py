@@ -26,8 +26,7 @@ _SUPPORTED = (
     f"supported are {', '.join(FORMATS)}, a folder of .npy files (latents.npy, weight.npy, "
     "targets.npy), a folder of such snapshots (epoch_3.npz, ...) and a run folder"
 )
-# More digits than any epoch has: a date with a time, or a hash.
-_MAX_DIGITS = 18
+_MAX_DIGITS = 18  # of an epoch; a date with a time, or a hash, has more
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,10 +69,8 @@ class Source:
     ----------
     name : str
         The last part of the path.
-    num_samples, num_classes : int
-        N and C.
-    class_names : tuple of str or None
-        C names.
+    num_samples, num_classes, class_names : int, int, tuple of str or None
+        N, C and the C names.
     beta : float
         The constant of Eq. 2.
     loss : {"cross_entropy", "binary_cross_entropy"}

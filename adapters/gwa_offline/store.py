@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -20,25 +20,16 @@ from gwa_core import EpochSummary
 from gwa_offline import _records
 from gwa_offline._arrays import read_all
 from gwa_offline._checks import check_features, check_run_labels, check_scores
-from gwa_offline._errors import FeaturesError, blame, reading
+from gwa_offline._errors import FeaturesError, blame
 from gwa_offline._formats import open_npy
 
 __all__ = ["FeaturesError", "RunFolder"]
-
-_SUFFIXES = ("npz", "safetensors", "npy")
 
 
 class RunFolder:
     """A training run on disk: one summary an epoch, with scores and features where saved.
 
     Made by `create` or `open`. One process writes at a time; any number may read.
-
-    Parameters
-    ----------
-    path : path
-        The folder.
-    header : mapping
-        The contents of ``run.json``.
 
     Attributes
     ----------
@@ -235,9 +226,9 @@ class RunFolder:
         saved = None if scores is None else check_scores(scores, self.num_samples)
         arrays = None if features is None else check_features(features, self)
 
-        stem = _stem(summary.epoch)
+        stem = _records.stem(summary.epoch)
         # What a killed run left of this epoch must not pass for a part of it.
-        self._drop_files(lambda epoch: epoch == summary.epoch)
+        _records.drop_files(self.path, lambda epoch: epoch == summary.epoch)
         if arrays is not None:
             _records.write_whole(
                 self.path / "features" / f"{stem}.npz",
@@ -270,7 +261,7 @@ class RunFolder:
             # The lines go first: an epoch without a line does not exist, whatever files are left.
             head = file.read_bytes()[: ends[kept - 1] if kept else 0]
             _records.write_whole(file, lambda stream: stream.write(head))
-        self._drop_files(lambda epoch: epoch >= first)
+        _records.drop_files(self.path, lambda epoch: epoch >= first)
         return self
 
     def epochs(self) -> list[_records.Record]:
@@ -298,60 +289,23 @@ class RunFolder:
         return done
 
     def scores(self, epoch: int) -> NDArray[np.float32] | None:
-        """Map the scores of an epoch.
-
-        Parameters
-        ----------
-        epoch : int
-            One of `epochs`.
-
-        Returns
-        -------
-        memory-mapped array of shape (N,) or None
-            By sample id; None where the run kept no scores.
+        """Map the scores of an epoch, (N,) by sample id; None where the run kept none.
 
         Raises
         ------
         FeaturesError
             Where the file is damaged.
         """
-        file = self.path / "scores" / f"{_stem(epoch)}.npy"
-        if not file.exists():
-            return None
-        with blame(file), reading():
-            array = open_npy(file)
-            if array.shape != (self.num_samples,) or array.stored != np.float32:
-                raise FeaturesError(
-                    f"scores must be float32 of shape (N,) = ({self.num_samples},), "
-                    f"got {array.stored} of shape {array.shape}"
-                )
-            offset = file.stat().st_size - 4 * self.num_samples
-            return np.memmap(file, np.float32, "r", offset, array.shape)
+        return _records.map_scores(self.path, epoch, self.num_samples)
 
     def features_path(self, epoch: int) -> Path | None:
-        """Find the features of an epoch.
-
-        Parameters
-        ----------
-        epoch : int
-            One of `epochs`.
-
-        Returns
-        -------
-        Path or None
-            None where the run kept no features.
-        """
-        names = (f"{_stem(epoch)}.{suffix}" for suffix in ("npz", "safetensors"))
+        """Find the features of an epoch; None where the run kept none."""
+        names = (f"{_records.stem(epoch)}.{suffix}" for suffix in ("npz", "safetensors"))
         files = (self.path / "features" / name for name in names)
         return next((file for file in files if file.exists()), None)
 
     def targets(self) -> NDArray[np.int64] | None:
-        """Read the given labels.
-
-        Returns
-        -------
-        array of shape (N,) or None
-            By sample id; None where the run kept none.
+        """Read the given labels, (N,) by sample id; None where the run kept none.
 
         Raises
         ------
@@ -363,15 +317,3 @@ class RunFolder:
             return None
         with blame(file):
             return check_run_labels(read_all(open_npy(file)), self)
-
-    def _drop_files(self, condition: Callable[[int], bool]) -> None:
-        for folder in ("scores", "features"):
-            for file in (self.path / folder).glob("[0-9]*"):
-                stem, _, suffix = file.name.partition(".")
-                is_ours = stem.isdecimal() and suffix.removesuffix(".tmp") in _SUFFIXES
-                if is_ours and condition(int(stem)):
-                    file.unlink()
-
-
-def _stem(epoch: int) -> str:
-    return f"{epoch:06d}"

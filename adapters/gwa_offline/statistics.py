@@ -1,0 +1,88 @@
+"""Numbers of many scores at once: the core's functions over epochs, classes and pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_core import EpochSummary, Moments, informative_epochs, label_quality, summarize
+
+__all__ = ["histograms_of", "moments_of", "per_class", "quality_of"]
+
+# Scores summarised at once; their moments take ten times their memory.
+CHUNK = 1 << 18
+BINS = 80
+
+
+def moments_of(scores: NDArray[Any]) -> Moments:
+    """Return the moments of many scores without ten times their memory."""
+    total = Moments.empty(scores[:1])
+    for start in range(0, len(scores), CHUNK):
+        total = total.merge(Moments.from_batch(np.asarray(scores[start : start + CHUNK])))
+    return total
+
+
+def quality_of(
+    scores: Sequence[NDArray[np.float32] | None], history: Sequence[EpochSummary], num_samples: int
+) -> NDArray[np.float64]:
+    """Return label quality over all epochs that have scores, in pieces of samples."""
+    known = [
+        (values, summary)
+        for values, summary in zip(scores, history, strict=True)
+        if values is not None
+    ]
+    quality = np.full(num_samples, np.nan)
+    if not known:
+        return quality
+    until = informative_epochs([summary for _, summary in known])
+    for start in range(0, num_samples, CHUNK):
+        piece = slice(start, start + CHUNK)
+        stack = np.stack([values[piece] for values, _ in known[:until]])
+        quality[piece] = label_quality(stack.astype(np.float64), until=until)
+    return quality
+
+
+def histograms_of(
+    scores: Sequence[NDArray[np.float32] | None],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the edges of B bins shared by all epochs and the (T, B) counts."""
+    known = [values for values in scores if values is not None]
+    finite = [values[np.isfinite(values)] for values in known]
+    filled = [values for values in finite if len(values)]
+    low = min((float(values.min()) for values in filled), default=-1.0)
+    high = max((float(values.max()) for values in filled), default=1.0)
+    margin = 0.5 * (high - low) / BINS or 1e-3
+    edges = np.linspace(max(-1.0, low - margin), min(1.0, high + margin), BINS + 1)
+    counts = np.zeros((len(scores), BINS), np.int64)
+    for row, values in zip(counts, scores, strict=True):
+        if values is not None:
+            row[:] = np.histogram(values[np.isfinite(values)], edges)[0]
+    return edges, counts
+
+
+def per_class(
+    scores: Sequence[NDArray[np.float32] | None],
+    targets: NDArray[np.int64] | None,
+    num_classes: int,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return (T, C) GWA, nan where unhealthy, and (T, C) mean alignment of each class."""
+    gwa = np.full((len(scores), num_classes), np.nan)
+    mean = gwa.copy()
+    if targets is None:
+        return gwa, mean
+    order = np.argsort(targets, kind="stable")
+    starts = np.searchsorted(targets[order], np.arange(num_classes + 1))
+    for row, values in enumerate(scores):
+        if values is None:
+            continue
+        grouped = values[order]
+        for label in range(num_classes):
+            member = grouped[starts[label] : starts[label + 1]]
+            if len(member):
+                summary = summarize(Moments.from_batch(member))
+                mean[row, label] = summary.mean
+                gwa[row, label] = summary.gwa if summary.healthy else np.nan
+    return gwa, mean

@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from gwa_core._lib.array import Array, is_host, namespace, to_numpy
+from gwa_core._lib.array import Array, is_host, namespace, owned, to_numpy
 from gwa_core._lib.checks import check_choice, check_positive_int, check_where
+from gwa_core._lib.slots import Slots
 from gwa_core.history import EpochSummary
 from gwa_core.moments import Moments
 from gwa_core.score import BETA, summarize
@@ -39,11 +40,6 @@ class GWATracker:
     keep_scores : bool
         Keep the scores of the epoch (default); False keeps moments only, for endless streams.
 
-    Attributes
-    ----------
-    history : list of EpochSummary
-        Ended epochs in order.
-
     Raises
     ------
     ValueError
@@ -51,9 +47,8 @@ class GWATracker:
 
     Notes
     -----
-    Scores may come from any namespace and device. They wait there and are fetched about once in
-    65,536 scores, so `update` does not wait for the device. Memory: O(N) with ids or kept scores,
-    else O(1).
+    Scores of any namespace wait on their device and are fetched about once in 65,536, so `update`
+    does not wait. Memory: O(N) with ids or kept scores, else O(1).
 
     References
     ----------
@@ -88,6 +83,7 @@ class GWATracker:
         self.beta = beta
         self.nan_policy = nan_policy
         self.keep_scores = keep_scores
+        #: Ended epochs in order.
         self.history: list[EpochSummary] = []
         self._reset()
 
@@ -100,9 +96,7 @@ class GWATracker:
         self._omitted = 0
         self._moments = Moments.empty(np.zeros(()))
         self._stream: list[np.ndarray[Any, Any]] = []
-        # By id: the score, and the number of the batch that brought it (-1: not seen).
-        self._scores: np.ndarray[Any, Any] | None = None
-        self._seen_in: np.ndarray[Any, np.dtype[np.int64]] | None = None
+        self._slots: Slots | None = None
 
     def update(
         self, scores: Array, *, ids: Array | None = None, where: Array | None = None
@@ -122,8 +116,8 @@ class GWATracker:
         Raises
         ------
         ValueError
-            On shapes or ids that do not fit; the batch is left out and nothing else is lost. Ids
-            on an accelerator are checked when they are fetched.
+            On shapes or ids that do not fit, those on an accelerator when they are fetched; only
+            the batch is lost.
         """
         xp = namespace(scores=scores)
         if scores.ndim != 1:
@@ -143,7 +137,7 @@ class GWATracker:
         if xp.isdtype(scores.dtype, ("bool", "complex floating")):
             raise TypeError(f"`scores` must be floating point, got {scores.dtype}")
         self._by_id = ids is not None
-        self._pending.append((_own(scores), _own(ids), _own(where)))
+        self._pending.append((owned(scores), owned(ids), owned(where)))
         self._pending_size += scores.shape[0]
         if self._pending_size >= PENDING_SCORES:
             self._flush()
@@ -159,16 +153,7 @@ class GWATracker:
         if tuple(ids.shape) != (rows,):
             raise ValueError(f"`ids` must be (N,) = ({rows},), got shape {tuple(ids.shape)}")
         if is_host(ids):
-            self._check_id_values(ids)
-
-    def _check_id_values(self, ids: np.ndarray[Any, Any]) -> None:
-        if ids.dtype.kind not in "iu":
-            raise ValueError(f"`ids` must be integers, got {ids.dtype}")
-        if ids.size and (ids.min() < 0 or ids.max() >= (self.num_samples or 0)):
-            raise ValueError(
-                f"`ids` must be in 0..{(self.num_samples or 0) - 1}, got {ids.min()}..{ids.max()}; "
-                "ids number the whole training set, not the batch"
-            )
+            Slots.check_ids(ids, self.num_samples)
 
     def _flush(self) -> None:
         """Fetch the waiting batches and fold them in."""
@@ -187,9 +172,10 @@ class GWATracker:
             if ids is None:
                 self._add_stream(values[keep])
             else:
-                numbers = to_numpy(ids)
-                self._check_id_values(numbers)
-                self._add_by_id(values[keep], numbers[keep])
+                numbers, size = to_numpy(ids), self.num_samples or 0
+                Slots.check_ids(numbers, size)
+                self._slots = self._slots or Slots(size, values.dtype)
+                self._slots.add(values[keep], numbers[keep], self._batches)
             self._batches += 1
 
     def _add_stream(self, values: np.ndarray[Any, Any]) -> None:
@@ -198,21 +184,6 @@ class GWATracker:
             self._moments = self._moments.merge(Moments.from_batch(values))
         if self.keep_scores:
             self._stream.append(values)
-
-    def _add_by_id(self, values: np.ndarray[Any, Any], ids: np.ndarray[Any, Any]) -> None:
-        scores, seen_in = self._slots(values.dtype)
-        new = seen_in[ids] < 0
-        # Written backwards, so that the first of several equal ids in a batch stays.
-        ids, values = ids[new][::-1], values[new][::-1]
-        scores[ids] = values
-        seen_in[ids] = self._batches
-
-    def _slots(self, dtype: Any) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-        if self._scores is None or self._seen_in is None:
-            assert self.num_samples is not None  # noqa: S101  (ids are refused without it)
-            self._scores = np.full(self.num_samples, np.nan, dtype)
-            self._seen_in = np.full(self.num_samples, -1, np.int64)
-        return self._scores, self._seen_in
 
     @property
     def scores(self) -> np.ndarray[Any, Any] | None:
@@ -223,7 +194,7 @@ class GWATracker:
         """
         self._flush()
         if self._by_id:
-            return self._scores
+            return None if self._slots is None else self._slots.scores
         return np.concatenate(self._stream) if self._stream else None
 
     def end_epoch(self, step: int | None = None) -> EpochSummary:
@@ -246,9 +217,9 @@ class GWATracker:
         """
         self._flush()
         moments, omitted = self._moments, self._omitted
-        if self._by_id and self._scores is not None and self._seen_in is not None:
-            moments = Moments.from_batch(self._scores)
-            omitted = int((self._seen_in >= 0).sum()) - int(moments.count)
+        if self._slots is not None:
+            moments = Moments.from_batch(self._slots.scores)
+            omitted = int((self._slots.seen_in >= 0).sum()) - int(moments.count)
         if self._ended or (int(moments.count) == 0 and omitted == 0):
             raise ValueError(
                 "an epoch must have scores, got none since the last `end_epoch`; "
@@ -278,11 +249,9 @@ class GWATracker:
         ValueError
             If the trackers do not belong together.
         """
-        if (self.num_samples, self.beta) != (other.num_samples, other.beta):
-            raise ValueError(
-                "trackers must agree in `num_samples` and `beta`, got "
-                f"{(self.num_samples, self.beta)} and {(other.num_samples, other.beta)}"
-            )
+        ours, theirs = (self.num_samples, self.beta), (other.num_samples, other.beta)
+        if ours != theirs:
+            raise ValueError(f"`other` must agree in num_samples, beta: {ours}, got {theirs}")
         other._flush()
         if other._by_id is None or other._ended:
             return
@@ -299,11 +268,9 @@ class GWATracker:
         self._omitted += other._omitted
         self._moments = self._moments.merge(other._moments)
         self._stream = [*self._stream, *other._stream]
-        if other._scores is not None and other._seen_in is not None:
-            scores, seen_in = self._slots(other._scores.dtype)
-            take = (other._seen_in >= 0) & ((seen_in < 0) | (other._seen_in < seen_in))
-            scores[take] = other._scores[take]
-            seen_in[take] = other._seen_in[take]
+        if other._slots is not None:
+            self._slots = self._slots or Slots(len(other._slots.scores), other._slots.scores.dtype)
+            self._slots.merge(other._slots)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain NumPy and Python values, with a version."""
@@ -319,8 +286,7 @@ class GWATracker:
             "omitted": self._omitted,
             "moments": [np.array(field) for field in self._moments],
             "stream": np.concatenate(self._stream) if self._stream else None,
-            "scores": None if self._scores is None else self._scores.copy(),
-            "seen_in": None if self._seen_in is None else self._seen_in.copy(),
+            "by_sample": None if self._slots is None else self._slots.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -336,15 +302,11 @@ class GWATracker:
         ValueError
             If it is of another version or of another training set; the tracker is unchanged then.
         """
-        if state.get("version") != STATE_VERSION:
+        found = state.get("version"), state.get("num_samples")
+        if found != (STATE_VERSION, self.num_samples):
             raise ValueError(
-                f"`state` must be of version {STATE_VERSION}, got {state.get('version')!r}; "
-                "it was written by another version of gwa-core"
-            )
-        if state["num_samples"] != self.num_samples:
-            raise ValueError(
-                f"`state` must be of {self.num_samples} samples, got {state['num_samples']}; "
-                "it belongs to another training set"
+                f"`state` must be of version {STATE_VERSION} and {self.num_samples} samples, got "
+                f"{found[0]!r} and {found[1]!r}; it is of another gwa-core or another training set"
             )
         self._reset()
         self.beta = state["beta"]
@@ -355,10 +317,5 @@ class GWATracker:
         self._omitted = state["omitted"]
         self._moments = Moments(*(np.array(field) for field in state["moments"]))
         self._stream = [] if state["stream"] is None else [np.array(state["stream"])]
-        self._scores = None if state["scores"] is None else np.array(state["scores"])
-        self._seen_in = None if state["seen_in"] is None else np.array(state["seen_in"])
-
-
-def _own(x: Array | None) -> Array | None:
-    """Copy what waits on the host: a loop may write its next batch into the same buffer."""
-    return x.copy() if x is not None and is_host(x) else x
+        held = state["by_sample"]
+        self._slots = None if held is None else Slots.from_state(held)

@@ -19,6 +19,7 @@ __all__ = [
     "is_host",
     "map_rows",
     "namespace",
+    "owned",
     "quiet",
     "recompute_rows",
     "result_dtype",
@@ -181,6 +182,11 @@ def recompute_rows(
             picked = (None if x is None else x[block] for x in arrays)
             value[block] = function(*picked, dtype=xp.float64)[0]
     return value
+
+
+def owned(x: Array | None) -> Array | None:
+    """Copy what lies on the host: a loop may write its next batch into the same buffer."""
+    return x.copy() if x is not None and is_host(x) else x
 
 
 def to_numpy(x: Array) -> np.ndarray[Any, Any]:

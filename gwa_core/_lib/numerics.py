@@ -9,6 +9,7 @@ from gwa_core._lib.array import Array, constant, device_of, index_dtype, is_host
 
 __all__ = [
     "blocked_sum",
+    "bounded_score",
     "divide_or_zero",
     "first_argmax",
     "log_sigmoid",
@@ -112,3 +113,9 @@ def blocked_sum(xp: Any, x: Array) -> Array:
     if depth * width == rows:
         return total
     return total + xp.sum(x[depth * width :, ...], axis=0)
+
+
+def bounded_score(xp: Any, score: Array, ingredients: Array) -> Array:
+    """Clip rounding beyond ±1, and answer nan where an ingredient is not finite."""
+    score = xp.clip(score, -1.0, 1.0)
+    return xp.where(xp.isfinite(ingredients), score, xp.nan)

@@ -327,7 +327,7 @@ def test_state_is_plain_and_shares_nothing_with_the_tracker():
         return value is None or type(value) in (bool, int, float, str, np.ndarray)
 
     assert plain(state)
-    state["scores"][:] = 0
+    state["by_sample"]["scores"][:] = 0
     state["moments"][0][...] = 0
     assert tracker.end_epoch().count == 200
     np.testing.assert_array_equal(tracker.scores, SCORES)

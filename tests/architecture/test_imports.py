@@ -1,0 +1,94 @@
+"""The law: gwa_core computes, adapters connect; imports point one way."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from source import ADAPTERS, CORE, ROOT, imports, name_of, parse, python_files
+
+FOREIGN = ("torch", "jax", "sklearn", "scipy", "matplotlib", "pandas", "plotly")
+CORE_FILES = python_files(CORE)
+ADAPTER_FILES = python_files(ADAPTERS)
+DOOR = CORE / "_lib" / "array.py"
+
+
+def loaded(code: str, *paths: Path) -> set[str]:
+    """Which of the foreign packages a fresh process has imported after running the code."""
+    lines = [
+        "import sys",
+        f"sys.path[:0] = {[str(path) for path in (*paths, ROOT, ADAPTERS)]!r}",
+        code,
+        f"print(*(name for name in {FOREIGN!r} if name in sys.modules))",
+    ]
+    command = [sys.executable, "-c", "\n".join(lines)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
+def tops(path: Path) -> set[str]:
+    return {name.partition(".")[0] for name, _ in imports(parse(path))}
+
+
+def test_the_core_pulls_no_framework_in():
+    assert loaded("import gwa_core") == set()
+
+
+def test_the_check_can_fail(tmp_path):
+    for name in ("torch", "pandas"):
+        (tmp_path / f"{name}.py").write_text("")
+    (tmp_path / "careless.py").write_text("def f():\n    import pandas\n")
+    code = "import gwa_core, torch, careless\ncareless.f()"
+    assert loaded(code, tmp_path) == {"torch", "pandas"}
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
+def test_a_core_file_imports_numpy_and_the_core_alone(path):
+    allowed = {"numpy", "gwa_core"} | ({"array_api_compat"} if path == DOOR else set())
+    assert tops(path) <= allowed | sys.stdlib_module_names
+
+
+def test_there_is_one_door_to_the_array_libraries():
+    users = [path for path in CORE_FILES + ADAPTER_FILES if "array_api_compat" in tops(path)]
+    assert users == [DOOR]
+
+
+@pytest.mark.parametrize("path", python_files(CORE / "_lib"), ids=name_of)
+def test_plumbing_does_not_know_the_house(path):
+    used = {name for name, _ in imports(parse(path)) if name.partition(".")[0] == "gwa_core"}
+    assert all(name.startswith("gwa_core._lib") for name in used)
+
+
+@pytest.mark.parametrize("path", ADAPTER_FILES, ids=name_of)
+def test_an_adapter_knows_the_core_and_itself(path):
+    own = path.relative_to(ADAPTERS).parts[0]
+    for name, line in imports(parse(path)):
+        top = name.partition(".")[0]
+        if top.startswith("gwa_") and top not in ("gwa_core", own):
+            # Anyone may write a run folder; its module needs NumPy alone.
+            assert name.startswith("gwa_offline.store"), f"{name_of(path)}:{line} imports {name}"
+        if top == "gwa_core":
+            private = "._" in name and name != "gwa_core.__version__"
+            assert not private, f"{name_of(path)}:{line} imports {name}"
+
+
+def test_the_run_folder_needs_no_framework():
+    assert loaded("import gwa_offline.store") == set()
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
+def test_the_core_neither_prints_nor_logs_nor_warns(path):
+    assert not tops(path) & {"logging", "warnings", "os", "pathlib", "io", "random"}
+    calls = [node.func for node in ast.walk(parse(path)) if isinstance(node, ast.Call)]
+    names = {call.id for call in calls if isinstance(call, ast.Name)}
+    assert not names & {"print", "open", "input", "exec", "eval"}
+
+
+@pytest.mark.parametrize("path", CORE_FILES, ids=name_of)
+def test_no_random_number_without_a_seed(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith(".random"):
+            assert node.attr == "Philox", f"{name_of(path)}:{node.lineno}"
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".Philox"):
+            assert len(node.args) == 1, f"{name_of(path)}:{node.lineno} has no seed"

@@ -317,5 +317,4 @@ class GWATracker:
         self._omitted = state["omitted"]
         self._moments = Moments(*(np.array(field) for field in state["moments"]))
         self._stream = [] if state["stream"] is None else [np.array(state["stream"])]
-        held = state["by_sample"]
-        self._slots = None if held is None else Slots.from_state(held)
+        self._slots = Slots.from_state(state["by_sample"]) if state["by_sample"] else None

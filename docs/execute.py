@@ -1,0 +1,118 @@
+"""Run the code of the pages: `python docs/execute.py` writes the outputs shown there anew.
+
+Python blocks of a page share one namespace and one empty folder, in order; a block that imports
+PyTorch or JAX stands alone. Lines of bash blocks that call `gwa` are run, as on a terminal of 100
+columns. A block of `text` right after is the output. The tests run the pages in the same way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACES = [str(ROOT), str(ROOT / "adapters")]
+TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+TERMINAL = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
+
+FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMAND = re.compile(r"(?:^|/)gwa (.*)$", re.MULTILINE)
+FRAMEWORK = re.compile(r"^import (torch|jax)\b", re.MULTILINE)
+
+
+class Block(NamedTuple):
+    """Code of a page, and the place of the output below it, if one is shown."""
+
+    kind: str
+    code: str
+    shown: str | None
+    span: tuple[int, int]
+
+    @property
+    def commands(self) -> list[str]:
+        """The arguments of its calls of `gwa`."""
+        return COMMAND.findall(self.code) if self.kind == "bash" else []
+
+    @property
+    def framework(self) -> str | None:
+        """The framework that it cannot do without."""
+        found = FRAMEWORK.search(self.code) if self.kind == "python" else None
+        return None if found is None else found[1]
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is anything to run."""
+        return self.kind == "python" or bool(self.commands)
+
+
+def blocks(path: Path) -> list[Block]:
+    """Return the blocks of a page that are run."""
+    found = list(FENCE.finditer(path.read_text(encoding="utf-8")))
+    out = []
+    for fence, after in zip(found, [*found, None][1:], strict=True):
+        has_output = after is not None and after[1] == "text"
+        shown = after[2] if has_output else None
+        span = after.span(2) if has_output else (0, 0)
+        out.append(Block(fence[1], fence[2], shown, span))
+    return [block for block in out if block.runs]
+
+
+def run(block: Block, namespace: dict[str, Any], places: list[str] = PLACES) -> str:
+    """Run a block in the current folder and return what it prints."""
+    if block.kind == "python":
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            exec(compile(block.code, "<documentation>", "exec"), namespace)  # noqa: S102
+        return out.getvalue()
+    # What a quiet command prints is not shown.
+    return "".join(text for line, text in _gwa(block, places) if "--quiet" not in line)
+
+
+def _gwa(block: Block, places: list[str]) -> Iterator[tuple[str, str]]:
+    for line in block.commands:
+        done = subprocess.run(  # noqa: S603
+            [sys.executable, "-m", "gwa_offline", *shlex.split(line)],
+            env={**os.environ, **TERMINAL, "PYTHONPATH": os.pathsep.join(places)},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"gwa {line}: {done.stderr}")
+        yield line, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout)
+
+
+def rewrite(path: Path) -> None:
+    """Put the real outputs into a page."""
+    text, namespace = path.read_text(encoding="utf-8"), {}
+    pieces, end = [], 0
+    for block in blocks(path):
+        got = run(block, {} if block.framework else namespace)
+        if block.shown is not None:
+            lines = [line.rstrip() for line in got.strip("\n").splitlines()]
+            pieces += [text[end : block.span[0]], "\n".join(lines), "\n"]
+            end = block.span[1]
+    path.write_text("".join([*pieces, text[end:]]), encoding="utf-8")
+
+
+def main() -> None:
+    """Rewrite the pages given, or all."""
+    sys.path[:0] = PLACES
+    for path in [Path(name).resolve() for name in sys.argv[1:]] or TEXTS:
+        if any(block.shown is not None for block in blocks(path)):
+            with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+                rewrite(path)
+            print(f"ran {path.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Draw the pictures of the documentation: `python docs/figures.py`.
+
+They show the demonstration of seed 0, and one sweep that needs no data.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
+
+from gwa_core import MaxBimodality, MaxGWA, alignment_scores, select_epoch  # noqa: E402
+from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE  # noqa: E402
+from gwa_offline.demo import NOISE, DemoResult, run_demo  # noqa: E402
+from gwa_offline.displays import DistributionDisplay  # noqa: E402
+
+IMAGES = ROOT / "docs" / "images"
+
+
+def wrong_labels(result: DemoResult) -> np.ndarray:
+    """Return the ids whose label the demonstration made wrong, drawn again from its seed."""
+    count = result.report.num_samples
+    return np.random.default_rng(0).choice(count, round(NOISE * count), replace=False)
+
+
+def draw_demo(result: DemoResult) -> None:
+    """The picture of the README: the distribution over epochs, and at the chosen one."""
+    report = result.report
+    chosen = report.selection.step
+    display = DistributionDisplay.from_report(report)
+    figure, (left, right) = plt.subplots(
+        1, 2, figsize=(10.4, 3.7), layout="constrained", width_ratios=(1.15, 1)
+    )
+    display.plot(left)
+    left.set_title("Alignment of 1,297 digits over 50 epochs")
+    left.text(chosen + 0.6, left.get_ylim()[1], "kept", color=CHOSEN, va="top")
+
+    display.plot(right, epoch=chosen)
+    for bar in right.patches:
+        bar.set_color(GWA)
+    right.hist(
+        report.scores[wrong_labels(result)],
+        report.histogram_edges,
+        color=BAD,
+        label="labels that were made wrong",
+    )
+    right.legend(loc="upper left", fontsize="small")
+    right.set_title(f"Epoch {chosen}, the one kept")
+    save(figure, "demo")
+
+
+def draw_stopping(result: DemoResult) -> None:
+    """What the rules watch, and what nobody could have watched."""
+    report = result.report
+    history = [record.summary for record in report.epochs]
+    epochs = [summary.epoch for summary in history]
+    accuracy = [100 * record.metrics["test_accuracy"] for record in report.epochs]
+    figure, panels = plt.subplots(3, 1, figsize=(7.2, 5.6), layout="constrained", sharex=True)
+    rows: list[tuple[Any, str, str, Any]] = [
+        (panels[0], "bimodality", GWA, MaxBimodality()),
+        (panels[1], "gwa", GWA, MaxGWA()),
+    ]
+    for panel, name, colour, rule in rows:
+        values = [getattr(summary, name) for summary in history]
+        kept = select_epoch(history, rule).step
+        panel.plot(epochs, values, color=colour, linewidth=2)
+        panel.plot(kept, values[kept], "*", color=CHOSEN, markersize=15, markeredgecolor="white")
+        panel.set_title(f"{type(rule).__name__} keeps epoch {kept}", fontsize=10.5)
+        panel.set_ylabel("GWA" if name == "gwa" else name)
+        panels[2].axvline(kept, color=CHOSEN, linewidth=1.2, linestyle=(0, (4, 3)))
+    panels[1].set_ylim(0.012, 0.022)
+    panels[2].plot(epochs, accuracy, color=METRIC, linewidth=2)
+    panels[2].set_ylim(92, 98)
+    panels[2].set_ylabel("test acc. (%)")
+    panels[2].set_title("What neither rule has seen", fontsize=10.5)
+    panels[2].set_xlabel("epoch")
+    figure.align_ylabels(panels)
+    save(figure, "stopping")
+
+
+def draw_saturation() -> None:
+    """Relative error of the textbook formula, and of this package, as logits grow."""
+    rng = np.random.default_rng(0)
+    latents, weight = rng.normal(size=(2000, 64)), rng.normal(size=(10, 64)) / 8
+    latents = latents + 0.5 * weight[rng.integers(0, 10, 2000)] * 8
+    targets = (latents @ weight.T).argmax(axis=1)
+    scales = np.geomspace(1, 100, 25)
+    errors: dict[str, list[float]] = {"textbook softmax − onehot": [], "gwa_core": []}
+    for scale in scales:
+        truth = alignment_scores(latents=scale * latents, weight=weight, targets=targets)
+        z, w = (scale * latents).astype(np.float32), weight.astype(np.float32)
+        ours = alignment_scores(latents=z, weight=w, targets=targets)
+        for name, value in zip(errors, (textbook(z, w, targets), ours), strict=True):
+            errors[name].append(float(np.median(np.abs(value / truth - 1.0))))
+    figure, ax = plt.subplots(figsize=(7.2, 3.2), layout="constrained")
+    for (name, values), colour in zip(errors.items(), (BAD, GWA), strict=True):
+        ax.loglog(scales, np.maximum(values, 1e-9), color=colour, linewidth=2, label=name)
+    ax.axhline(1.0, color=MUTED, linewidth=1, linestyle=":")
+    ax.set(xlabel="scale of the latents", ylabel="relative error of γ")
+    ax.set_title("Median error in float32, samples the network is sure of", fontsize=10.5)
+    ax.legend(loc="center left", fontsize="small")
+    save(figure, "saturation")
+
+
+def textbook(latents: np.ndarray, weight: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Definition 1 as it is usually written, in the precision of the inputs."""
+    logits = latents @ weight.T
+    p = np.exp(logits - logits.max(axis=1, keepdims=True))
+    r = np.eye(weight.shape[0], dtype=p.dtype)[targets] - p / p.sum(axis=1, keepdims=True)
+    size = np.linalg.norm(r, axis=1) * np.linalg.norm(latents, axis=1) * np.linalg.norm(weight)
+    return (r * logits).sum(axis=1) / (size + np.float32(1e-12))
+
+
+def save(figure: Any, name: str) -> None:
+    """Write a picture without its date or version, so that the same data give the same file."""
+    figure.savefig(IMAGES / f"{name}.png", dpi=110, metadata={"Software": None})
+    plt.close(figure)
+
+
+def main() -> None:
+    """Draw all pictures."""
+    mpl.use("Agg")
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder, plt.rc_context(STYLE):
+        result = run_demo(folder)
+        draw_demo(result)
+        draw_stopping(result)
+        draw_saturation()
+
+
+if __name__ == "__main__":
+    main()

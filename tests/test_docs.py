@@ -1,0 +1,215 @@
+"""The documentation does what it says: its code runs, its output is real, its links lead somewhere."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gwa_offline
+import pytest
+from backends import require
+
+import gwa_core
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+GENERATED = {"backends.md", "bad-input.md"}
+NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
+LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def script(name):
+    """Import a script of the documentation."""
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", DOCS / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+execute = script("execute")
+PAGES = [path for path in execute.TEXTS if execute.blocks(path)]
+STANDALONE = [
+    pytest.param(block, id=f"{name_of(path)}-{block.framework}")
+    for path in PAGES
+    for block in execute.blocks(path)
+    if block.framework
+]
+# The packages under test, which may be installed ones.
+PLACES = sorted({str(Path(p.__file__).parent.parent) for p in (gwa_core, gwa_offline)})
+
+
+def words(text):
+    """Return the lines of an output without what differs between machines: its numbers."""
+    lines = []
+    for raw in text.splitlines():
+        line = re.sub("─+", "─", NUMBER.sub("#", raw).replace("*", ""))
+        line = " ".join(line.split())
+        if line and line not in lines[-1:]:
+            lines.append(line)
+    return lines
+
+
+def numbers(text):
+    return [float(number.strip(",.").replace(",", "")) for number in NUMBER.findall(text)]
+
+
+def same_output(path, got, shown):
+    assert words(got) == words(shown)
+    # On these pages nothing is trained, so that the numbers are those of every machine.
+    if path.parent.name == "concepts":
+        assert numbers(got) == pytest.approx(numbers(shown), rel=0.02, abs=1e-6)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_code_of_a_page_runs_and_its_output_is_real(path, tmp_path, monkeypatch):
+    for library in ("sklearn", "typer", "plotly", "PIL"):
+        require(library)
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for block in execute.blocks(path):
+        if block.framework is None:
+            got = execute.run(block, namespace, PLACES)
+            if block.shown is not None:
+                same_output(path, got, block.shown)
+
+
+@pytest.mark.parametrize("block", STANDALONE)
+def test_block_of_a_framework_runs(block):
+    require(block.framework)
+    got = execute.run(block, {})
+    if block.shown is not None:
+        assert words(got) == words(block.shown)
+
+
+def test_outputs_are_compared():
+    assert words("Keep epoch 15 (0.7).\n a *  1\n b    2\n") == words("Keep epoch 3 (9).\na 4\nb 5")
+    assert words("keep 15") != words("kept 15")
+    with pytest.raises(AssertionError):
+        same_output(DOCS / "concepts" / "x.md", "mean 0.5", "mean 0.4")
+
+
+@pytest.mark.parametrize("name", sorted(GENERATED))
+def test_generated_page_is_up_to_date(name, monkeypatch):
+    for library in ("array_api_strict", "ml_dtypes", "pyarrow", "safetensors"):
+        require(library)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    pages = script("generate").PAGES
+    assert set(pages) == GENERATED
+    fresh, committed = pages[name](), (DOCS / name).read_text(encoding="utf-8")
+    assert fresh == committed, "run `python docs/generate.py`"
+
+
+@pytest.mark.parametrize(
+    ("package", "folder"),
+    [(gwa_core, DOCS / "api"), (gwa_offline, DOCS / "api" / "gwa_offline")],
+    ids=["gwa_core", "gwa_offline"],
+)
+def test_every_module_has_its_page(package, folder):
+    modules = {path.stem for path in Path(package.__file__).parent.glob("[!_]*.py")}
+    pages = {path.stem for path in folder.glob("*.md")} - {"index"}
+    assert pages == modules
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    overview = (folder / "index.md").read_text(encoding="utf-8")
+    for page in pages:
+        directive = f"::: {package.__name__}.{page}\n"
+        assert (folder / f"{page}.md").read_text(encoding="utf-8").startswith(directive)
+        assert f" {(folder / page).relative_to(DOCS).as_posix()}.md\n" in navigation
+        assert f"({page}.md)" in overview
+
+
+@pytest.mark.parametrize("package", [gwa_core, gwa_offline], ids=["gwa_core", "gwa_offline"])
+def test_the_architecture_names_every_file(package):
+    place = Path(package.__file__).parent
+    tree = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    files = [path.relative_to(place).as_posix() for path in place.rglob("*.py")]
+    assert [file for file in files if not file.endswith("__init__.py") and file not in tree] == []
+
+
+def test_one_version_everywhere():
+    version = gwa_core.__version__
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## [{version}] - " in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_every_command_and_option_is_described():
+    require("typer")
+    import typer.main
+    from gwa_offline.cli import app
+
+    text = (DOCS / "command-line.md").read_text(encoding="utf-8")
+    sections = dict(re.findall(r"^## gwa (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    found = typer.main.get_command(app).commands
+    assert set(sections) == set(found)
+    for name, command in found.items():
+        options = {option for parameter in command.params for option in parameter.opts}
+        for option in options:
+            if option.startswith("--") and option != "--help":
+                assert option in sections[name], f"gwa {name} {option}"
+
+
+def anchors(path):
+    """Return what a heading of a page can be linked as."""
+    text = execute.FENCE.sub("", path.read_text(encoding="utf-8"))
+    titles = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    plain = [re.sub(r"[^\w\s-]", "", title.lower()).strip() for title in titles]
+    return {re.sub(r"[\s-]+", "-", title) for title in plain}
+
+
+@pytest.mark.parametrize("path", execute.TEXTS, ids=name_of)
+def test_links_lead_somewhere(path):
+    if path.name in GENERATED:
+        text = re.sub(r"^\|.*$", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    else:
+        text = execute.FENCE.sub("", path.read_text(encoding="utf-8"))
+    for link in LINK.findall(text):
+        if link.startswith("https://"):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target), link
+
+
+def test_pictures_are_small():
+    pictures = list((DOCS / "images").glob("*"))
+    assert pictures
+    assert max(picture.stat().st_size for picture in pictures) < 150_000
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    for library in ("mkdocs", "material", "mkdocstrings", "latex2mathml"):
+        require(library)
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_pages_need_no_network(site):
+    remote = re.compile(r"<(?:link|script|img|iframe)[^>]*(?:href|src)=\"?(?:https?:)?//[^>]*>")
+    pages = list(site.rglob("*.html"))
+    assert len(pages) > len(PAGES)
+    found = [tag for page in pages for tag in remote.findall(page.read_text(encoding="utf-8"))]
+    assert [tag for tag in found if "canonical" not in tag] == []
+
+
+def test_formulas_are_formulas(site):
+    pages = {page: page.read_text(encoding="utf-8") for page in site.rglob("*.html")}
+    for page, text in pages.items():
+        assert ".. math::" not in text, page
+        assert ":math:" not in text, page
+        assert "$`" not in text.replace("$</code>", ""), page
+    core = Path(gwa_core.__file__).parent.glob("*.py")
+    written = sum(path.read_text(encoding="utf-8").count(".. math::") for path in core)
+    reference = [text for page, text in pages.items() if page.parent == site / "api"]
+    assert sum(text.count('display="block"') for text in reference) == written > 5
+    assert not any("\\frac" in text for text in reference)

@@ -23,9 +23,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = [str(ROOT), str(ROOT / "adapters")]
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TERMINAL = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
+# The matrices here are small, and threads that wait for each other cost more than they bring.
+TERMINAL |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMAND = re.compile(r"(?:^|/)gwa (.*)$", re.MULTILINE)
+COMMAND = re.compile(r"^gwa (.*)$", re.MULTILINE)
 FRAMEWORK = re.compile(r"^import (torch|jax)\b", re.MULTILINE)
 
 

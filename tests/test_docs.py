@@ -6,11 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import gwa_offline
 import pytest
 from backends import require
 
 import gwa_core
+import gwa_offline
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -87,6 +87,13 @@ def test_block_of_a_framework_runs(block):
         assert words(got) == words(block.shown)
 
 
+def test_the_readme_shows_what_the_demonstration_prints():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"/gwa demo\n```\n\n```text\n(.*?)```", text, re.DOTALL)[1]
+    (demo,) = [b for b in execute.blocks(DOCS / "command-line.md") if b.commands == ["demo"]]
+    assert shown == demo.shown
+
+
 def test_outputs_are_compared():
     assert words("Keep epoch 15 (0.7).\n a *  1\n b    2\n") == words("Keep epoch 3 (9).\na 4\nb 5")
     assert words("keep 15") != words("kept 15")
@@ -140,6 +147,7 @@ def test_one_version_everywhere():
 def test_every_command_and_option_is_described():
     require("typer")
     import typer.main
+
     from gwa_offline.cli import app
 
     text = (DOCS / "command-line.md").read_text(encoding="utf-8")

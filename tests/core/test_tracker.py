@@ -225,14 +225,14 @@ def test_a_rank_resumed_in_the_middle_of_an_epoch_knows_its_batch():
         single.update(np.full(2, 0.1 * step), ids=np.asarray(left + right))
     other.merge(one)
     np.testing.assert_array_equal(other.scores, single.scores)
-    # What comes after the merge is later than all that came before.
-    other.update(np.asarray([0.7]), ids=np.asarray([4]))
-    late = GWATracker(9)
-    for _ in range(5):
-        late.update(np.asarray([0.9]), ids=np.asarray([6]))
-    late.update(np.asarray([-0.9]), ids=np.asarray([4]))
-    other.merge(late)
-    assert other.scores[4] == 0.7
+    # What comes after a merge is later than all that was merged.
+    fresh, early = GWATracker(9), GWATracker(9)
+    fresh.merge(other)
+    fresh.update(np.asarray([0.7]), ids=np.asarray([4]))
+    for number in (6, 6, 4):
+        early.update(np.asarray([-0.9]), ids=np.asarray([number]))
+    fresh.merge(early)
+    assert fresh.scores[4] == -0.9
 
 
 def test_shares_are_dealt_as_torch_deals_them():

@@ -7,8 +7,6 @@ import json
 
 import numpy as np
 import pytest
-from gwa_offline import RunFolder, analyse, open_features
-from gwa_offline.comparison import compare
 
 from gwa_core import (
     GWATracker,
@@ -19,6 +17,8 @@ from gwa_core import (
     label_quality,
     summarize,
 )
+from gwa_offline import RunFolder, analyse, open_features
+from gwa_offline.comparison import compare
 
 N, C, D = 700, 4, 6
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gwa_offline.demo import run_demo
-from gwa_offline.store import FeaturesError, RunFolder
 
 from gwa_core import gwa_score, summarize
+from gwa_offline.demo import run_demo
+from gwa_offline.store import FeaturesError, RunFolder
 
 
 def test_chosen_epoch_is_within_a_point_of_the_best(demo):

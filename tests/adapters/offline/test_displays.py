@@ -13,6 +13,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from adapters.offline.reports import CHOSEN, SICK, N, T, make_report
+from PIL import Image
+
 from gwa_offline.displays import (
     DistributionDisplay,
     GWACurveDisplay,
@@ -21,7 +23,6 @@ from gwa_offline.displays import (
     save_figures,
 )
 from gwa_offline.store import FeaturesError
-from PIL import Image
 
 IMAGES = np.random.default_rng(0).integers(0, 255, (N, 12, 12), dtype=np.uint8)
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from gwa_offline.images import match_images, open_images
 from gwa_offline.store import FeaturesError
-from PIL import Image
 
 RNG = np.random.default_rng(0)
 

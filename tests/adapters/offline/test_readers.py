@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from gwa_offline.readers import Block, open_features
-from gwa_offline.store import FeaturesError, RunFolder
 from safetensors.numpy import save_file
 
 from gwa_core import EpochSummary
+from gwa_offline.readers import Block, open_features
+from gwa_offline.store import FeaturesError, RunFolder
 
 N, C, D = 23, 3, 5
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters.offline.reports import CHOSEN, NAMES, SICK, UNSCORED, UNSEEN, N, make_report
-from gwa_offline.report import write_html
-from gwa_offline.store import FeaturesError
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from gwa_core import Selection
+from gwa_offline.report import write_html
+from gwa_offline.store import FeaturesError
 
 FLAGS = [
     "--headless",

@@ -9,10 +9,10 @@ import warnings
 
 import numpy as np
 import pytest
-from gwa_offline.readers import open_features
-from gwa_offline.store import FeaturesError, RunFolder
 
 from gwa_core import EpochSummary
+from gwa_offline.readers import open_features
+from gwa_offline.store import FeaturesError, RunFolder
 
 N, C, D = 12, 3, 4
 HALF_LINE = "last line is incomplete"

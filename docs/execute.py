@@ -100,8 +100,8 @@ def rewrite(path: Path) -> None:
     for block in blocks(path):
         got = run(block, {} if block.framework else namespace)
         if block.shown is not None:
-            lines = [line.rstrip() for line in got.strip("\n").splitlines()]
-            pieces += [text[end : block.span[0]], "\n".join(lines), "\n"]
+            output = "\n".join(line.rstrip() for line in got.splitlines()).strip("\n")
+            pieces += [text[end : block.span[0]], output, "\n"]
             end = block.span[1]
     path.write_text("".join([*pieces, text[end:]]), encoding="utf-8")
 

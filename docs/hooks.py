@@ -49,7 +49,8 @@ class MathInline(InlineProcessor):
     """Replace formulas in a line before backticks make code of them."""
 
     def handleMatch(self, m: re.Match[str], data: str) -> tuple[Any, int, int]:  # noqa: N802
-        return self.md.htmlStash.store(convert(m[1])), m.start(0), m.end(0)
+        formula = f'<span class="inline-formula">{convert(m[1])}{m[2]}</span>'
+        return self.md.htmlStash.store(formula), m.start(0), m.end(0)
 
 
 class MathExtension(Extension):
@@ -57,7 +58,7 @@ class MathExtension(Extension):
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
         md.preprocessors.register(MathBlocks(md), "math-blocks", 27)
-        for number, pattern in enumerate((r":math:`([^`]+)`", r"\$`([^`]+)`\$")):
+        for number, pattern in enumerate((r":math:`([^`]+)`([,.;:)]*)", r"\$`([^`]+)`\$([,.;:)]*)")):
             md.inlinePatterns.register(MathInline(pattern, md), f"math-{number}", 195)
 
 

@@ -194,11 +194,15 @@ class _Reader:
             )
             predicted[ids] = logits.argmax(axis=1)
 
-        # The product of the next block, which BLAS spreads over the cores, hides the scoring.
-        with ThreadPoolExecutor(1) as worker:
+        # Reading the next block and scoring the last one hide behind the product of this one,
+        # which BLAS spreads over the cores.
+        blocks = features.blocks(BLOCK_ROWS)
+        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scorer:
+            coming = reader.submit(next, blocks, None)
             waiting: deque[Future[None]] = deque()
-            for block in features.blocks(BLOCK_ROWS):
-                waiting.append(worker.submit(finish, block, _logits(block, features)))
+            while (block := coming.result()) is not None:
+                coming = reader.submit(next, blocks, None)
+                waiting.append(scorer.submit(finish, block, _logits(block, features)))
                 if len(waiting) > BLOCKS_IN_FLIGHT:
                     waiting.popleft().result()
                 self._done += len(block.latents)

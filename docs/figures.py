@@ -52,9 +52,15 @@ def draw_demo(result: DemoResult) -> None:
         color=BAD,
         label="labels that were made wrong",
     )
-    right.margins(y=0.2)
     right.set_ylim(0, 1.2 * right.get_ylim()[1])
-    right.legend(loc="upper left", fontsize="small", framealpha=1.0, facecolor="white", frameon=True, edgecolor="white")
+    right.legend(
+        loc="upper left",
+        fontsize="small",
+        framealpha=1.0,
+        facecolor="white",
+        frameon=True,
+        edgecolor="white",
+    )
     right.set_title(f"Epoch {chosen}, the one kept")
     save(figure, "demo")
 

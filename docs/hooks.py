@@ -58,7 +58,9 @@ class MathExtension(Extension):
 
     def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
         md.preprocessors.register(MathBlocks(md), "math-blocks", 27)
-        for number, pattern in enumerate((r":math:`([^`]+)`([,.;:)]*)", r"\$`([^`]+)`\$([,.;:)]*)")):
+        for number, pattern in enumerate(
+            (r":math:`([^`]+)`([,.;:)]*)", r"\$`([^`]+)`\$([,.;:)]*)")
+        ):
             md.inlinePatterns.register(MathInline(pattern, md), f"math-{number}", 195)
 
 

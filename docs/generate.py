@@ -32,8 +32,8 @@ BACKENDS_HEAD = """\
 
 Arrays in are arrays out, of the same library and on the same device. This page is made from
 `tests/backends.py`: every public function of `gwa_core` that takes arrays is tested on every case
-below, against slow NumPy code that is obviously right. "Values" means that the numbers are
-compared, "shape and dtype" that there are no numbers to compare.
+below, against slow NumPy code that is obviously right. In the table of functions "yes" means that
+the numbers are compared, "shapes" that only shapes and dtypes are, as there are no numbers.
 
 ## Cases
 
@@ -116,7 +116,7 @@ def _group(case: Any) -> str:
 def _cell(claims: list[tuple[str, str]], notes: list[str]) -> str:
     kinds = {claim for _, claim in claims}
     good = sorted(kind for kind in kinds if not kind.startswith("skipped: "))
-    marks = ["yes" if kind == "values" else kind for kind in good] or ["no"]
+    marks = ["yes" if kind == "values" else "shapes" for kind in good] or ["no"]
     for name, claim in claims:
         if claim.startswith("skipped: "):
             where = "" if not good else f"not on {name}: "

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -29,8 +28,7 @@ from gwa_offline.statistics import histograms_of, moments_of, per_class, quality
 __all__ = ["analyse"]
 
 # Rows read at once: enough for a fast matrix product, little memory for any D and C in use.
-BLOCK_ROWS = 4096
-BLOCKS_IN_FLIGHT = 2
+BLOCK_ROWS = 2048
 
 
 def analyse(
@@ -194,22 +192,19 @@ class _Reader:
             )
             predicted[ids] = logits.argmax(axis=1)
 
-        # Reading the next block and scoring the last one hide behind the product of this one,
-        # which BLAS spreads over the cores.
+        # The next block is read while this one is multiplied and scored. Scoring in a thread of
+        # its own gains nothing: the product already has all cores, and waits for its slowest.
         blocks = features.blocks(BLOCK_ROWS)
-        with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as scorer:
+        logits = None
+        with ThreadPoolExecutor(1) as reader:
             coming = reader.submit(next, blocks, None)
-            waiting: deque[Future[None]] = deque()
             while (block := coming.result()) is not None:
                 coming = reader.submit(next, blocks, None)
-                waiting.append(scorer.submit(finish, block, _logits(block, features)))
-                if len(waiting) > BLOCKS_IN_FLIGHT:
-                    waiting.popleft().result()
-                self._done += len(block.latents)
+                logits = _logits(block, features, logits)
+                finish(block, logits)
+                self._done += len(logits)
                 if self.progress is not None:
                     self.progress(self._done, max(total, self._done))
-            for future in waiting:
-                future.result()
         self._predicted = number, predicted
         return scores
 
@@ -225,12 +220,16 @@ class _Reader:
         return self._predicted[1]
 
 
-def _logits(block: Any, features: Features) -> NDArray[Any]:
+def _logits(block: Block, features: Features, out: NDArray[Any] | None) -> NDArray[Any]:
+    """Return the saved logits of a block, or the product, into `out` where it fits."""
     if block.logits is not None:
         saved: NDArray[Any] = block.logits
         return saved
     latents = block.latents.astype(np.result_type(block.latents, np.float32), copy=False)
-    product: NDArray[Any] = latents @ features.weight.astype(latents.dtype, copy=False).T
+    weight = features.weight.astype(latents.dtype, copy=False)
+    if out is None or out.dtype != latents.dtype or len(out) < len(latents):
+        out = np.empty((len(latents), len(weight)), latents.dtype)
+    product = np.matmul(latents, weight.T, out=out[: len(latents)])
     if features.bias is not None:
         product += features.bias.astype(product.dtype, copy=False)
     return product

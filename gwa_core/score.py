@@ -93,7 +93,9 @@ def gwa_score(scores_or_moments: Array | Moments, *, beta: float = BETA) -> Arra
     >>> float(gwa_score(np.asarray([0.1, 0.2, 0.3, 0.9]))).__round__(3)
     0.933
     """
-    return summarize(scores_or_moments, beta=beta).gwa
+    xp, moments, dtype = _prepare(scores_or_moments, beta)
+    with quiet(xp):
+        return xp.astype(_gwa(xp, moments, beta), dtype)
 
 
 def summarize(scores_or_moments: Array | Moments, *, beta: float = BETA) -> Summary:
@@ -139,20 +141,22 @@ def summarize(scores_or_moments: Array | Moments, *, beta: float = BETA) -> Summ
     >>> bool(two_points.healthy), float(two_points.denominator).__round__(1)
     (False, -0.8)
     """
-    if not math.isfinite(beta):
-        raise ValueError(f"`beta` must be finite, got {beta!r}")
-    if isinstance(scores_or_moments, Moments):
-        moments = scores_or_moments
-        xp = namespace(moments=moments.mean)
-        dtype = moments.mean.dtype
-    else:
-        xp = namespace(scores_or_moments=scores_or_moments)
-        check_scores(xp, "scores_or_moments", scores_or_moments)
-        moments = Moments.from_batch(scores_or_moments)
-        dtype = result_dtype(xp, scores_or_moments)
+    xp, moments, dtype = _prepare(scores_or_moments, beta)
     with quiet(xp):
         summary = _summary(xp, moments, beta)
         return Summary(*(xp.astype(field, dtype) for field in summary))
+
+
+def _prepare(scores_or_moments: Array | Moments, beta: float) -> tuple[Any, Moments, Any]:
+    """Return the namespace, the moments and the dtype of the result."""
+    if not math.isfinite(beta):
+        raise ValueError(f"`beta` must be finite, got {beta!r}")
+    if isinstance(scores_or_moments, Moments):
+        mean = scores_or_moments.mean
+        return namespace(moments=mean), scores_or_moments, mean.dtype
+    xp = namespace(scores_or_moments=scores_or_moments)
+    check_scores(xp, "scores_or_moments", scores_or_moments)
+    return xp, Moments.from_batch(scores_or_moments), result_dtype(xp, scores_or_moments)
 
 
 def _summary(xp: Any, moments: Moments, beta: float) -> Summary:
@@ -167,12 +171,17 @@ def _summary(xp: Any, moments: Moments, beta: float) -> Summary:
         variance=xp.where(count > 0, moments.variance, nan),
         skewness=skewness,
         kurtosis=kurtosis,
-        gwa=_divide_or_nan(xp, mean, denominator),
+        gwa=_gwa(xp, moments, beta),
         gwa_standard_error=_standard_error(xp, moments, denominator),
         denominator=denominator,
         bimodality=(skewness * skewness + 1.0) / (kurtosis + 3.0),
         negative_fraction=xp.where(count > 0, moments.negative_fraction, nan),
     )
+
+
+def _gwa(xp: Any, moments: Moments, beta: float) -> Array:
+    """Eq. 2; nan for nothing, for constant scores and at the pole."""
+    return _divide_or_nan(xp, moments.mean, moments.kurtosis + beta)
 
 
 def _divide_or_nan(xp: Any, numerator: Array, denominator: Array) -> Array:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,7 +108,7 @@ def analyse(
     shown = len(records) - 1 if selected is None else selected
     history = [record.summary for record in records]
     edges, histograms = histograms_of(scores)
-    class_gwa, class_mean = per_class(scores, source.targets, source.num_classes)
+    class_gwa, class_mean = per_class(scores, source.targets, source.num_classes, source.beta)
     run = summarize_history(history)
     names = source.class_names or tuple(str(label) for label in range(source.num_classes))
     return Report(
@@ -177,10 +181,14 @@ class _Reader:
         predicted = np.full(self.source.num_samples, -1, np.int64)
         total = features.num_samples * len(self.source.epochs)
 
-        def finish(block: Block, logits: NDArray[Any]) -> None:
-            ids: Any = slice(block.start, block.start + len(logits))
+        spare = threading.local()
+
+        def work(block: Block) -> int:
+            ids: Any = slice(block.start, block.start + len(block.latents))
             if block.ids is not None:
                 ids = block.ids
+            # A new array for each product would be cleared by the system each time.
+            logits = spare.logits = _logits(block, features, getattr(spare, "logits", None))
             scores[ids] = alignment_scores(
                 latents=block.latents,
                 weight=features.weight,
@@ -191,20 +199,17 @@ class _Reader:
                 label_smoothing=self.label_smoothing,
             )
             predicted[ids] = logits.argmax(axis=1)
+            return len(logits)
 
-        # The next block is read while this one is multiplied and scored. Scoring in a thread of
-        # its own gains nothing: the product already has all cores, and waits for its slowest.
-        blocks = features.blocks(BLOCK_ROWS)
-        logits = None
-        with ThreadPoolExecutor(1) as reader:
-            coming = reader.submit(next, blocks, None)
-            while (block := coming.result()) is not None:
-                coming = reader.submit(next, blocks, None)
-                logits = _logits(block, features, logits)
-                finish(block, logits)
-                self._done += len(logits)
-                if self.progress is not None:
-                    self.progress(self._done, max(total, self._done))
+        with _one_blas_thread_a_worker() as workers, ThreadPoolExecutor(workers) as pool:
+            waiting: deque[Future[int]] = deque()
+            for block in chain(features.blocks(BLOCK_ROWS), [None] * (workers + 1)):
+                if block is not None:
+                    waiting.append(pool.submit(work, block))
+                if waiting and (block is None or len(waiting) > workers):
+                    self._done += waiting.popleft().result()
+                    if self.progress is not None:
+                        self.progress(self._done, max(total, self._done))
         self._predicted = number, predicted
         return scores
 
@@ -218,6 +223,22 @@ class _Reader:
             self._score(epoch.epoch, features)
         assert self._predicted is not None  # noqa: S101  (set by _score)
         return self._predicted[1]
+
+
+@contextmanager
+def _one_blas_thread_a_worker() -> Iterator[int]:
+    """Yield how many workers to have, each with one thread of BLAS while the context lasts.
+
+    Blocks in parallel use the cores better than a product in parallel, which leaves all but one
+    idle while its block is scored. Without threadpoolctl BLAS can't be told, and one worker it is.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield 1
+        return
+    with threadpool_limits(1, user_api="blas"):
+        yield os.cpu_count() or 1
 
 
 def _logits(block: Block, features: Features, out: NDArray[Any] | None) -> NDArray[Any]:

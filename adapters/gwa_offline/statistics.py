@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import EpochSummary, Moments, informative_epochs, label_quality, summarize
+from gwa_core import EpochSummary, Moments, gwa_score, informative_epochs, label_quality
 
 __all__ = ["histograms_of", "moments_of", "per_class", "quality_of"]
 
@@ -67,6 +67,7 @@ def per_class(
     scores: Sequence[NDArray[np.float32] | None],
     targets: NDArray[np.int64] | None,
     num_classes: int,
+    beta: float,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return (T, C) GWA, nan where unhealthy, and (T, C) mean alignment of each class."""
     gwa = np.full((len(scores), num_classes), np.nan)
@@ -82,7 +83,9 @@ def per_class(
         for label in range(num_classes):
             member = grouped[starts[label] : starts[label + 1]]
             if len(member):
-                summary = summarize(Moments.from_batch(member))
-                mean[row, label] = summary.mean
-                gwa[row, label] = summary.gwa if summary.healthy else np.nan
+                moments = Moments.from_batch(member)
+                mean[row, label] = moments.mean
+                # A pole is passed where GWA and the mean differ in sign.
+                score = gwa_score(moments, beta=beta)
+                gwa[row, label] = score if score * moments.mean >= 0 else np.nan
     return gwa, mean

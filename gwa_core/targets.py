@@ -36,8 +36,8 @@ def weighted_targets(
     -------
     array of shape (N, C)
         Rows sum to one; nan for a class number outside 0..C-1, and where the weights of all
-        labelled classes are zero, as such a sample has no part in the loss. Dtype of `class_weights`, at least
-        float32.
+        labelled classes are zero, as such a sample has no part in the loss. Dtype of
+        `class_weights`, at least float32.
 
     Raises
     ------

@@ -22,7 +22,6 @@ __all__ = [
     "metric_names",
     "metric_values",
     "occupied_bins",
-    "shown_position",
 ]
 
 
@@ -33,11 +32,6 @@ class ClassEnds(NamedTuple):
     size: int
     least: NDArray[np.intp]
     most: NDArray[np.intp]
-
-
-def shown_position(report: Report) -> int:
-    """Return the position of the selected epoch, or of the last one where none is selected."""
-    return len(report.epochs) - 1 if report.selected is None else report.selected
 
 
 def epoch_numbers(report: Report) -> list[int]:
@@ -72,7 +66,7 @@ def lowest_classes(report: Report, limit: int) -> NDArray[np.intp]:
 
     Not of lowest GWA: that of a class with two modes has a pole, and changes its sign there.
     """
-    mean = report.class_mean[shown_position(report)]
+    mean = report.class_mean[report.shown]
     return np.argsort(mean, kind="stable")[: min(limit, int(np.isfinite(mean).sum()))]
 
 

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -180,7 +179,6 @@ class _Reader:
         scores = np.full(self.source.num_samples, np.nan, np.float32)
         predicted = np.full(self.source.num_samples, -1, np.int64)
         total = features.num_samples * len(self.source.epochs)
-
         spare = threading.local()
 
         def work(block: Block) -> int:
@@ -201,15 +199,20 @@ class _Reader:
             predicted[ids] = logits.argmax(axis=1)
             return len(logits)
 
+        waiting: deque[Future[int]] = deque()
+
+        def collect() -> None:
+            self._done += waiting.popleft().result()
+            if self.progress is not None:
+                self.progress(self._done, max(total, self._done))
+
         with _one_blas_thread_a_worker() as workers, ThreadPoolExecutor(workers) as pool:
-            waiting: deque[Future[int]] = deque()
-            for block in chain(features.blocks(BLOCK_ROWS), [None] * (workers + 1)):
-                if block is not None:
-                    waiting.append(pool.submit(work, block))
-                if waiting and (block is None or len(waiting) > workers):
-                    self._done += waiting.popleft().result()
-                    if self.progress is not None:
-                        self.progress(self._done, max(total, self._done))
+            for block in features.blocks(BLOCK_ROWS):
+                waiting.append(pool.submit(work, block))
+                if len(waiting) > workers:
+                    collect()
+            while waiting:
+                collect()
         self._predicted = number, predicted
         return scores
 

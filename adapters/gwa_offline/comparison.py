@@ -111,8 +111,7 @@ def compare(reports: Sequence[Report], *, metric: str | None = None) -> Comparis
 
 def _row(report: Report, metric: str | None) -> ComparisonRow:
     history = summarize_history([record.summary for record in report.epochs])
-    position = -1 if report.selected is None else report.selected
-    found = None if metric is None else report.epochs[position].metrics.get(metric)
+    found = None if metric is None else report.epochs[report.shown].metrics.get(metric)
     return ComparisonRow(
         name=report.name,
         max_mean=history.max_mean,

@@ -145,7 +145,7 @@ def run_demo(
     suspicious = report.rank(len(wrong))
     return DemoResult(
         report=report,
-        chosen_accuracy=accuracy[-1 if report.selected is None else report.selected],
+        chosen_accuracy=accuracy[report.shown],
         best_accuracy=max(accuracy),
         last_accuracy=accuracy[-1],
         best_epoch=int(np.argmax(accuracy)),

@@ -31,7 +31,6 @@ from gwa_offline._view import (
     healthy_epochs,
     metric_names,
     metric_values,
-    shown_position,
 )
 from gwa_offline.results import Report
 
@@ -273,7 +272,7 @@ def save_figures(
     plt = import_pyplot()
     displays: dict[str, Any] = {}
     distribution = DistributionDisplay.from_report(report)
-    shown = epoch_numbers(report)[shown_position(report)]
+    shown = epoch_numbers(report)[report.shown]
     if len(report.epochs) > 1:
         metric = next(iter(metric_names(report)), None)
         displays["gwa"] = GWACurveDisplay.from_report(report, metric=metric).plot

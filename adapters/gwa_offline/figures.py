@@ -18,7 +18,6 @@ from gwa_offline._view import (
     metric_names,
     metric_values,
     occupied_bins,
-    shown_position,
 )
 from gwa_offline.results import Report
 
@@ -107,7 +106,7 @@ def _line(x: Any, y: Any, color: str, name: str, **options: Any) -> go.Scatter:
 
 
 def _epoch_figures(report: Report) -> Figures:
-    epochs, shown = epoch_numbers(report), shown_position(report)
+    epochs, shown = epoch_numbers(report), report.shown
     figures = {
         "curve": _curve(report, epochs),
         "moments": make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06),
@@ -236,7 +235,7 @@ def _histogram(report: Report) -> go.Figure:
         side = centres * sign >= 0
         figure.add_bar(
             x=centres[side].tolist(),
-            y=report.histograms[shown_position(report), used][side].tolist(),
+            y=report.histograms[report.shown, used][side].tolist(),
             width=np.diff(edges)[used][side].tolist(),
             name=name,
             marker={"color": f"var(--{color})", "line": {"width": 0}},
@@ -254,8 +253,8 @@ def _class_bars(report: Report) -> go.Figure:
         _escape(name if len(name) <= 18 else name[:17] + "…")
         for name in (report.class_names[c] for c in order)
     ]
-    mean = report.class_mean[shown_position(report), order]
-    gwa = report.class_gwa[shown_position(report), order]
+    mean = report.class_mean[report.shown, order]
+    gwa = report.class_gwa[report.shown, order]
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.06)
     panels = [("mean alignment", mean, "metric"), ("GWA", gwa, "gwa")]
     for col, (title, values, color) in enumerate(panels, 1):

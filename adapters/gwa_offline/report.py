@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gwa_offline._view import class_ends, format_number, metric_names, shown_position
+from gwa_offline._view import class_ends, format_number, metric_names
 from gwa_offline.figures import BARS, make_figures
 from gwa_offline.images import Images, ImageSource, match_images
 from gwa_offline.results import Report
@@ -104,7 +104,7 @@ def _render(report: Report, images: Images | None) -> str:
     )
     environment.filters |= {"number": format_number, "thumbnail": _thumbnail}
     template = resources.files("gwa_offline").joinpath("report.html.jinja")
-    shown = shown_position(report)
+    shown = report.shown
     figures = make_figures(report)
     summaries = [record.summary for record in report.epochs]
     return environment.from_string(template.read_text(encoding="utf-8")).render(

@@ -101,6 +101,11 @@ class Report:
     histograms: NDArray[np.int64]
     messages: tuple[str, ...] = ()
 
+    @property
+    def shown(self) -> int:
+        """Position in `epochs` of the selected one, or of the last where none qualifies."""
+        return len(self.epochs) - 1 if self.selected is None else self.selected
+
     def rank(
         self,
         k: int,

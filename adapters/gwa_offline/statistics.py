@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import EpochSummary, Moments, gwa_score, informative_epochs, label_quality
+from gwa_core import EpochSummary, Moments, informative_epochs, label_quality, summarize
 
 __all__ = ["histograms_of", "moments_of", "per_class", "quality_of"]
 
@@ -83,9 +83,7 @@ def per_class(
         for label in range(num_classes):
             member = grouped[starts[label] : starts[label + 1]]
             if len(member):
-                moments = Moments.from_batch(member)
-                mean[row, label] = moments.mean
-                # A pole is passed where GWA and the mean differ in sign.
-                score = gwa_score(moments, beta=beta)
-                gwa[row, label] = score if score * moments.mean >= 0 else np.nan
+                summary = summarize(Moments.from_batch(member), beta=beta)
+                mean[row, label] = summary.mean
+                gwa[row, label] = summary.gwa if summary.healthy else np.nan
     return gwa, mean

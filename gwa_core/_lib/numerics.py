@@ -87,8 +87,9 @@ def replace_at(xp: Any, x: Array, labels: Array, value: float) -> Array:
 def row_sum(xp: Any, x: Array) -> Array:
     """Return the sum of each row of an (N, C) array."""
     if is_host(x):
-        # BLAS sums several times faster, with as many partial sums.
-        return x @ xp.ones(x.shape[1], dtype=x.dtype)  # on the host
+        # BLAS adds twice as fast, row by row; a matrix-vector product would wake its threads,
+        # which wait for each other where other threads have work.
+        return xp.vecdot(x, xp.ones(x.shape[1], dtype=x.dtype))  # on the host
     return xp.sum(x, axis=1)
 
 

@@ -106,6 +106,12 @@ def index_dtype(xp: Any, like: Array) -> Any:
 
 def constant(xp: Any, value: Any, like: Array, dtype: Any = None) -> Array:
     """Return value as an array on the device of `like`, in its dtype or in the one given."""
+    if compat.is_torch_namespace(xp) and like.device.type == "cuda":
+        # PyTorch would wait for the GPU; it need not for a number, nor for a copy of its own.
+        dtype = like.dtype if dtype is None else dtype
+        if isinstance(value, float | int):
+            return xp.full((), value, dtype=dtype, device=like.device)
+        return xp.asarray(value, dtype=dtype).to(like.device, non_blocking=True)
     return xp.asarray(value, dtype=like.dtype if dtype is None else dtype, device=device_of(like))
 
 

@@ -1,0 +1,11 @@
+"""Gradient-weight alignment in PyTorch: a monitor for any loop, and what it is made of.
+
+Adapters to trainers stand in `gwa_torch.lightning`, `gwa_torch.transformers` and
+`gwa_torch.torchmetrics`, which are imported by name.
+"""
+
+from gwa_torch.heads import find_head
+from gwa_torch.monitor import GWAMonitor
+from gwa_torch.scoring import frobenius_norm, head_scores
+
+__all__ = ["GWAMonitor", "find_head", "frobenius_norm", "head_scores"]

@@ -1,0 +1,219 @@
+"""The scores of the epoch in flight, kept on their device; nothing here waits for it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gwa_core import Moments
+from gwa_torch._distributed import gather, minimum, position, total
+
+__all__ = ["BySample", "ByStream"]
+
+NEVER = torch.iinfo(torch.int64).max
+
+# Scores of a stream wait until this many have come: 1 MiB, and one fold in a few hundred steps.
+FOLD = 1 << 18
+
+
+class BySample:
+    """A place for each sample, where the first of an epoch stays.
+
+    One integer a sample holds when it was seen (high half) and its float32 score (low half), so
+    that the smallest is the first: one scatter a batch, and one reduction over all ranks.
+
+    Parameters
+    ----------
+    num_samples : int
+        N, the size of the training set.
+    device : device
+        Where the scores will come from.
+    """
+
+    def __init__(self, num_samples: int, device: torch.device) -> None:
+        # One more place, for what does not count.
+        self.first = torch.full((num_samples + 1,), NEVER, dtype=torch.int64, device=device)
+        self.strays = torch.zeros((), dtype=torch.int64, device=device)
+        self.rows = 0
+
+    def add(
+        self,
+        scores: torch.Tensor,
+        ids: torch.Tensor,
+        where: torch.Tensor | None,
+        group: Any = None,
+    ) -> None:
+        """Add a batch."""
+        rank, world = position(group)
+        spare = self.first.shape[0] - 1
+        counted = (ids >= 0) & (ids < spare)
+        if where is not None:
+            self.strays += (where & ~counted).sum()
+            counted = counted & where
+        else:
+            self.strays += (~counted).sum()
+        # The order of one process that draws what the ranks of a distributed sampler draw in turn.
+        rows = scores.shape[0]
+        order = torch.arange(self.rows, self.rows + rows, device=scores.device) * world + rank
+        bits = scores.float().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+        slots = torch.where(counted, ids, spare)
+        self.first.scatter_reduce_(0, slots, (order << 32) | bits, "amin")
+        self.rows += rows
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are."""
+        return self.first.device
+
+    @property
+    def empty(self) -> bool:
+        """Whether no sample was seen."""
+        return bool((self.first[:-1] == NEVER).all())
+
+    def synchronize(self, group: Any = None) -> None:
+        """Take over what the other ranks saw."""
+        self.first = minimum(self.first, group)
+
+    def finish(self, group: Any = None) -> tuple[Moments, int]:
+        """Return the moments of all ranks and how many scores were not finite."""
+        self.synchronize(group)
+        strays = int(total(self.strays, group))
+        # Said once; the epoch can then be ended without them.
+        self.strays.zero_()
+        if strays:
+            raise ValueError(
+                f"`ids` must be in 0..{self.first.shape[0] - 2}, got {strays} outside in this "
+                "epoch; ids number the whole training set, not the batch"
+            )
+        scores = self.scores()
+        moments = Moments.from_batch(scores.numpy())
+        return moments, int((self.first[:-1] != NEVER).sum()) - int(moments.count)
+
+    def scores(self) -> torch.Tensor:
+        """Return (N,) scores on the host, nan where not seen."""
+        first = self.first[:-1].cpu()
+        # The low half of the integer, as the machine keeps it.
+        scores = (first & 0xFFFFFFFF).to(torch.uint32).view(torch.float32)
+        return torch.where(first == NEVER, torch.nan, scores)
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        self.first, self.strays = self.first.to(device), self.strays.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors on the host and plain values."""
+        return {"first": self.first.cpu().clone(), "strays": int(self.strays), "rows": self.rows}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state of the same number of samples."""
+        self.first = state["first"].to(self.first)
+        self.strays.fill_(state["strays"])
+        self.rows = state["rows"]
+
+
+class ByStream:
+    """Moments alone, for batches without ids.
+
+    Parameters
+    ----------
+    device : device
+        Where the scores will come from.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        like = torch.zeros((), device=device)
+        # What all ranks have agreed on, and what this one saw since.
+        self.common = self.own = Moments.empty(like)
+        self.omitted = torch.zeros((), dtype=torch.int64, device=device)
+        self.common_omitted = 0
+        self._pending: list[torch.Tensor] = []
+        self._waiting = 0
+
+    def add(
+        self,
+        scores: torch.Tensor,
+        ids: torch.Tensor | None = None,
+        where: torch.Tensor | None = None,
+        group: Any = None,
+    ) -> None:
+        """Add a batch."""
+        counted = torch.ones_like(scores, dtype=torch.bool) if where is None else where
+        self.omitted += (counted & ~torch.isfinite(scores)).sum()
+        # Masked scores are nan, and nan counts nowhere.
+        self._pending.append(scores if where is None else torch.where(where, scores, torch.nan))
+        self._waiting += scores.shape[0]
+        if self._waiting >= FOLD:
+            self._fold()
+
+    def _fold(self) -> None:
+        if self._pending:
+            self.own = self.own.merge(Moments.from_batch(torch.cat(self._pending)))
+            self._pending, self._waiting = [], 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the scores are."""
+        return self.omitted.device
+
+    @property
+    def empty(self) -> bool:
+        """Whether no score came; to be asked after `synchronize`."""
+        return int(self.common.count) + self.common_omitted == 0
+
+    def synchronize(self, group: Any = None) -> None:
+        """Take over what the other ranks saw."""
+        self._fold()
+        parts = [_unpack(part) for part in gather(_pack(self.own), group)]
+        self.common = functools.reduce(Moments.merge, parts, self.common)
+        self.common_omitted += int(total(self.omitted, group))
+        self.own = Moments.empty(self.own.mean)
+        self.omitted = torch.zeros_like(self.omitted)
+
+    def finish(self, group: Any = None) -> tuple[Moments, int]:
+        """Return the moments of all ranks and how many scores were not finite."""
+        self.synchronize(group)
+        return Moments(*(field.cpu() for field in self.common)), self.common_omitted
+
+    def scores(self) -> None:
+        """Return None: nothing says which sample a score belongs to."""
+        return
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        self.common, self.own = (
+            _unpack(_pack(moments).to(device)) for moments in (self.common, self.own)
+        )
+        self.omitted = self.omitted.to(device)
+        self._pending = [scores.to(device) for scores in self._pending]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors on the host and plain values."""
+        return {
+            "common": _pack(self.common).cpu(),
+            "own": _pack(self.own).cpu(),
+            "omitted": int(self.omitted),
+            "common_omitted": self.common_omitted,
+            # As they came, so that a resumed run folds the very same batches.
+            "pending": [scores.cpu() for scores in self._pending],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state."""
+        like = _pack(self.own)
+        self.common, self.own = (_unpack(state[name].to(like)) for name in ("common", "own"))
+        self.omitted.fill_(state["omitted"])
+        self.common_omitted = state["common_omitted"]
+        self._pending = [scores.to(like.device) for scores in state["pending"]]
+        self._waiting = sum(scores.shape[0] for scores in self._pending)
+
+
+def _pack(moments: Moments) -> torch.Tensor:
+    """Return moments as one vector, for a collective or a file."""
+    return torch.cat([torch.stack(list(moments[:10])), moments.low])
+
+
+def _unpack(packed: torch.Tensor) -> Moments:
+    return Moments._make([*packed[:10].unbind(), packed[10:]])

@@ -1,0 +1,154 @@
+"""The linear head of a model: find it, check it, and lay its arrays out as rows."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch import nn
+
+__all__ = ["Head", "find_head", "resolve_head"]
+
+Head: TypeAlias = "nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d"
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+# Where timm, torchvision and transformers keep the head of a classifier. Auxiliary classifiers of
+# the same model have longer names, so that these come first.
+NAMES = ("fc", "classifier", "head", "heads", "classification_head", "score", "lm_head")
+
+
+def find_head(model: nn.Module) -> Head:
+    """Return the linear head of a classifier from timm, torchvision, transformers, or of your own.
+
+    Parameters
+    ----------
+    model : Module
+        Also wrapped by DataParallel, DDP or ``torch.compile``.
+
+    Returns
+    -------
+    Linear or 1×1 convolution
+        In this order: what ``model.get_classifier()`` (timm) or ``model.get_output_embeddings()``
+        (transformers) answer; the module of a name in use (``fc``, ``classifier``, ``head``,
+        ``score``, ...), or the last layer in it; else the last linear layer of the model.
+
+    Raises
+    ------
+    ValueError
+        If there is none.
+
+    Notes
+    -----
+    Print what it found once: only you know which layer your loss is computed from.
+
+    Examples
+    --------
+    >>> from torch import nn
+    >>> from gwa_torch import find_head
+    >>> find_head(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10)))
+    Linear(in_features=16, out_features=10, bias=True)
+    """
+    bare = _unwrap(model)
+    for method in ("get_classifier", "get_output_embeddings"):
+        found = getattr(bare, method, lambda: None)()
+        # Some models of timm answer with several heads.
+        if isinstance(found, nn.Module) and (last := _last_linear(found)) is not None:
+            return last
+    modules = dict(bare.named_modules())
+    for name in NAMES:
+        if name in modules and (last := _last_linear(modules[name])) is not None:
+            return last
+    last = _last_linear(bare)
+    if last is None:
+        raise ValueError(
+            f"`model` must have a linear layer or a 1×1 convolution, got {type(model).__name__} "
+            "with none; pass the head itself to GWAMonitor"
+        )
+    return last
+
+
+def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -> Head:
+    """Return the head that a module, a dotted name in `model`, or `find_head` stands for.
+
+    Parameters
+    ----------
+    head : Module or str, optional
+        The head, its name in `model`, or None to search `model`.
+    model : Module, optional
+        Where to look.
+
+    Returns
+    -------
+    Linear or 1×1 convolution
+
+    Raises
+    ------
+    TypeError, ValueError
+        If there is no such module, or it is not linear.
+    """
+    if head is None or isinstance(head, str):
+        if model is None:
+            raise ValueError(
+                f"`model` must be given where `head` is a name or None, got head={head!r}; "
+                "or pass the module itself, such as GWAMonitor(model.fc)"
+            )
+        if head is None:
+            return find_head(model)
+        try:
+            head = _unwrap(model).get_submodule(head)
+        except AttributeError as error:
+            linear = [name for name, module in _unwrap(model).named_modules() if _fits(module)]
+            raise ValueError(
+                f"`head` must be the name of a module of {type(_unwrap(model)).__name__}, got "
+                f"{head!r}; linear layers in it: {', '.join(linear[-8:]) or 'none'}"
+            ) from error
+    if not isinstance(head, nn.Module):
+        raise TypeError(f"`head` must be a module or its name, got {type(head).__name__}")
+    if not _fits(head):
+        raise ValueError(
+            "`head` must be an nn.Linear or a 1×1 convolution with its own forward, got "
+            f"{type(head).__name__}; the alignment is defined for the last linear layer before "
+            "the loss, so pass that one (`find_head(model)` looks for it)"
+        )
+    return head  # type: ignore[return-value]
+
+
+def head_weight(head: nn.Module) -> torch.Tensor:
+    """Return the weight as (C, D); spatial axes of a 1×1 convolution have length one."""
+    return head.weight.detach().flatten(1)  # type: ignore[operator]
+
+
+def rows_last(x: torch.Tensor, head: nn.Module) -> torch.Tensor:
+    """Return the input or output of a head with its channel axis last."""
+    if isinstance(head, nn.Linear):
+        return x
+    batched = x.ndim == len(head.kernel_size) + 2  # type: ignore[arg-type]
+    return x.movedim(1 if batched else 0, -1)
+
+
+def _unwrap(model: nn.Module) -> nn.Module:
+    while isinstance(
+        inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None), nn.Module
+    ) and type(model).__name__ in ("OptimizedModule", "DataParallel", "DistributedDataParallel"):
+        model = inner
+    return model
+
+
+def _fits(module: Any) -> bool:
+    forward = type(module).forward
+    if isinstance(module, nn.Linear):
+        return forward is nn.Linear.forward
+    if not isinstance(module, CONVOLUTIONS):
+        return False
+    kinds = tuple(kind.forward for kind in CONVOLUTIONS)
+    ones = all(set(x) == {1} for x in (module.kernel_size, module.stride))
+    bare = isinstance(module.padding, str) or set(module.padding) <= {0}
+    return forward in kinds and ones and module.groups == 1 and bare
+
+
+def _last_linear(module: nn.Module) -> Head | None:
+    for inner in reversed(list(module.modules())):
+        if _fits(inner):
+            return inner  # type: ignore[return-value]
+    return None

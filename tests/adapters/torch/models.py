@@ -1,0 +1,67 @@
+"""Small models, and the scores of their head by float64 autograd: slow and obvious."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+CLASSES, FEATURES, INPUTS = 5, 16, 8
+
+
+def network(dtype=torch.float32, *, bias=True, seed=0):
+    """Two layers; the head is called `head`."""
+    torch.manual_seed(seed)
+
+    class Network(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = nn.Sequential(nn.Linear(INPUTS, FEATURES), nn.Tanh())
+            self.head = nn.Linear(FEATURES, CLASSES, bias=bias)
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    return Network().to(dtype)
+
+
+def batch(rows=12, seed=1):
+    """Inputs and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, INPUTS, generator=generator)
+    return x, torch.randint(CLASSES, (rows,), generator=generator)
+
+
+def oracle(latents, weight, bias, targets, *, loss="cross_entropy", **options):
+    """One backward pass a sample, in float64, and the cosine of its negative with the weight.
+
+    Weight and bias must be copies from the moment of the forward pass.
+    """
+    weight = weight.detach().double().flatten(1).clone().requires_grad_()
+    bias = None if bias is None else bias.detach().double()
+    options = {key: x.double() if torch.is_tensor(x) else x for key, x in options.items()}
+    scores = []
+    for z, t in zip(latents.detach().double(), targets, strict=True):
+        logits = F.linear(z, weight, bias)
+        t = t.double() if t.is_floating_point() else t
+        if loss == "cross_entropy":
+            value = F.cross_entropy(logits[None], t[None], **options)
+        else:
+            value = F.binary_cross_entropy_with_logits(logits, t.double().expand_as(logits))
+        (gradient,) = torch.autograd.grad(value, weight)
+        scores.append(F.cosine_similarity(-gradient.flatten(), weight.flatten(), dim=0, eps=0))
+    return torch.stack(scores).detach()
+
+
+def head_oracle(model, x, targets, **options):
+    """The oracle for the head of `network`, at the weights it has now."""
+    with torch.no_grad():
+        latents = model.body.double()(x.double()) if False else _latents(model, x)
+    bias = None if model.head.bias is None else model.head.bias.clone()
+    return oracle(latents, model.head.weight.clone(), bias, targets, **options)
+
+
+def _latents(model, x):
+    import copy
+
+    return copy.deepcopy(model.body).double()(x.double())

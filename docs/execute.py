@@ -1,7 +1,7 @@
 """Run the code of the pages: `python docs/execute.py` writes the outputs shown there anew.
 
 Python blocks of a page share one namespace and one empty folder, in order; a block that imports
-PyTorch or JAX stands alone. Lines of bash blocks that call `gwa` are run, as on a terminal of 100
+PyTorch or JAX stands alone, except on the pages of that framework's adapter. Lines of bash blocks that call `gwa` are run, as on a terminal of 100
 columns. A block of `text` right after is the output. The tests run the pages in the same way.
 """
 
@@ -29,6 +29,8 @@ TERMINAL |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^gwa (.*)$", re.MULTILINE)
 FRAMEWORK = re.compile(r"^import (torch|jax)\b", re.MULTILINE)
+# Folders of pages that are all about one framework.
+OWNERS = {"torch"}
 
 
 class Block(NamedTuple):
@@ -38,6 +40,7 @@ class Block(NamedTuple):
     code: str
     shown: str | None
     span: tuple[int, int]
+    owned: bool = False
 
     @property
     def commands(self) -> list[str]:
@@ -46,8 +49,9 @@ class Block(NamedTuple):
 
     @property
     def framework(self) -> str | None:
-        """The framework that it cannot do without."""
-        found = FRAMEWORK.search(self.code) if self.kind == "python" else None
+        """The framework that it needs, where its page does not."""
+        alone = self.kind == "python" and not self.owned
+        found = FRAMEWORK.search(self.code) if alone else None
         return None if found is None else found[1]
 
     @property
@@ -64,7 +68,7 @@ def blocks(path: Path) -> list[Block]:
         has_output = after is not None and after[1] == "text"
         shown = after[2] if has_output else None
         span = after.span(2) if has_output else (0, 0)
-        out.append(Block(fence[1], fence[2], shown, span))
+        out.append(Block(fence[1], fence[2], shown, span, path.parent.name in OWNERS))
     return [block for block in out if block.runs]
 
 

@@ -11,9 +11,11 @@ from backends import require
 
 import gwa_core
 import gwa_offline
+import gwa_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
+PACKAGES = [gwa_core, gwa_offline, gwa_torch]
 GENERATED = {"backends.md", "bad-input.md"}
 NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
@@ -40,8 +42,16 @@ STANDALONE = [
     for block in execute.blocks(path)
     if block.framework
 ]
+# What a page about a framework needs besides it.
+NEEDS = {
+    "lightning": ("lightning",),
+    "transformers": ("transformers", "accelerate"),
+    "torchmetrics": ("torchmetrics",),
+    "ignite": ("ignite",),
+    "skorch": ("skorch",),
+}
 # The packages under test, which may be installed ones.
-PLACES = sorted({str(Path(p.__file__).parent.parent) for p in (gwa_core, gwa_offline)})
+PLACES = sorted({str(Path(p.__file__).parent.parent) for p in PACKAGES})
 
 
 def words(text):
@@ -70,6 +80,9 @@ def same_output(path, got, shown):
 def test_code_of_a_page_runs_and_its_output_is_real(path, tmp_path, monkeypatch):
     for library in ("sklearn", "typer", "plotly", "PIL"):
         require(library)
+    if path.parent.name in execute.OWNERS:
+        for library in (path.parent.name, *NEEDS.get(path.stem, ())):
+            require(library)
     monkeypatch.chdir(tmp_path)
     namespace = {}
     for block in execute.blocks(path):
@@ -114,8 +127,8 @@ def test_generated_page_is_up_to_date(name, monkeypatch):
 
 @pytest.mark.parametrize(
     ("package", "folder"),
-    [(gwa_core, DOCS / "api"), (gwa_offline, DOCS / "api" / "gwa_offline")],
-    ids=["gwa_core", "gwa_offline"],
+    [(p, DOCS / "api" / (p.__name__ if p is not gwa_core else "")) for p in PACKAGES],
+    ids=[p.__name__ for p in PACKAGES],
 )
 def test_every_module_has_its_page(package, folder):
     modules = {path.stem for path in Path(package.__file__).parent.glob("[!_]*.py")}
@@ -130,7 +143,7 @@ def test_every_module_has_its_page(package, folder):
         assert f"({page}.md)" in overview
 
 
-@pytest.mark.parametrize("package", [gwa_core, gwa_offline], ids=["gwa_core", "gwa_offline"])
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_the_architecture_names_every_file(package):
     place = Path(package.__file__).parent
     tree = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")

@@ -47,7 +47,7 @@ def _pick(name: str, batch: Any, pick: Pick, place: int, keys: tuple[str, ...]) 
         has = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
         size = f" of {len(batch)}" if isinstance(batch, Sequence) else ""
         usual = f"item {place} of a tuple or one of the keys {', '.join(keys)}"
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004
             f"`{name}` must be found in the batch as {usual if pick is None else repr(pick)}, got "
             f"{has}{size}; pass `{name}=` with a key, a position or a function of the batch"
         )

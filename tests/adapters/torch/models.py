@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -32,20 +34,28 @@ def batch(rows=12, seed=1):
     return x, torch.randint(CLASSES, (rows,), generator=generator)
 
 
-def oracle(latents, weight, bias, targets, *, loss="cross_entropy", **options):
+def oracle(
+    latents, weight, bias, targets, *, loss="cross_entropy", class_weights=None, label_smoothing=0.0
+):
     """One backward pass a sample, in float64, and the cosine of its negative with the weight.
 
     Weight and bias must be copies from the moment of the forward pass.
     """
     weight = weight.detach().double().flatten(1).clone().requires_grad_()
     bias = None if bias is None else bias.detach().double()
-    options = {key: x.double() if torch.is_tensor(x) else x for key, x in options.items()}
+    class_weights = None if class_weights is None else class_weights.double()
     scores = []
     for z, t in zip(latents.detach().double(), targets, strict=True):
         logits = F.linear(z, weight, bias)
         t = t.double() if t.is_floating_point() else t
         if loss == "cross_entropy":
-            value = F.cross_entropy(logits[None], t[None], **options)
+            value = F.cross_entropy(
+                logits[None],
+                t[None],
+                weight=class_weights,
+                label_smoothing=label_smoothing,
+                reduction="sum",
+            )
         else:
             value = F.binary_cross_entropy_with_logits(logits, t.double().expand_as(logits))
         (gradient,) = torch.autograd.grad(value, weight)
@@ -54,14 +64,8 @@ def oracle(latents, weight, bias, targets, *, loss="cross_entropy", **options):
 
 
 def head_oracle(model, x, targets, **options):
-    """The oracle for the head of `network`, at the weights it has now."""
+    """The oracle for the head of `network`, at the weights that it has now."""
     with torch.no_grad():
-        latents = model.body.double()(x.double()) if False else _latents(model, x)
+        latents = copy.deepcopy(model.body).double()(x.double())
     bias = None if model.head.bias is None else model.head.bias.clone()
     return oracle(latents, model.head.weight.clone(), bias, targets, **options)
-
-
-def _latents(model, x):
-    import copy
-
-    return copy.deepcopy(model.body).double()(x.double())

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
+from gwa_torch.heads import rows_last
+
 __all__ = ["Flat", "LossOptions", "flatten"]
 
 
@@ -92,23 +94,27 @@ def flatten(
     ids: torch.Tensor | None,
     where: torch.Tensor | None,
     options: LossOptions | None = None,
+    head: nn.Module | None = None,
 ) -> Flat:
     """Lay targets out as rows, and mask those with the ignored class.
 
     As in PyTorch's losses, integers are class numbers and floating targets probabilities with the
-    classes last; a sigmoid has one target for each output. Without options there is one number a
-    sample, whatever it is.
+    classes where the head has them; a sigmoid has one target for each output. Without options there
+    is one number a sample, whatever it is.
     """
-    if not isinstance(targets, torch.Tensor):
-        raise TypeError(f"`targets` must be a tensor, got {type(targets).__name__}")
+    for name, x in {"targets": targets, "ids": ids, "where": where}.items():
+        if x is not None and not isinstance(x, torch.Tensor):
+            raise TypeError(f"`{name}` must be a tensor, got {type(x).__name__}")
     targets = targets.detach()
+    if head is not None and targets.is_floating_point():
+        targets = rows_last(targets, head)
     shape = tuple(targets.shape)
     single = options is None or options.classes == 1
     sigmoid = options is not None and options.loss == "binary_cross_entropy"
     if not single and (targets.is_floating_point() or sigmoid):
         if not shape or shape[-1] != options.classes:  # type: ignore[union-attr]
             raise ValueError(
-                "`targets` must have the classes last, C = "
+                "`targets` must have the classes last (second under a convolution), C = "
                 f"{options.classes}, got shape {shape}; "  # type: ignore[union-attr]
                 "class numbers must be of an integer dtype"
             )

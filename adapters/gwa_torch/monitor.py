@@ -16,7 +16,7 @@ from gwa_torch._capture import Capture, Forward, same_memory
 from gwa_torch._distributed import position
 from gwa_torch._epoch import BySample, ByStream
 from gwa_torch._runs import write_run
-from gwa_torch.heads import resolve_head, rows_last
+from gwa_torch.heads import resolve_head
 from gwa_torch.scoring import head_scores
 
 __all__ = ["GWAMonitor"]
@@ -204,9 +204,8 @@ class GWAMonitor:
             On shapes that do not fit, and ids out of range (those on a GPU at `end_epoch`). Only
             the batch is lost.
         """
+        flat = _targets.flatten(targets, ids, where, self.options, self.head)
         self._check_ids(ids)
-        rows = rows_last(targets, self.head) if targets.is_floating_point() else targets
-        flat = _targets.flatten(rows, ids, where, self.options)
         forwards = self._capture.take(flat.samples, logits)
         self._updates += 1
         if (self._updates - 1) % self.every:
@@ -256,8 +255,8 @@ class GWAMonitor:
         where : boolean tensor of shape (N,), optional
             True for samples that count.
         """
+        flat = _targets.flatten(scores, ids, where)
         self._check_ids(ids)
-        flat = _targets.flatten(scores.detach(), ids, where, None)
         self._add(scores.detach(), flat.to(scores.device))
 
     def _add(self, scores: torch.Tensor, flat: _targets.Flat) -> None:

@@ -1,0 +1,163 @@
+"""What the processes of the distributed tests do; also run in one process, to compare with."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from models import batch, head_oracle, network
+from torch.nn import functional as F  # noqa: N812
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DistributedSampler
+
+from gwa_core import EarlyStopper, MaxBimodality
+from gwa_torch import GWAMonitor
+
+SAMPLES, BATCH, EPOCHS = 53, 8, 4
+
+
+def begin(rank: int, world: int, folder: str, work: str) -> None:
+    """Join the group, do the named work, and leave the result in a file."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
+    try:
+        torch.save(globals()[work](rank, world), Path(folder) / f"{rank}.pt")
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+def shards(world: int, epoch: int, *, padded: bool) -> list[list[list[int]]]:
+    """The batches of each rank: padded by PyTorch's sampler, or with one sample less on one."""
+    data = range(SAMPLES)
+    if padded:
+        samplers = [DistributedSampler(data, world, rank, seed=3) for rank in range(world)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        drawn = [list(sampler) for sampler in samplers]
+    else:
+        order = torch.randperm(SAMPLES, generator=torch.Generator().manual_seed(epoch)).tolist()
+        drawn = [order[rank::world] for rank in range(world)]
+    return [[ids[i : i + BATCH] for i in range(0, len(ids), BATCH)] for ids in drawn]
+
+
+def train(
+    rank: int | None,
+    world: int,
+    *,
+    padded: bool,
+    by_id: bool,
+    interrupted: bool = False,
+) -> dict[str, Any]:
+    """Train on a shard, or with rank None on all shards in one process."""
+    model = network()
+    x, y = batch(SAMPLES)
+    wrapped: Any = model if rank is None else DistributedDataParallel(model)
+    monitor = GWAMonitor(model.head, SAMPLES if by_id else None)
+    stopper = EarlyStopper(MaxBimodality(warmup=0, patience=2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scores, decisions = [], []
+    for epoch in range(EPOCHS):
+        every = shards(world, epoch, padded=padded)
+        mine = every if rank is None else [every[rank]]
+        for step, parts in enumerate(zip(*mine, strict=True)):
+            # The mean over the ranks of the mean over their samples: what DDP computes.
+            losses = [F.cross_entropy(wrapped(x[part]), y[part]) for part in parts]
+            torch.stack(losses).mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            # As a distributed sampler deals them out.
+            ids = torch.tensor([i for part in parts for i in part])
+            monitor.update(y[ids], ids if by_id else None)
+            if interrupted and (epoch, step) == (2, 1):
+                monitor.synchronize()
+                shared: list[Any] = [monitor.state_dict() if rank == 0 else None]
+                dist.broadcast_object_list(shared)
+                monitor.close()
+                monitor = GWAMonitor(model.head, SAMPLES if by_id else None)
+                monitor.load_state_dict(shared[0])
+        summary = monitor.end_epoch()
+        stopper.update(summary.bimodality, step=epoch, healthy=summary.healthy)
+        scores.append(monitor.scores)
+        decisions.append((stopper.should_stop, stopper.best_step))
+    history = [tuple(summary) for summary in monitor.history]
+    return {"history": history, "scores": scores, "decisions": decisions}
+
+
+def padded_ids(rank: int | None, world: int) -> Any:
+    """PyTorch's sampler pads; ids make the padding count once."""
+    return train(rank, world, padded=True, by_id=True)
+
+
+def uneven_ids(rank: int | None, world: int) -> Any:
+    """The last batch of one rank is smaller."""
+    return train(rank, world, padded=False, by_id=True)
+
+
+def uneven_stream(rank: int | None, world: int) -> Any:
+    """Without ids, moments are merged."""
+    return train(rank, world, padded=False, by_id=False)
+
+
+def resumed_ids(rank: int, world: int) -> Any:
+    """The state of the first rank, taken in the middle of an epoch, serves all ranks."""
+    return train(rank, world, padded=True, by_id=True, interrupted=True)
+
+
+def resumed_stream(rank: int, world: int) -> Any:
+    """The same without ids."""
+    return train(rank, world, padded=False, by_id=False, interrupted=True)
+
+
+def idle_rank(rank: int, world: int) -> Any:
+    """A rank without a single sample takes part in the end of the epoch."""
+    model = network()
+    x, y = batch()
+    out = []
+    for num_samples in (12, None):
+        monitor = GWAMonitor(model.head, num_samples)
+        if rank == 0:
+            model(x)
+            monitor.update(y, torch.arange(12) if num_samples else None)
+        out.append(tuple(monitor.end_epoch()))
+        try:
+            monitor.end_epoch()
+        except ValueError as error:
+            out.append(str(error))
+        monitor.close()
+    return out
+
+
+def fsdp(rank: int, world: int) -> Any:
+    """FSDP2: the weight is a DTensor outside of the forward pass."""
+    from torch.distributed.fsdp import fully_shard
+
+    out = []
+    for first, shard_head in itertools.product((True, False), (True, False)):
+        model = network()
+        x, y = batch()
+        reference = network()
+        monitor = GWAMonitor(model.head, 12) if first else None
+        if shard_head:
+            fully_shard(model.head)
+        fully_shard(model)
+        monitor = monitor or GWAMonitor(model.head, 12)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        for _ in range(2):
+            state = {k: v.full_tensor() for k, v in model.state_dict().items()}
+            reference.load_state_dict(state)
+            want = head_oracle(reference, x, y)
+            part = slice(rank * 6, rank * 6 + 6)
+            F.cross_entropy(model(x[part]), y[part]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.update(y[part], torch.arange(12)[part])
+            monitor.end_epoch()
+            out.append((monitor.scores, want))
+        monitor.close()
+    return out

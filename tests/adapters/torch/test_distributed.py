@@ -1,0 +1,64 @@
+"""Two real processes are one run: the same scores, moments and decisions."""
+
+from __future__ import annotations
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import ranks
+import torch.multiprocessing as multiprocessing
+from numpy.testing import assert_allclose
+
+WORLD = 2
+
+
+def run(work, folder):
+    """Do the work in two gloo processes and return the results by rank."""
+    multiprocessing.spawn(ranks.begin, (WORLD, str(folder), work), nprocs=WORLD)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+
+
+def same(got, want):
+    for ours, theirs in zip(got["history"], want["history"], strict=True):
+        # Counts exactly; the weights of the runs differ by the rounding of one all-reduce.
+        assert ours[:4] == theirs[:4]
+        assert_allclose(ours[4:], theirs[4:], rtol=1e-4, atol=1e-6)
+    for ours, theirs in zip(got["scores"], want["scores"], strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert got["decisions"] == want["decisions"]
+
+
+@pytest.mark.parametrize("work", ["padded_ids", "uneven_ids", "uneven_stream"])
+def test_two_processes_equal_one(work, tmp_path):
+    got = run(work, tmp_path)
+    want = getattr(ranks, work)(None, WORLD)
+    assert [row[2] for row in want["history"]] == [ranks.SAMPLES] * ranks.EPOCHS
+    for one in got:
+        same(one, want)
+    # Between the ranks nothing differs at all, or they would decide differently one day.
+    assert got[0]["history"] == got[1]["history"]
+
+
+@pytest.mark.parametrize(
+    ("work", "whole"), [("resumed_ids", "padded_ids"), ("resumed_stream", "uneven_stream")]
+)
+def test_one_state_taken_in_mid_epoch_serves_all_ranks(work, whole, tmp_path):
+    want = getattr(ranks, whole)(None, WORLD)
+    for one in run(work, tmp_path):
+        same(one, want)
+
+
+def test_a_rank_without_samples_does_no_harm(tmp_path):
+    first, second = run("idle_rank", tmp_path)
+    assert first == second
+    assert first[0][2] == first[2][2] == 12
+    assert "an epoch must have scores" in first[1]
+
+
+def test_fsdp(tmp_path):
+    for pairs in run("fsdp", tmp_path):
+        for got, want in pairs:
+            assert_allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,452 @@
+"""The monitor itself: ids, states, files, and what a mistake is answered with."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import weakref
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from models import CLASSES, INPUTS, batch, head_oracle, network
+from numpy.testing import assert_allclose
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+
+from gwa_core import EpochSummary, GWATracker, JLSketch, MaxGWA, select_epoch
+from gwa_offline import analyse, open_features
+from gwa_offline.store import FeaturesError, RunFolder
+from gwa_torch import GWAMonitor, head_scores
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def run(monitor, model, *, epochs=1, stop_at=None, start=0, rows=40, size=8, loop=None):
+    """Train from step `start` on in a fixed order, and stop before step `stop_at`."""
+    x, y = batch(rows)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    steps = rows // size
+    for step in range(start, epochs * steps):
+        if step == stop_at:
+            return
+        generator = torch.Generator().manual_seed(step // steps)
+        ids = torch.randperm(rows, generator=generator)[step % steps * size :][:size]
+        F.cross_entropy(model(x[ids]), y[ids]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        monitor.update(y[ids], ids if monitor.num_samples else None)
+        if step % steps == steps - 1:
+            monitor.end_epoch()
+
+
+class TestNumbers:
+    def test_a_summary_is_the_one_of_the_core(self):
+        model = network()
+        for num_samples in (40, None):
+            monitor = GWAMonitor(model.head, num_samples)
+            x, y = batch(40)
+            tracker = GWATracker()
+            for part in torch.arange(40).split(16):
+                tracker.update(head_oracle(model, x[part], y[part]))
+                model(x[part])
+                monitor.update(y[part], part if num_samples else None)
+            got, want = monitor.end_epoch(step=7), tracker.end_epoch(step=7)
+            assert got[:4] == want[:4]
+            assert_allclose(got[4:], want[4:], rtol=1e-5)
+            monitor.close()
+
+    def test_a_sample_seen_twice_counts_once_with_its_first_score(self):
+        model = network()
+        x, y = batch(6)
+        monitor = GWAMonitor(model.head, 6)
+        first = head_oracle(model, x, y)
+        model(x)
+        monitor.update(y, torch.tensor([0, 1, 2, 3, 4, 4]))
+        with torch.no_grad():
+            model.head.weight.neg_()
+        model(x)
+        monitor.update(y, torch.tensor([5, 0, 1, 2, 3, 5]))
+        assert monitor.end_epoch().count == 6
+        assert_allclose(monitor.scores[:5], first[:5], atol=1e-6)
+        assert_allclose(monitor.scores[5], head_oracle(model, x, y)[0], atol=1e-6)
+
+    def test_a_masked_sample_counts_nowhere_and_an_unseen_one_is_nan(self):
+        model = network()
+        x, y = batch(6)
+        for num_samples in (8, None):
+            monitor = GWAMonitor(model.head, num_samples)
+            model(x)
+            where = torch.tensor([True, False, True, True, True, True])
+            monitor.update(y, torch.arange(6) if num_samples else None, where)
+            summary = monitor.end_epoch()
+            assert (summary.count, summary.omitted) == (5, 0)
+            if num_samples:
+                assert monitor.scores.isnan().nonzero().flatten().tolist() == [1, 6, 7]
+            monitor.close()
+
+    def test_scores_that_are_not_finite_are_omitted_and_counted(self):
+        model = network()
+        x, y = batch(6)
+        x[2, 0], y[3] = torch.nan, CLASSES
+        for num_samples in (6, None):
+            monitor = GWAMonitor(model.head, num_samples)
+            model(x)
+            monitor.update(y, torch.arange(6) if num_samples else None)
+            summary = monitor.end_epoch()
+            assert (summary.count, summary.omitted) == (4, 2)
+            assert np.isfinite(summary.gwa)
+            monitor.close()
+
+    def test_every_scores_each_second_update(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 40, every=2)
+        run(monitor, model)
+        assert monitor.history[0].count == 24
+
+    def test_a_projection_keeps_the_mean(self):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, CLASSES))
+        x, y = batch(400)
+        means = []
+        for projection in (None, 128, JLSketch(256, 128, seed=1)):
+            monitor = GWAMonitor(model[-1], 400, projection=projection)
+            model(x)
+            with torch.no_grad():  # the step must not reach what the monitor kept
+                before = copy.deepcopy(model.state_dict())
+                model[-1].weight.mul_(-1)
+            monitor.update(y, torch.arange(400))
+            model.load_state_dict(before)
+            means.append(monitor.end_epoch().mean)
+            monitor.close()
+        assert abs(means[0] - means[1]) < 0.01
+        assert abs(means[0] - means[2]) < 0.01
+        assert means[1] != means[2]
+
+    def test_scores_made_by_hand_are_added(self):
+        model = network()
+        x, y = batch(12)
+        monitor = GWAMonitor(model.head, 12)
+        latents = model.body(x)
+        scores = head_scores(
+            latents=latents, weight=model.head.weight, bias=model.head.bias, targets=y
+        )
+        monitor.add(scores, torch.arange(12))
+        assert monitor.end_epoch().count == 12
+        assert_allclose(monitor.scores, head_oracle(model, x, y), atol=1e-6)
+
+
+class TestMemory:
+    def test_nothing_of_a_step_is_kept(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 12)
+        x, y = batch(12)
+        logits = model(x)
+        kept = weakref.ref(logits)
+        monitor.update(y, torch.arange(12))
+        del logits
+        gc.collect()
+        assert kept() is None
+        assert monitor._capture.waiting == []
+
+    def test_a_loop_that_never_updates_is_told(self):
+        model = network()
+        monitor = GWAMonitor(model.head)
+        x, _ = batch(2)
+        for _ in range(64):
+            model(x)
+        with pytest.raises(RuntimeError, match=r"`update` must follow .* 64 passes"):
+            model(x)
+        monitor.close()
+        model(x)
+        assert monitor._capture.waiting == []
+
+    def test_a_stream_keeps_moments_only(self, monkeypatch):
+        monkeypatch.setattr("gwa_torch._epoch.FOLD", 16)
+        model = network()
+        folded, whole = GWAMonitor(model.head), GWAMonitor(model.head, 40)
+        x, y = batch(40)
+        for part in torch.arange(40).split(8):
+            model(x[part])
+            folded.update(y[part])
+            whole.update(y[part], part)
+        assert len(folded._epoch._pending) <= 1
+        got, want = folded.end_epoch(), whole.end_epoch()
+        assert folded.scores is None
+        assert_allclose(got, want, rtol=1e-6)
+
+    def test_closing_removes_the_hooks(self):
+        model, loss = network(), nn.CrossEntropyLoss()
+        with GWAMonitor(model.head, criterion=loss):
+            assert model.head._forward_hooks
+            assert loss._forward_hooks
+        assert not model.head._forward_hooks
+        assert not loss._forward_hooks
+
+    def test_the_model_is_left_as_it_is(self):
+        model = network()
+        names = list(model.state_dict())
+        monitor = GWAMonitor(model.head, 40)
+        run(monitor, model)
+        twin = network()
+        run(GWAMonitor(twin.head, 40, every=100), twin)
+        assert list(model.state_dict()) == names
+        for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+        copy.deepcopy(model)
+
+
+class TestState:
+    @pytest.mark.parametrize("num_samples", [40, None])
+    @pytest.mark.parametrize("killed_at", [1, 5, 13, 14, 19])
+    def test_resumed_run_equals_the_uninterrupted_one(self, num_samples, killed_at):
+        model = network()
+        whole = GWAMonitor(model.head, num_samples)
+        run(whole, model, epochs=4)
+
+        model = network()
+        monitor = GWAMonitor(model.head, num_samples)
+        run(monitor, model, epochs=4, stop_at=killed_at)
+        file = io.BytesIO()
+        torch.save({"model": model.state_dict(), "gwa": monitor.state_dict()}, file)
+        monitor.close()
+        file.seek(0)
+        state = torch.load(file, weights_only=True)
+        model = network(seed=9)
+        model.load_state_dict(state["model"])
+        resumed = GWAMonitor(model.head, num_samples)
+        resumed.load_state_dict(state["gwa"])
+        run(resumed, model, epochs=4, start=killed_at)
+
+        assert resumed.history == whole.history
+        assert select_epoch(resumed.history, MaxGWA()) == select_epoch(whole.history, MaxGWA())
+        if num_samples:
+            assert torch.equal(resumed.scores, whole.scores)
+
+    def test_a_state_is_a_copy(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        run(monitor, model, stop_at=2)
+        state = monitor.state_dict()
+        before = copy.deepcopy(state)
+        x, y = batch(40)
+        model(x)
+        monitor.update(y, torch.arange(40))
+        assert torch.equal(state["epoch"]["first"], before["epoch"]["first"])
+
+    def test_a_state_of_something_else_is_refused(self):
+        monitor = GWAMonitor(network().head, 40)
+        with pytest.raises(ValueError, match=r"`state` must be of version 1 and num_samples=40"):
+            monitor.load_state_dict(GWAMonitor(network().head, 41).state_dict())
+        assert monitor.history == []
+
+
+class TestRunFolder:
+    def test_gwa_analyse_reads_what_save_wrote(self, tmp_path):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        _, y = batch(40)
+        for epoch in range(3):
+            run(monitor, model)
+            monitor.save(tmp_path / "run", metrics={"accuracy": epoch / 3}, targets=y)
+        report = analyse(open_features(tmp_path / "run"))
+        assert [record.summary.epoch for record in report.epochs] == [0, 1, 2]
+        folder = RunFolder.open(tmp_path / "run")
+        assert (folder.adapter, folder.num_classes) == ("torch", CLASSES)
+        assert_allclose(folder.scores(2), monitor.scores)
+        assert folder.epochs()[1][1] == {"accuracy": pytest.approx(1 / 3)}
+
+    def test_a_resumed_run_goes_on_in_its_folder(self, tmp_path):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        run(monitor, model)
+        monitor.save(tmp_path)
+        state = monitor.state_dict()
+        for _ in range(2):
+            run(monitor, model)
+            monitor.save(tmp_path)
+        resumed = GWAMonitor(model.head, 40)
+        resumed.load_state_dict(state)
+        run(resumed, model)
+        resumed.save(tmp_path)
+        assert [summary for summary, _ in RunFolder.open(tmp_path).epochs()] == resumed.history
+
+    def test_another_run_is_not_overwritten(self, tmp_path):
+        model = network()
+        first, second = GWAMonitor(model.head, 40), GWAMonitor(model.head, 40)
+        run(first, model)
+        first.save(tmp_path)
+        second._capture.waiting.clear()
+        run(second, model)
+        with pytest.raises(FeaturesError, match="already holds a run"):
+            second.save(tmp_path)
+        assert [summary for summary, _ in RunFolder.open(tmp_path).epochs()] == first.history
+
+
+def monitored(num_samples=None, rows=6, **options):
+    """A monitor whose head was called once."""
+    model = network()
+    monitor = GWAMonitor(model.head, num_samples, **options)
+    model(batch(rows)[0])
+    return monitor
+
+
+LABELS = torch.zeros(6, dtype=torch.int64)
+
+
+def changed_in_place():
+    model = network()
+    monitor = GWAMonitor(model.head)
+    logits = model(batch(6)[0])
+    logits /= 2.0
+    monitor.update(LABELS)
+
+
+def eval_mode():
+    model = network().eval()
+    monitor = GWAMonitor(model.head)
+    model(batch(6)[0])
+    monitor.update(LABELS)
+
+
+def compiled_before():
+    torch._dynamo.reset()
+    model = network()
+    compiled = torch.compile(model, backend="eager")
+    compiled(batch(6)[0])
+    monitor = GWAMonitor(model.head)
+    compiled(batch(6)[0])
+    monitor.update(LABELS)
+
+
+def two_passes():
+    model = network()
+    monitor = GWAMonitor(model.head)
+    model(batch(6)[0])
+    model(batch(6)[0])
+    monitor.update(LABELS)
+
+
+def strays():
+    monitor = monitored(6)
+    # As on a GPU, where looking at the ids would wait.
+    monitor._check_ids = id
+    monitor.update(LABELS, torch.tensor([0, 1, 2, 3, 4, 6]))
+    monitor.end_epoch()
+
+
+class Scaled(nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+# What was done, and what raises.
+CASES = [
+    ("a head that is not linear", lambda: GWAMonitor(nn.ReLU())),
+    ("a head with a forward of its own", lambda: GWAMonitor(Scaled(4, 3))),
+    ("a 3×3 convolution as head", lambda: GWAMonitor(nn.Conv2d(4, 3, 3))),
+    ("a name without a model", lambda: GWAMonitor("head")),
+    ("an unknown name", lambda: GWAMonitor("fc", model=network())),
+    ("a model without a linear layer", lambda: GWAMonitor(None, model=nn.ReLU())),
+    ("one output and softmax", lambda: GWAMonitor(nn.Linear(4, 1))),
+    ("an unknown loss", lambda: GWAMonitor(nn.Linear(4, 3), loss="hinge")),
+    ("label smoothing of 1", lambda: GWAMonitor(nn.Linear(4, 3), label_smoothing=1.0)),
+    (
+        "class weights of another length",
+        lambda: GWAMonitor(nn.Linear(4, 3), class_weights=torch.ones(4)),
+    ),
+    (
+        "a weighted sigmoid loss",
+        lambda: GWAMonitor(
+            nn.Linear(4, 3), criterion=nn.BCEWithLogitsLoss(pos_weight=torch.ones(3))
+        ),
+    ),
+    ("a sketch of another width", lambda: GWAMonitor(nn.Linear(4, 3), projection=JLSketch(8, 2))),
+    ("`num_samples` of 0", lambda: GWAMonitor(nn.Linear(4, 3), 0)),
+    ("`every` of 0", lambda: GWAMonitor(nn.Linear(4, 3), every=0)),
+    (
+        "a criterion and ids",
+        lambda: GWAMonitor(nn.Linear(4, 3), 6, criterion=nn.CrossEntropyLoss()),
+    ),
+    ("ids without `num_samples`", lambda: monitored().update(LABELS, torch.arange(6))),
+    ("`num_samples` without ids", lambda: monitored(6).update(LABELS)),
+    ("ids out of range", lambda: monitored(6).update(LABELS, torch.arange(1, 7))),
+    ("ids out of range, on a GPU", strays),
+    ("floating ids", lambda: monitored(6).update(LABELS, torch.arange(6.0))),
+    ("ids of another shape", lambda: monitored(6).update(LABELS, torch.arange(5))),
+    ("a mask that is not boolean", lambda: monitored().update(LABELS, where=LABELS)),
+    ("targets of another batch", lambda: monitored().update(LABELS[:5])),
+    ("soft targets of another width", lambda: monitored().update(torch.ones(6, 4))),
+    ("labels as a list", lambda: monitored().update([0] * 6)),
+    ("floating class numbers", lambda: monitored().update(LABELS.float())),
+    ("the model in eval mode", eval_mode),
+    ("a monitor made after the first compiled call", compiled_before),
+    ("an update too many", lambda: [(m := monitored()).update(LABELS), m.update(LABELS)]),
+    ("several passes and targets for one", two_passes),
+    ("logits changed in place", changed_in_place),
+    ("an epoch without samples", lambda: GWAMonitor(nn.Linear(4, 3)).end_epoch()),
+    ("saved before an epoch ended", lambda: GWAMonitor(nn.Linear(4, 3)).save("run")),
+]
+
+
+@pytest.mark.parametrize(("what", "do"), CASES, ids=[case[0] for case in CASES])
+def test_a_mistake_is_explained(what, do):
+    with pytest.raises((TypeError, ValueError, RuntimeError)) as caught:
+        do()
+    message = str(caught.value)
+    assert "`" in message or "must" in message
+    assert "got" in message
+
+
+def test_a_mistake_loses_only_its_batch():
+    model = network()
+    monitor = GWAMonitor(model.head, 12)
+    x, y = batch(12)
+    model(x[:6])
+    monitor.update(y[:6], torch.arange(6))
+    model(x[6:])
+    with pytest.raises(ValueError, match="ids"):
+        monitor.update(y[6:], torch.arange(7, 13))
+    with pytest.raises(ValueError, match="targets"):
+        monitor.update(y[6:11], torch.arange(6, 11))
+    monitor.update(y[6:], torch.arange(6, 12))
+    assert monitor.end_epoch().count == 12
+
+
+def test_ids_out_of_range_on_a_device_are_said_once_and_lose_nothing():
+    monitor = monitored(6)
+    monitor._check_ids = id
+    monitor.update(LABELS, torch.tensor([0, 1, 2, 3, 4, 99]))
+    with pytest.raises(ValueError, match="got 1 outside"):
+        monitor.end_epoch()
+    assert monitor.end_epoch().count == 5
+    assert isinstance(monitor.history[0], EpochSummary)
+
+
+def test_an_epoch_that_ended_keeps_its_scores_when_the_next_is_empty():
+    model = network()
+    monitor = GWAMonitor(model.head, 40)
+    run(monitor, model)
+    before = monitor.scores
+    with pytest.raises(ValueError, match="an epoch must have scores"):
+        monitor.end_epoch()
+    assert torch.equal(monitor.scores, before)
+    assert len(monitor.history) == 1
+
+
+def test_a_criterion_of_tokens_has_the_classes_second():
+    model, loss = network(), nn.CrossEntropyLoss()
+    monitor = GWAMonitor(model.head, criterion=loss)
+    x, _ = batch(12)
+    soft = torch.softmax(torch.randn(12, CLASSES), 1)
+    logits = model(x.reshape(3, 4, INPUTS))
+    loss(logits.movedim(-1, 1), soft.reshape(3, 4, CLASSES).movedim(-1, 1))
+    got = monitor.end_epoch()
+    want = head_oracle(model, x, soft)
+    assert_allclose([got.count, got.mean], [12, want.mean()], rtol=1e-5)

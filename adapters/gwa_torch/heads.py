@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, TypeAlias
 
 import torch
@@ -16,6 +17,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Where timm, torchvision and transformers keep the head of a classifier. Auxiliary classifiers of
 # the same model have longer names, so that these come first.
 NAMES = ("fc", "classifier", "head", "heads", "classification_head", "score", "lm_head")
+
+# Subclasses of nn.Linear with a forward of their own that computes the same.
+SAME_FORWARD = ("timm.layers.linear",)
 
 
 def find_head(model: nn.Module) -> Head:
@@ -36,7 +40,8 @@ def find_head(model: nn.Module) -> Head:
     Raises
     ------
     ValueError
-        If there is none.
+        If there is none, or the model says that its head is something else: none at all (as timm's
+        ``num_classes=0``), or a layer that is not linear.
 
     Notes
     -----
@@ -53,12 +58,14 @@ def find_head(model: nn.Module) -> Head:
     for method in ("get_classifier", "get_output_embeddings"):
         found = getattr(bare, method, lambda: None)()
         # Some models of timm answer with several heads.
-        if isinstance(found, nn.Module) and (last := _last_linear(found)) is not None:
-            return last
+        if isinstance(found, nn.Module):
+            return _answered(found, f"{type(bare).__name__}.{method}()")
     modules = dict(bare.named_modules())
     for name in NAMES:
         if name in modules and (last := _last_linear(modules[name])) is not None:
             return last
+        if isinstance(modules.get(name), nn.Identity):
+            return _answered(modules[name], f"{type(bare).__name__}.{name}")
     last = _last_linear(bare)
     if last is None:
         raise ValueError(
@@ -99,9 +106,10 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
             head = _unwrap(model).get_submodule(head)
         except AttributeError as error:
             linear = [name for name, module in _unwrap(model).named_modules() if _fits(module)]
+            near = difflib.get_close_matches(head, linear, n=3) or linear[-8:]
             raise ValueError(
                 f"`head` must be the name of a module of {type(_unwrap(model)).__name__}, got "
-                f"{head!r}; linear layers in it: {', '.join(linear[-8:]) or 'none'}"
+                f"{head!r}; linear layers in it: {', '.join(near) or 'none'}"
             ) from error
     if not isinstance(head, nn.Module):
         raise TypeError(f"`head` must be a module or its name, got {type(head).__name__}")
@@ -138,13 +146,25 @@ def _unwrap(model: nn.Module) -> nn.Module:
 def _fits(module: Any) -> bool:
     forward = type(module).forward
     if isinstance(module, nn.Linear):
-        return forward is nn.Linear.forward
+        return forward is nn.Linear.forward or forward.__module__ in SAME_FORWARD
     if not isinstance(module, CONVOLUTIONS):
         return False
     kinds = tuple(kind.forward for kind in CONVOLUTIONS)
     ones = all(set(x) == {1} for x in (module.kernel_size, module.stride))
     bare = isinstance(module.padding, str) or set(module.padding) <= {0}
     return forward in kinds and ones and module.groups == 1 and bare
+
+
+def _answered(found: nn.Module, source: str) -> Head:
+    """Return the head in what a model calls its head; guessing past that would find a wrong one."""
+    last = _last_linear(found)
+    if last is None:
+        raise ValueError(
+            f"`model` must have a linear head, got {type(found).__name__} from {source}; a model "
+            "made without a head (num_classes=0) gives features only, so pass the layer that the "
+            "loss is computed from to GWAMonitor"
+        )
+    return last
 
 
 def _last_linear(module: nn.Module) -> Head | None:

@@ -19,11 +19,13 @@ from gwa_torch import GWAMonitor
 SAMPLES, BATCH, EPOCHS = 53, 8, 4
 
 
-def begin(rank: int, world: int, folder: str, work: str) -> None:
+def begin(rank: int, world: int, folder: str, work: str, backend: str = "gloo") -> None:
     """Join the group, do the named work, and leave the result in a file."""
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+        backend, init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
     try:
         torch.save(globals()[work](rank, world), Path(folder) / f"{rank}.pt")
@@ -53,10 +55,11 @@ def train(
     padded: bool,
     by_id: bool,
     interrupted: bool = False,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """Train on a shard, or with rank None on all shards in one process."""
-    model = network()
-    x, y = batch(SAMPLES)
+    model = network().to(device)
+    x, y = (t.to(device) for t in batch(SAMPLES))
     wrapped: Any = model if rank is None else DistributedDataParallel(model)
     monitor = GWAMonitor(model.head, SAMPLES if by_id else None)
     stopper = EarlyStopper(MaxBimodality(warmup=0, patience=2))
@@ -92,6 +95,16 @@ def train(
 def padded_ids(rank: int | None, world: int) -> Any:
     """PyTorch's sampler pads; ids make the padding count once."""
     return train(rank, world, padded=True, by_id=True)
+
+
+def padded_nccl(rank: int, world: int) -> Any:
+    """The same on GPUs."""
+    return train(rank, world, padded=True, by_id=True, device=f"cuda:{rank}")
+
+
+def streamed_nccl(rank: int, world: int) -> Any:
+    """Moments on GPUs, merged."""
+    return train(rank, world, padded=False, by_id=False, device=f"cuda:{rank}")
 
 
 def uneven_ids(rank: int | None, world: int) -> Any:

@@ -1,12 +1,10 @@
 """γ on a GPU beside what a user would use instead; see README.md for the rows.
 
-Needs PyTorch with Triton on an NVIDIA GPU, timm for the training step, torchmetrics, and aum.
+Needs PyTorch with Triton on an NVIDIA GPU, torchmetrics, and aum.
 """
 
 from __future__ import annotations
 
-import copy
-import statistics
 import time
 import warnings
 from functools import partial
@@ -17,7 +15,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from benchmarks.pairs import report
 from gwa_core import alignment_from_logits
-from gwa_torch import GWAMonitor, frobenius_norm, head_scores
+from gwa_torch import frobenius_norm, head_scores
 
 SIZES = {"N=4096 C=21841 D=768": (4096, 21841, 768), "N=1024 C=1000 D=384": (1024, 1000, 384)}
 
@@ -58,6 +56,19 @@ def milliseconds(function: Any, repeats: int = 300) -> float:
     import triton
 
     return float(triton.testing.do_bench(function, warmup=25, rep=repeats, return_mode="median"))
+
+
+def on_device(function: Any) -> float:
+    """Return the median time of a call without the time Python needs to launch it.
+
+    In a training loop the launches of a step are hidden behind the work of the one before.
+    """
+    function()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return milliseconds(graph.replay)
 
 
 def copy_bandwidth() -> float:
@@ -127,8 +138,11 @@ def scores_rows(bandwidth: float) -> dict[str, Any]:
             "torchmetrics accuracy": partial(accuracy.update, logits, targets),
         }
         floor = (logits.nbytes + latents.nbytes) / bandwidth / 1e9
-        times = {way: milliseconds(call) for way, call in ways.items()}
+        times = {way: on_device(call) for way, call in ways.items()}
         rows |= {f"{name}: ms, {way}": value for way, value in times.items()}
+        rows |= {
+            f"{name}: ms with its launch, {way}": milliseconds(call) for way, call in ways.items()
+        }
         rows |= {
             f"{name}: ms, vmap(grad) on the head": once(
                 partial(vmap_grad, latents, weight, targets, max(1, (1 << 32) // (c * d)))
@@ -190,101 +204,6 @@ def language_rows() -> dict[str, Any]:
     return rows
 
 
-class Training:
-    """A ViT-S/16 on images that are on the device already: bf16, compiled, AdamW."""
-
-    def __init__(self, model: Any, images: Any, labels: Any, each_step: Any = None) -> None:
-        self.model = model
-        self.compiled = torch.compile(model)
-        self.optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-        self.images, self.labels, self.each_step = images, labels, each_step
-
-    def step(self) -> None:
-        """Train on the batch once."""
-        with torch.autocast("cuda", torch.bfloat16):
-            logits = self.compiled(self.images)
-            loss = F.cross_entropy(logits, self.labels)
-        loss.backward()
-        if self.each_step is not None:
-            self.each_step(logits.detach())
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-
-def training_rows(rounds: int = 150, batch: int = 512) -> dict[str, Any]:
-    """Time training steps in turn: alone, with the monitor, and with other measurements."""
-    import timm
-    from torchmetrics.classification import MulticlassAccuracy
-
-    torch.set_float32_matmul_precision("high")
-    torch.manual_seed(0)
-    images = torch.randn(batch, 3, 224, 224, device="cuda").bfloat16()
-    labels = torch.randint(1000, (batch,), device="cuda")
-    ids = torch.arange(batch, device="cuda")
-    model = timm.create_model("vit_small_patch16_224").cuda()
-    watched, counted, classic = (copy.deepcopy(model) for _ in range(3))
-    monitor = GWAMonitor(watched.head, 1_281_167)
-    accuracy = MulticlassAccuracy(1000, average="micro", validate_args=False).cuda()
-    kept: list[Any] = []
-    classic.head.register_forward_pre_hook(lambda _, args: kept.append(args[0].detach()))
-
-    def formula(logits: Any) -> None:
-        scores.append(
-            paper_formula(logits.float(), kept.pop().float(), classic.head.weight, labels)
-        )
-
-    scores: list[Any] = []
-    runs = {
-        "alone": Training(model, images, labels),
-        "with the monitor": Training(
-            watched, images, labels, lambda _: monitor.update(labels, ids)
-        ),
-        "with torchmetrics accuracy": Training(
-            counted, images, labels, lambda logits: accuracy.update(logits, labels)
-        ),
-        "with the paper's formula": Training(classic, images, labels, formula),
-    }
-    name = f"ViT-S/16, batch {batch}, bf16, compiled"
-    rows: dict[str, Any] = {}
-    for way, run in runs.items():
-        for _ in range(4):
-            run.step()
-        rows[f"{name}: extra peak MB in a step, {way}"] = extra_mb(run.step)
-    times: dict[str, list[float]] = {way: [] for way in runs}
-    order = list(runs)
-    for turn in range(rounds):
-        # Each goes first equally often: a step after another's is not like one after its own.
-        order = order[1:] + order[:1] if turn % 2 else order[::-1]
-        marks = []
-        for way in order:
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            runs[way].step()
-            end.record()
-            marks.append((way, begin, end))
-        torch.cuda.synchronize()
-        for way, begin, end in marks:
-            times[way].append(begin.elapsed_time(end))
-    alone = times["alone"]
-    for way, found in times.items():
-        rows[f"{name}: images/s, {way}"] = 1e3 * batch / statistics.median(found)
-        ratios = [a / b for a, b in zip(alone, found, strict=True)]
-        if way != "alone":
-            rows[f"{name}: images/s, {way} / alone"] = statistics.median(ratios)
-            rows[f"{name}: standard error of that, {way}"] = (
-                1.25 * statistics.stdev(ratios) / len(ratios) ** 0.5
-            )
-    model.eval()
-    with torch.no_grad(), torch.autocast("cuda", torch.bfloat16):
-        forward = milliseconds(lambda: runs["alone"].compiled(images), 2000)
-    step = statistics.median(alone)
-    rows[f"{name}: images/s of an epoch with a 1 % validation pass / alone"] = step / (
-        step + 0.01 * forward
-    )
-    rows[f"{name}: summary"] = str(monitor.end_epoch()[:6])
-    return rows
-
-
 def main() -> None:
     """Measure and report."""
     warnings.filterwarnings("ignore")
@@ -293,7 +212,7 @@ def main() -> None:
         "torch": torch.__version__,
     }
     bandwidth = rows["copy bandwidth, TB/s"] = copy_bandwidth()
-    for part in (partial(scores_rows, bandwidth), language_rows, training_rows):
+    for part in (partial(scores_rows, bandwidth), language_rows):
         rows |= part()
         torch.cuda.empty_cache()
         report("gpu", rows)

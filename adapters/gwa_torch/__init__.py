@@ -5,7 +5,18 @@ Adapters to trainers stand in `gwa_torch.lightning`, `gwa_torch.transformers` an
 """
 
 from gwa_torch.heads import find_head
+from gwa_torch.layers import layer_alignment
 from gwa_torch.monitor import GWAMonitor
+from gwa_torch.offline import alignment_scores
 from gwa_torch.scoring import frobenius_norm, head_scores
+from gwa_torch.sketch import JLHead
 
-__all__ = ["GWAMonitor", "find_head", "frobenius_norm", "head_scores"]
+__all__ = [
+    "GWAMonitor",
+    "JLHead",
+    "alignment_scores",
+    "find_head",
+    "frobenius_norm",
+    "head_scores",
+    "layer_alignment",
+]

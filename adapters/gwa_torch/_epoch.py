@@ -10,6 +10,7 @@ import torch
 
 from gwa_core import Moments
 from gwa_torch._distributed import gather, minimum, position, total
+from gwa_torch.scoring import has_triton
 
 __all__ = ["BySample", "ByStream"]
 
@@ -47,21 +48,23 @@ class BySample:
         group: Any = None,
     ) -> None:
         """Add a batch."""
-        rank, world = position(group)
-        spare = self.first.shape[0] - 1
-        counted = (ids >= 0) & (ids < spare)
-        if where is not None:
-            self.strays += (where & ~counted).sum()
-            counted = counted & where
-        else:
-            self.strays += (~counted).sum()
         # The order of one process that draws what the ranks of a distributed sampler draw in turn.
-        rows = scores.shape[0]
-        order = torch.arange(self.rows, self.rows + rows, device=scores.device) * world + rank
-        bits = scores.float().view(torch.int32).to(torch.int64) & 0xFFFFFFFF
+        rank, world = position(group)
+        begin, self.rows = self.rows, self.rows + scores.shape[0]
+        scores = scores.float()
+        if has_triton(scores.device):
+            from gwa_torch._triton import record
+
+            record(self.first, self.strays, scores, ids, where, begin, rank, world)
+            return
+        spare = self.first.shape[0] - 1
+        known = (ids >= 0) & (ids < spare)
+        counted = known if where is None else known & where
+        self.strays += (~known if where is None else where & ~known).sum()
+        order = torch.arange(begin, self.rows, device=scores.device) * world + rank
+        bits = scores.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
         slots = torch.where(counted, ids, spare)
         self.first.scatter_reduce_(0, slots, (order << 32) | bits, "amin")
-        self.rows += rows
 
     @property
     def device(self) -> torch.device:
@@ -129,7 +132,7 @@ class ByStream:
         self.common = self.own = Moments.empty(like)
         self.omitted = torch.zeros((), dtype=torch.int64, device=device)
         self.common_omitted = 0
-        self._pending: list[torch.Tensor] = []
+        self._pending: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._waiting = 0
 
     def add(
@@ -140,17 +143,17 @@ class ByStream:
         group: Any = None,
     ) -> None:
         """Add a batch."""
-        counted = torch.ones_like(scores, dtype=torch.bool) if where is None else where
-        self.omitted += (counted & ~torch.isfinite(scores)).sum()
-        # Masked scores are nan, and nan counts nowhere.
-        self._pending.append(scores if where is None else torch.where(where, scores, torch.nan))
+        self._pending.append((scores, where))
         self._waiting += scores.shape[0]
         if self._waiting >= FOLD:
             self._fold()
 
     def _fold(self) -> None:
         if self._pending:
-            self.own = self.own.merge(Moments.from_batch(torch.cat(self._pending)))
+            scores = torch.cat([scores for scores, _ in self._pending])
+            counted = torch.cat([_mask(*pending) for pending in self._pending])
+            self.omitted += (counted & ~torch.isfinite(scores)).sum()
+            self.own = self.own.merge(Moments.from_batch(scores, where=counted))
             self._pending, self._waiting = [], 0
 
     @property
@@ -187,7 +190,7 @@ class ByStream:
             _unpack(_pack(moments).to(device)) for moments in (self.common, self.own)
         )
         self.omitted = self.omitted.to(device)
-        self._pending = [scores.to(device) for scores in self._pending]
+        self._pending = [(x.to(device), _mask(x, mask).to(device)) for x, mask in self._pending]
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors on the host and plain values."""
@@ -197,7 +200,7 @@ class ByStream:
             "omitted": int(self.omitted),
             "common_omitted": self.common_omitted,
             # As they came, so that a resumed run folds the very same batches.
-            "pending": [scores.cpu() for scores in self._pending],
+            "pending": [(x.cpu(), _mask(x, mask).cpu()) for x, mask in self._pending],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -206,8 +209,13 @@ class ByStream:
         self.common, self.own = (_unpack(state[name].to(like)) for name in ("common", "own"))
         self.omitted.fill_(state["omitted"])
         self.common_omitted = state["common_omitted"]
-        self._pending = [scores.to(like.device) for scores in state["pending"]]
-        self._waiting = sum(scores.shape[0] for scores in self._pending)
+        device = like.device
+        self._pending = [(x.to(device), mask.to(device)) for x, mask in state["pending"]]
+        self._waiting = sum(scores.shape[0] for scores, _ in self._pending)
+
+
+def _mask(scores: torch.Tensor, where: torch.Tensor | None) -> torch.Tensor:
+    return torch.ones_like(scores, dtype=torch.bool) if where is None else where
 
 
 def _pack(moments: Moments) -> torch.Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 
 from gwa_core import alignment_scores, weighted_targets
 from gwa_torch import GWAMonitor, frobenius_norm, head_scores
+from gwa_torch._epoch import BySample
 
 pytestmark = [
     pytest.mark.gpu,
@@ -210,7 +211,7 @@ def test_static_buffers_of_cuda_graphs(mode):
         want = head_oracle(model, x, y)
         F.cross_entropy(compiled(x), y).backward()
         optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
+        optimizer.zero_grad()
         monitor.update(y, torch.arange(12))
         monitor.end_epoch()
         assert_allclose(monitor.scores, want.cpu(), rtol=1e-5, atol=1e-5)
@@ -290,3 +291,24 @@ def test_data_parallel_on_two_devices():
         monitor.update(y, torch.arange(13))
         monitor.end_epoch()
         assert_allclose(monitor.scores, want.cpu(), rtol=1e-5, atol=1e-5)
+
+
+def test_the_first_score_of_a_sample_stays_on_the_device_too():
+    rng = np.random.default_rng(0)
+    batches = [
+        (
+            torch.as_tensor(rng.normal(size=700), dtype=torch.float32).clamp(-1, 1),
+            torch.as_tensor(rng.integers(-3, 900, 700)),
+            torch.as_tensor(rng.random(700) < 0.8),
+        )
+        for _ in range(3)
+    ]
+    results = []
+    for device in ("cpu", "cuda"):
+        epoch = BySample(890, torch.device(device))
+        for scores, ids, where in batches:
+            epoch.add(scores.to(device), ids.to(device), where.to(device))
+        epoch.add(batches[0][0].to(device), batches[1][1].to(device), None)
+        results.append((epoch.first[:-1].cpu(), int(epoch.strays)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert results[0][1] == results[1][1] > 0

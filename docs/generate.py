@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import inspect
+import json
 import re
 import sys
 import tempfile
@@ -22,7 +23,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS, TESTS = ROOT / "docs", ROOT / "tests"
-CASE_FOLDERS = (TESTS / "core", TESTS / "adapters" / "offline")
+CASE_FOLDERS = (TESTS / "core", TESTS / "adapters" / "offline", TESTS / "adapters" / "torch")
+PLACES = [str(ROOT), str(ROOT / "adapters"), str(TESTS), str(TESTS / "adapters" / "torch")]
 
 # What a library or the operating system adds in brackets differs between their versions.
 FOREIGN = re.compile(r"(is it truncated or damaged\?|cannot be read:|is not JSON:).*$", re.DOTALL)
@@ -79,12 +81,13 @@ On arrays of an accelerator, and on traced ones, only shapes, dtypes and options
 TITLES = {
     "core": "The core, `gwa_core`",
     "offline": "Saved features and run folders, `gwa_offline`",
+    "torch": "PyTorch, `gwa_torch`",
 }
 
 
 def backends_page() -> str:
     """Return the page of backends."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "adapters"), str(TESTS)]
+    sys.path[:0] = PLACES
     import backends
 
     text = BACKENDS_HEAD
@@ -141,9 +144,9 @@ def bad_input_page() -> str:
 
 def _cases(folder: Path) -> Iterator[tuple[str, Callable[..., Any]]]:
     """Yield name and function of each row of the tables of bad input in a folder."""
-    sys.path[:0] = [str(ROOT), str(ROOT / "adapters"), str(TESTS)]
+    sys.path[:0] = PLACES
     for file in sorted(folder.glob("test_*.py")):
-        if re.search(r"^CASES\b", file.read_text(encoding="utf-8"), re.MULTILINE):
+        if re.search(r"^CASES = [\[(]", file.read_text(encoding="utf-8"), re.MULTILINE):
             for row in _load(file).CASES:
                 yield row[0], row[1]
 
@@ -169,11 +172,11 @@ def raised(function: Callable[..., Any]) -> str:
         warnings.simplefilter("ignore")
         try:
             function(*([Path(folder)] * len(needed)))
-        except (ValueError, TypeError, OSError, ImportError) as error:
+        except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
             text = str(error).replace(f"{folder}/", "").replace(folder, "folder")
             text = FOREIGN.sub(r"\1 …", text)
             return f"`{type(error).__name__}`: {_plain(text)}"
-    raise RuntimeError(f"{function} raised nothing")
+    raise AssertionError(f"{function} raised nothing")
 
 
 def _plain(text: str) -> str:
@@ -187,11 +190,152 @@ def _plain(text: str) -> str:
     )
 
 
-PAGES = {"backends.md": backends_page, "bad-input.md": bad_input_page}
+SITUATIONS_HEAD = """\
+# What is right under what
+
+In each of these ways to train, the scores of `GWAMonitor` were compared with a float64 backward pass a sample, at
+the weights that the step itself had. This page is made from the tests (`tests/adapters/torch`), which run them on the
+CPU; the same tests are run on a GPU by hand.
+
+| you train with | how it is done | differs at most by |
+| --- | --- | --- |
+"""
+
+SITUATIONS_MIDDLE = """
+## Several processes
+
+Two real processes, compared with one that trains on all of it.
+
+| | |
+| --- | --- |
+"""
+
+SITUATIONS_TAIL = """
+## On a GPU
+
+`torch.cuda.set_sync_debug_mode("error")` holds through whole epochs, with and without ids; only `end_epoch`
+waits. Static buffers of CUDA graphs (`mode="reduce-overhead"`), half precision, strided logits, NCCL and DataParallel
+on two GPUs are tested there, too.
+
+## What is not
+
+- Heads whose forward is not PyTorch's own (LoRA on the head, quantised heads, cosine classifiers) are refused.
+- A hook is not seen by a graph that was compiled before it. The first `update` says so.
+- Logits that are changed in place before `update` are noticed, except under `torch.compile`.
+- Losses with a fused head never call the module; score by [`head_scores`](../api/gwa_torch/scoring.md).
+"""
+
+
+def situations_page() -> str:
+    """Return the page of the ways to train."""
+    sys.path[:0] = PLACES
+    import ranks
+    import situations
+
+    text = SITUATIONS_HEAD
+    for case in situations.SITUATIONS:
+        text += f"| {case.name} | {case.about} | {case.tolerance:g} |\n"
+    text += SITUATIONS_MIDDLE
+    for name, work in ranks.WORKS.items():
+        text += f"| {name} | {' '.join((work.__doc__ or '').split())} |\n"
+    return text + SITUATIONS_TAIL
+
+
+SPEED_HEAD = """\
+# Speed on a GPU
+
+Measured on an {device} with PyTorch {torch}, each beside the others in one run (`python -m benchmarks gpu
+training`; the files are in `benchmarks/results`). Times are of the device: in a training loop the launches of a step
+are hidden behind the work of the one before. "Paper's formula" is Algorithm 1 as one writes it down, without the
+(N, C, D) gradient.
+
+## A batch whose logits are there
+"""
+
+SPEED_BATCH = """
+| {size} | time | extra memory |
+| --- | --- | --- |
+"""
+
+SPEED_TAIL = """
+## A language model's head, without its logits
+
+{tokens}:
+
+| | time | extra memory |
+| --- | --- | --- |
+| `head_scores(latents=..., weight=...)` | {ours:.1f} ms | {ours_mb:,.0f} MB |
+| logits in memory, paper's formula | {paper:.1f} ms | {paper_mb:,.0f} MB |
+| the product with the weight alone | {product:.1f} ms | |
+
+## A training step
+
+{step}, images on the device, AdamW, {ms:.1f} ms a step.
+
+| | images/s beside no monitor | standard error |
+| --- | --- | --- |
+| `GWAMonitor` with ids, steps in turn | {monitor:.4f} | {monitor_se:.4f} |
+| the same from the time its kernels add, {added:.3f} ms | {by_added:.4f} | |
+| torchmetrics accuracy | {accuracy:.4f} | {accuracy_se:.4f} |
+| paper's formula, without ids | {formula:.4f} | {formula_se:.4f} |
+| a pass over 1 % validation data an epoch | {validation:.4f} | |
+
+Peak memory: {peak:,.1f} MB with the monitor, {peak_alone:,.1f} MB without.
+"""
+
+
+def speed_page() -> str:
+    """Return the page of speed, from the results of the benchmarks."""
+    results = ROOT / "benchmarks" / "results"
+    gpu, training = (
+        json.loads((results / f"{name}.json").read_text()) for name in ("gpu", "training")
+    )
+    text = SPEED_HEAD.format(**gpu)
+    sizes = dict.fromkeys(key.partition(":")[0] for key in gpu if key.startswith("N="))
+    for size in sizes:
+        text += SPEED_BATCH.format(size=f"{size}, float32")
+        prefix = f"{size}: ms, "
+        ways = [key.removeprefix(prefix) for key in gpu if key.startswith(prefix)]
+        for way in sorted(ways, key=lambda way: gpu[prefix + way]):
+            memory = gpu.get(f"{size}: extra MB, {way}")
+            label = {"ours": "**`gwa_torch`**, one kernel"}.get(way, way)
+            shown = "" if memory is None else f"{memory:,.2f} MB"
+            text += f"| {label} | {gpu[prefix + way]:.4g} ms | {shown} |\n"
+    lm = next(key for key in gpu if key.startswith("head of")).partition(":")[0]
+    vit = next(key for key in training if key.startswith("ViT")).partition(":")[0]
+    beside = f"{vit}: images/s, with {{}} / alone"
+    error = f"{vit}: standard error of that, with {{}}"
+    others = {"monitor": "the monitor", "accuracy": "torchmetrics accuracy"}
+    others["formula"] = "the paper's formula"
+    return text + SPEED_TAIL.format(
+        tokens=lm[0].upper() + lm[1:],
+        ours=gpu[f"{lm}: ms, ours"],
+        ours_mb=gpu[f"{lm}: extra MB, ours"],
+        paper=gpu[f"{lm}: ms, logits and the paper's formula"],
+        paper_mb=gpu[f"{lm}: extra MB, logits and the paper's formula"],
+        product=gpu[f"{lm}: ms, the product with the weight alone"],
+        step=vit,
+        ms=training[f"{vit}: ms a step"],
+        added=training[f"{vit}: ms on the device added by hook and update"],
+        by_added=training[f"{vit}: images/s by that, with the monitor / alone"],
+        validation=training[f"{vit}: images/s of an epoch with a 1 % validation pass / alone"],
+        peak=training[f"{vit}: peak MB in a step, with the monitor"],
+        peak_alone=training[f"{vit}: peak MB in a step, alone"],
+        **{name: training[beside.format(way)] for name, way in others.items()},
+        **{f"{name}_se": training[error.format(way)] for name, way in others.items()},
+    )
+
+
+PAGES = {
+    "backends.md": backends_page,
+    "bad-input.md": bad_input_page,
+    "torch/situations.md": situations_page,
+    "torch/speed.md": speed_page,
+}
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the pages."""
     for name, make in PAGES.items():
         (DOCS / name).write_text(make(), encoding="utf-8")
         print(f"wrote docs/{name}")

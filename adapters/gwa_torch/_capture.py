@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -10,16 +11,17 @@ from torch import nn
 from gwa_torch.heads import Head, head_weight, rows_last
 from gwa_torch.scoring import frobenius_norm
 
-__all__ = ["Capture", "Forward"]
+__all__ = ["Capture", "Forward", "Listener", "same_memory"]
 
 # A loop that never asks for the scores must not fill the memory; DataParallel makes one a replica.
 MOST_WAITING = 64
 
 NOTHING_WAITS = (
     "`update` must follow a forward pass of the head in training mode, got none since the last "
-    "call. Usual causes: the model is in eval mode; the monitor was made after torch.compile had "
-    "compiled the model (make it before, or call torch._dynamo.reset()); a fused loss or a "
-    "functional call goes around the module (score by `head_scores` and pass it to `add`)"
+    "call. Usual causes: the model is in eval mode; torch.compile had compiled this model, or "
+    "another of its class, before the monitor was made (make it before, or call "
+    "torch._dynamo.reset()); a fused loss or a functional call goes around the module (score by "
+    "`head_scores` and pass it to `add`)"
 )
 
 
@@ -39,6 +41,22 @@ class Forward(NamedTuple):
         return self.logits.numel() // self.logits.shape[-1]
 
 
+class Listener:
+    """A forward hook that copies of its module do not have: not a teacher's, not a saved one's."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self.function: Callable[..., None] | None = function
+
+    def __call__(self, *call: Any) -> None:
+        """Pass a call on."""
+        if self.function is not None:
+            self.function(*call)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the monitor out of a copy."""
+        return {"function": None}
+
+
 class Capture:
     """A forward hook on the head, and the forward passes that wait for their targets.
 
@@ -55,7 +73,7 @@ class Capture:
         self.keep_weight = keep_weight
         self.paused = False
         self.waiting: list[Forward] = []
-        self._hook = head.register_forward_hook(self._keep, with_kwargs=True)
+        self._hook = head.register_forward_hook(Listener(self._keep), with_kwargs=True)
 
     def close(self) -> None:
         """Remove the hook and let go of what waits."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
 import torch
 from torch import nn
+
+from gwa_core import JLSketch
 
 __all__ = ["Head", "find_head", "resolve_head"]
 
@@ -54,7 +57,7 @@ def find_head(model: nn.Module) -> Head:
     >>> find_head(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10)))
     Linear(in_features=16, out_features=10, bias=True)
     """
-    bare = _unwrap(model)
+    bare = unwrap(model)
     for method in ("get_classifier", "get_output_embeddings"):
         found = getattr(bare, method, lambda: None)()
         # Some models of timm answer with several heads.
@@ -103,12 +106,12 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
         if head is None:
             return find_head(model)
         try:
-            head = _unwrap(model).get_submodule(head)
+            head = unwrap(model).get_submodule(head)
         except AttributeError as error:
-            linear = [name for name, module in _unwrap(model).named_modules() if _fits(module)]
+            linear = [name for name, module in unwrap(model).named_modules() if _fits(module)]
             near = difflib.get_close_matches(head, linear, n=3) or linear[-8:]
             raise ValueError(
-                f"`head` must be the name of a module of {type(_unwrap(model)).__name__}, got "
+                f"`head` must be the name of a module of {type(unwrap(model)).__name__}, got "
                 f"{head!r}; linear layers in it: {', '.join(near) or 'none'}"
             ) from error
     if not isinstance(head, nn.Module):
@@ -135,7 +138,28 @@ def rows_last(x: torch.Tensor, head: nn.Module) -> torch.Tensor:
     return x.movedim(1 if batched else 0, -1)
 
 
-def _unwrap(model: nn.Module) -> nn.Module:
+def head_sketch(projection: JLSketch | int | None, head: Head) -> JLSketch | None:
+    """Return the sketch for the latents of a head, made where only its size is given."""
+    features = int(head.weight.shape[1])
+    if isinstance(projection, int):
+        return JLSketch(features, projection)
+    if projection is not None and projection.in_features != features:
+        raise ValueError(
+            f"`projection` must be made for D = {features} features, got "
+            f"{projection.in_features}; a sketch belongs to one width of latents"
+        )
+    return projection
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Run compiled code as it was written: it does not call hooks that it has not seen."""
+    # PyTorch before 2.6 can't be told.
+    stance: Any = getattr(torch.compiler, "set_stance", None)
+    return nullcontext() if stance is None else stance("force_eager")
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DataParallel, DDP and ``torch.compile``."""
     while isinstance(
         inner := getattr(model, "_orig_mod", None) or getattr(model, "module", None), nn.Module
     ) and type(model).__name__ in ("OptimizedModule", "DataParallel", "DistributedDataParallel"):

@@ -12,7 +12,7 @@ from torch import nn
 
 from gwa_core import EpochSummary, JLSketch, summarize
 from gwa_torch import _targets
-from gwa_torch._capture import Capture, Forward, same_memory
+from gwa_torch._capture import Capture, Forward, Listener, same_memory
 from gwa_torch._distributed import position
 from gwa_torch._epoch import BySample, ByStream
 from gwa_torch._runs import write_run
@@ -157,7 +157,9 @@ class GWAMonitor:
         self._capture = Capture(self.head, keep_weight=projection is not None)
         self._loss_hook = None
         if criterion is not None:
-            self._loss_hook = criterion.register_forward_hook(self._on_loss, with_kwargs=True)
+            self._loss_hook = criterion.register_forward_hook(
+                Listener(self._on_loss), with_kwargs=True
+            )
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _on_loss(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

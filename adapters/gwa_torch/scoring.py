@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import importlib.util
 from typing import Any
 
@@ -17,7 +19,7 @@ from gwa_core import (
 __all__ = ["frobenius_norm", "head_scores"]
 
 # Logits made at once where only latents are given.
-BLOCK_BYTES = 96 * 1024 * 1024
+BLOCK_BYTES = 192 * 1024 * 1024
 
 
 @torch.no_grad()
@@ -34,7 +36,7 @@ def frobenius_norm(weight: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     0-D tensor
-        float32 (float64 for float64), on the device of the weight.
+        In float32, or float64 for float64, on the device of the weight.
 
     Notes
     -----
@@ -144,8 +146,10 @@ def head_scores(
             targets=targets, class_weights=weights, label_smoothing=label_smoothing
         )
         options["label_smoothing"] = 0.0
-    # Mixed precision would round what the core keeps exact.
-    with torch.autocast(latents.device.type, enabled=False):
+    kind = latents.device.type
+    # Mixed precision would round what the core keeps exact; asking first is faster than leaving it.
+    mixed = torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext():
         if latents.device.type == "cpu" or projection is not None:
             return _by_the_core(
                 latents, targets, logits, weight, weight_norm, bias, where, projection, options
@@ -166,8 +170,14 @@ def _refuse_class_weights(loss: str) -> None:
         )
 
 
-def _has_triton(device: torch.device) -> bool:
-    return device.type == "cuda" and importlib.util.find_spec("triton") is not None
+def has_triton(device: torch.device) -> bool:
+    """Tell whether the fused kernels run on a device."""
+    return device.type == "cuda" and _triton_is_there()
+
+
+@functools.cache
+def _triton_is_there() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _on_device(
@@ -202,7 +212,7 @@ def _fits_the_kernel(
     loss: str,
 ) -> bool:
     """Tell whether the fused kernel may read these; what does not fit is refused by the core."""
-    if not _has_triton(logits.device) or loss != "cross_entropy":
+    if not has_triton(logits.device) or loss != "cross_entropy":
         return False
     rows, classes = logits.shape
     hard = targets.shape == (rows,) and not targets.is_floating_point()
@@ -227,8 +237,21 @@ def _blockwise(
     options: dict[str, Any],
 ) -> torch.Tensor:
     """Score blocks of rows, whose logits share one buffer."""
-    (rows, _), classes = latents.shape, weight.shape[0]
+    rows, classes = latents.shape[0], weight.shape[0]
+    fits = (
+        latents.ndim == weight.ndim == 2
+        and latents.shape[1] == weight.shape[1]
+        and latents.is_floating_point()
+        and targets.shape[:1] == (rows,)
+        and rows > 0
+        and (bias is None or bias.shape == (classes,))
+    )
+    if not fits:
+        # The core says what is wrong; blocks would hide targets without latents.
+        return _by_the_core(latents, targets, None, weight, None, bias, None, None, options)
     step = max(1, min(rows, BLOCK_BYTES // (classes * weight.dtype.itemsize)))
+    # Whole tiles of a matrix product.
+    step = step // 128 * 128 or step
     buffer = torch.empty(step, classes, dtype=weight.dtype, device=weight.device)
     blocks = []
     for start in range(0, rows, step):
@@ -254,7 +277,7 @@ def _by_the_core(
 ) -> torch.Tensor:
     """Call the core; on the CPU with NumPy arrays that share the tensors' memory."""
     host = latents.device.type == "cpu"
-    if host and targets.ndim == 1 and not targets.is_floating_point():
+    if host and targets.shape == latents.shape[:1] and not targets.is_floating_point():
         # On a GPU an unknown label is nan and no error; so it is here.
         like = logits if logits is not None else weight
         classes = 0 if like is None else like.shape[1 if logits is not None else 0]

@@ -61,10 +61,12 @@ class GradientWeightAlignment(Metric):
 
     Notes
     -----
-    Cost a batch: one read of logits and latents, one of the weight, and one merge of moments.
-    Nothing waits for the device until `compute`. In a ``MetricCollection`` two of these that
-    differ in `ignore_index` alone need ``compute_groups=False``: metrics whose states are equal
-    after the first batch are taken to be the same for ever.
+    Cost a batch: one read of logits and latents, one of the weight, and about 230 operations on a
+    few numbers, which merge the moments. Nothing waits for the device until `compute`.
+
+    Two of these in one ``MetricCollection`` that differ in `ignore_index` alone need
+    ``compute_groups=False``: metrics whose states are equal after the first batch are taken to be
+    the same for ever.
 
     References
     ----------
@@ -79,7 +81,7 @@ class GradientWeightAlignment(Metric):
     >>> latents = torch.tensor([[3.0, 1.0], [2.0, 0.0], [1.0, 2.0], [0.0, 1.0], [1.0, 0.0]])
     >>> metric.update(latents @ weight, target, latents=latents, weight=weight)
     >>> round(float(metric.compute()), 3)
-    0.094
+    0.199
     """
 
     is_differentiable = False

@@ -123,7 +123,7 @@ def resumed_ids(rank: int, world: int) -> Any:
 
 
 def resumed_stream(rank: int, world: int) -> Any:
-    """The same without ids."""
+    """The same with moments alone."""
     return train(rank, world, padded=False, by_id=False, interrupted=True)
 
 
@@ -147,7 +147,7 @@ def idle_rank(rank: int, world: int) -> Any:
 
 
 def fsdp(rank: int, world: int) -> Any:
-    """FSDP2: the weight is a DTensor outside of the forward pass."""
+    """`fully_shard` before or after the monitor, with or without a group of the head's own."""
     from torch.distributed.fsdp import fully_shard
 
     out = []
@@ -174,3 +174,15 @@ def fsdp(rank: int, world: int) -> Any:
             out.append((monitor.scores, want))
         monitor.close()
     return out
+
+
+# For the page of what is right under what.
+WORKS = {
+    "DDP with a padding sampler": padded_ids,
+    "DDP, uneven last batches": uneven_ids,
+    "DDP without ids": uneven_stream,
+    "resumed in mid-epoch": resumed_ids,
+    "resumed in mid-epoch, without ids": resumed_stream,
+    "an idle rank": idle_rank,
+    "FSDP2": fsdp,
+}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -62,3 +64,8 @@ def test_fsdp(tmp_path):
     for pairs in run("fsdp", tmp_path):
         for got, want in pairs:
             assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_every_work_of_the_documentation_is_run():
+    source = Path(__file__).read_text(encoding="utf-8")
+    assert all(f'"{work.__name__}"' in source for work in ranks.WORKS.values())

@@ -62,6 +62,17 @@ class TestNumbers:
             assert_allclose(got[4:], want[4:], rtol=1e-5)
             monitor.close()
 
+    def test_scores_equal_the_authors_formula_where_that_is_well_conditioned(self):
+        model = network(bias=False)
+        x, y = batch(40)
+        monitor = GWAMonitor(model.head, 40)
+        latents, logits = model.body(x), model(x)
+        residual = F.one_hot(y, CLASSES) - logits.softmax(1)
+        gradients = (residual[:, :, None] * latents[:, None, :]).flatten(1)
+        monitor.update(y, torch.arange(40))
+        want = F.cosine_similarity(gradients, model.head.weight.flatten()[None])
+        assert_allclose(monitor.scores, want.detach(), rtol=1e-4, atol=1e-6)
+
     def test_a_sample_seen_twice_counts_once_with_its_first_score(self):
         model = network()
         x, y = batch(6)
@@ -199,7 +210,20 @@ class TestMemory:
         assert list(model.state_dict()) == names
         for ours, theirs in zip(model.parameters(), twin.parameters(), strict=True):
             assert torch.equal(ours, theirs)
-        copy.deepcopy(model)
+
+    def test_a_copy_of_the_model_is_not_watched(self):
+        model, loss = network(), nn.CrossEntropyLoss()
+        x, y = batch(6)
+        monitor = GWAMonitor(model.head, criterion=loss)
+        teacher, its_loss = copy.deepcopy(model), copy.deepcopy(loss)
+        file = io.BytesIO()
+        torch.save(loss, file)
+        file.seek(0)
+        torch.load(file, weights_only=False)(teacher(x), y)
+        for _ in range(100):
+            its_loss(teacher(x), y)
+        loss(model(x), y)
+        assert monitor.end_epoch().count == 6
 
 
 class TestState:

@@ -1,0 +1,305 @@
+"""Gradient-weight alignment in Lightning: a callback that logs, stops and keeps the best epoch."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gwa_core import EarlyStopper, EpochSummary, Rule
+from gwa_torch._trainers import Pick, log_values, pick_ids, pick_targets, watch
+from gwa_torch.monitor import GWAMonitor
+
+try:
+    from lightning.pytorch import Callback, LightningModule, Trainer
+    from lightning.pytorch.callbacks import ModelCheckpoint
+    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+except ImportError as error:
+    raise ImportError("`gwa_torch.lightning` needs Lightning; pip install lightning") from error
+
+__all__ = ["GWACallback"]
+
+# The callback itself brings head, model and targets.
+OWN = {"head", "num_samples", "model", "criterion"}
+OPTIONS = [name for name in inspect.signature(GWAMonitor).parameters if name not in OWN]
+
+
+class GWACallback(Callback):
+    """Log gradient-weight alignment in a Lightning Trainer, and stop by it.
+
+    Each training epoch logs ``train/gwa``, ``train/gwa_mean``, ``train/gwa_kurtosis``,
+    ``train/gwa_se`` and ``train/gwa_bimodality``, which ``EarlyStopping`` and ``ModelCheckpoint``
+    can watch. The order of the callbacks does not matter.
+
+    Parameters
+    ----------
+    head : Linear, 1×1 convolution, str or None
+        The head, its dotted name in the LightningModule, or None to look for it by `find_head`.
+    num_samples : int, optional
+        N, the size of the training set; then every batch has ids, and scores are kept by sample.
+        Without it only moments are kept.
+    rule : Rule, optional
+        Stops the training, such as ``MaxBimodality(patience=3)``; the best checkpoint is kept.
+    prefix : str
+        What the logged names begin with, default ``"train/"``.
+    targets : str, int or function, optional
+        Key or position in a batch, or a function of it; default the second of a tuple, or the
+        labels of a dict.
+    ids : str, int or function, optional
+        The same for the sample numbers; default the third of a tuple, or the ids of a dict.
+    run_folder : path, optional
+        Write each epoch to this run folder, too; see `GWAMonitor.save`.
+    dirpath : path, optional
+        Folder of the best checkpoint, default that of ``ModelCheckpoint``.
+    **options : Any
+        Those of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``, ``every``, ...
+
+    Attributes
+    ----------
+    monitor, stopper : GWAMonitor, EarlyStopper or None
+        The monitor and the rule at work, made at the start of ``fit``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On options that do not fit, here or at the start of ``fit``.
+
+    Notes
+    -----
+    Every checkpoint holds the state, so that a resumed run goes on within an epoch, too. A second
+    ``fit`` of the same model goes on with the history, one of another model begins anew. Cost: that
+    of `GWAMonitor`; with a rule, one checkpoint each time an epoch is better than all before it.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Definitions 1 and 2, Algorithm 1, Sec. 4.1.
+
+    Examples
+    --------
+    >>> from gwa_core import MaxBimodality
+    >>> from gwa_torch.lightning import GWACallback
+    >>> callback = GWACallback("head", num_samples=1797, rule=MaxBimodality(patience=5))
+    >>> callback.history, callback.best_epoch
+    ([], None)
+    """
+
+    def __init__(
+        self,
+        head: nn.Module | str | None = None,
+        num_samples: int | None = None,
+        *,
+        rule: Rule | None = None,
+        prefix: str = "train/",
+        targets: Pick = None,
+        ids: Pick = None,
+        run_folder: str | Path | None = None,
+        dirpath: str | Path | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        if unknown := sorted(options.keys() - set(OPTIONS)):
+            raise TypeError(f"`options` must be among {OPTIONS}, got {unknown}")
+        if ids is not None and num_samples is None:
+            raise ValueError(f"`ids` must come with `num_samples`, got ids={ids!r} alone")
+        if dirpath is not None and rule is None:
+            raise ValueError(f"`dirpath` must come with `rule`, got dirpath={dirpath!r} alone")
+        self.num_samples, self.rule, self.prefix = num_samples, rule, prefix
+        self.run_folder, self.dirpath = run_folder, dirpath
+        self._head, self._targets, self._ids, self._options = head, targets, ids, options
+        self.monitor: GWAMonitor | None = None
+        self.stopper: EarlyStopper | None = None
+        self._saver = ModelCheckpoint(dirpath)
+        self._stage: str | None = None
+        self._fitting = False
+        self._loaded: dict[str, Any] | None = None  # waits for the monitor
+        # The trainer's number of the epoch in flight, and of the one that ended last.
+        self._open: int | None = None
+        self._ended: int | None = None
+
+    @property
+    def history(self) -> list[EpochSummary]:
+        """Ended epochs in order."""
+        if self._loaded is not None:
+            return [EpochSummary(**summary) for summary in self._loaded["monitor"]["history"]]
+        return [] if self.monitor is None else self.monitor.history
+
+    @property
+    def scores(self) -> torch.Tensor | None:
+        """Scores (N,) of the epoch in flight, or of the one that ended last; see `GWAMonitor`."""
+        return None if self.monitor is None else self.monitor.scores
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch that the rule keeps so far, or None."""
+        return None if self.stopper is None else self.stopper.best_step
+
+    @property
+    def best_model_path(self) -> str:
+        """The checkpoint of that epoch, ``gwa-best-epoch=N.ckpt``, or an empty string."""
+        return self._saver.best_model_path
+
+    @property
+    def stopping_reason(self) -> str | None:
+        """Why the rule stopped, or None if it did not."""
+        return self.stopper.reason if self.stopper and self.stopper.should_stop else None
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in a checkpoint; two callbacks differ in their prefix."""
+        return self._generate_state_key(prefix=self.prefix)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Note what the trainer is about to do."""
+        self._stage = stage
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Watch the head: the model is whole now, and nothing of it is compiled yet."""
+        monitor = GWAMonitor(self._head, self.num_samples, model=pl_module, **self._options)
+        if self._loaded is None and self.monitor and self.monitor.head is monitor.head:
+            self._loaded = self.state_dict() | {"open": None, "ended": None}
+            self._loaded["monitor"]["epoch"] = None
+        self.monitor, self._open, self._ended = monitor, None, None
+        self.stopper = None if self.rule is None else _begin(self.rule, trainer.max_epochs)
+        # None of the trainer's: it saves when told to. In stage "fit" it would warn of files there.
+        self._saver = ModelCheckpoint(self.dirpath, save_on_train_epoch_end=True)
+        self._saver.setup(trainer, pl_module, stage="validate")
+        self._fitting = True
+        if self._loaded is not None:
+            self._restore(self._loaded)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look after what was resumed."""
+        begun = self.history or self._open is not None
+        if self.run_folder and not begun and Path(self.run_folder, "epochs.jsonl").exists():
+            raise ValueError(
+                f"`run_folder` must be new, got {str(self.run_folder)!r} with another run in it; "
+                "choose another name, or go on with that run by fit(ckpt_path=...)"
+            )
+        if self._open is not None and self._open != trainer.current_epoch:
+            # From a checkpoint after the last batch of an epoch Lightning goes on with the next
+            # epoch; the hooks at the end of that one are never called.
+            self._end_epoch(trainer, pl_module, self._open)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Score the batch with the weights of its forward pass."""
+        ids = None if self.num_samples is None else pick_ids(batch, self._ids)
+        self._hooked.update(pick_targets(batch, self._targets), ids)
+        self._open = trainer.current_epoch
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the epoch, log it, and ask the rule."""
+        if trainer.current_epoch != self._ended:
+            self._end_epoch(trainer, pl_module, trainer.current_epoch)
+            return
+        # Resumed at the end of an epoch without `max_epochs`, Lightning runs a batch more and ends
+        # that epoch again.
+        self._hooked.load_state_dict(self._hooked.state_dict() | {"epoch": None})
+        self._open = None
+        self._log(pl_module, self.history[-1])
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make sure that the best checkpoint is there."""
+        best = self.best_model_path
+        if best and not self._saver.file_exists(best, trainer):
+            rank_zero_warn(
+                f"{best}, the checkpoint of epoch {self.best_epoch}, is gone; usual cause: the run "
+                "had found a better epoch after the checkpoint that it was resumed from"
+            )
+            self._saver.best_model_path = ""
+
+    def teardown(self, *args: Any, **kwargs: Any) -> None:
+        """Remove the hook; history and scores stay."""
+        self._fitting, self._stage = False, None
+        if self.monitor is not None:
+            self.monitor.close()
+
+    # Lightning calls either the one or the other.
+    on_exception = teardown
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as tensors on the host and plain values; all ranks must call it."""
+        if self._loaded is not None or self.monitor is None:
+            return self._loaded or {}
+        if self._fitting:
+            # Lightning keeps the state of rank 0.
+            self.monitor.synchronize()
+        state = self.monitor.state_dict()
+        if state["world"] > 1 and not self._fitting and state["epoch"] is not None:
+            # A rank that failed must not wait for others that may not come.
+            rank_zero_warn(
+                "A checkpoint of an interrupted run on several processes is without the scores of "
+                "the epoch in flight; resumed, that epoch is made of its remaining batches"
+            )
+            state["epoch"] = None
+        return {
+            "monitor": state,
+            "stopper": None if self.stopper is None else self.stopper.state_dict(),
+            "best_model_path": self.best_model_path,
+            "open": None if state["epoch"] is None else self._open,
+            "ended": self._ended,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state, at the start of ``fit`` at the latest."""
+        # To test the best epoch must not set the history back to it.
+        if self._stage in (None, "fit"):
+            self._loaded = state_dict
+            if self._fitting:
+                self._restore(state_dict)
+
+    @property
+    def _hooked(self) -> GWAMonitor:
+        assert self.monitor is not None  # noqa: S101  # made in `on_fit_start`
+        return self.monitor
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self._hooked.load_state_dict(state["monitor"])
+        self._open, self._ended = state["open"], state["ended"]
+        if self.stopper is not None and state["stopper"] is not None:
+            total = self.stopper.total_steps
+            self.stopper.load_state_dict(state["stopper"])
+            # A resumed run may be meant to last longer.
+            self.stopper.total_steps = total
+            self._saver.best_model_path = state["best_model_path"]
+        self._loaded = None
+
+    def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
+        summary = self._hooked.end_epoch(step=trainer.global_step)
+        self._open, self._ended = None, epoch
+        self._log(pl_module, summary)
+        if self.run_folder:
+            self._hooked.save(self.run_folder)
+        if self.stopper is None:
+            return
+        stop, best = watch(self.stopper, summary)
+        if best:
+            self._saver.filename = f"gwa-best-epoch={summary.epoch}"
+            self._saver.on_train_epoch_end(trainer, pl_module)
+        if stop:
+            # Every rank has the same history, and there is nothing to agree on.
+            trainer.should_stop = True
+            rank_zero_info(f"GWACallback: keep epoch {self.best_epoch}, {self.stopper.reason}.")
+
+    def _log(self, pl_module: LightningModule, summary: EpochSummary) -> None:
+        # All ranks log the same numbers. Told so by the last two, Lightning neither reduces them
+        # nor advises to.
+        values = log_values(summary, self.prefix)
+        pl_module.log_dict(values, batch_size=1, sync_dist=True, rank_zero_only=True)
+
+
+def _begin(rule: Rule, max_epochs: int | None) -> EarlyStopper:
+    total = max_epochs if max_epochs is not None and max_epochs > 0 else None
+    try:
+        # To say now what would fail at the end of the first epoch.
+        EarlyStopper(rule, total_steps=total).update(0.0)
+    except ValueError as error:
+        raise ValueError(
+            f"`rule` must have a warm-up in whole epochs where max_epochs is {max_epochs}, got "
+            f"{rule!r}; say {type(rule).__name__}(warmup=2), or Trainer(max_epochs=...)"
+        ) from error
+    return EarlyStopper(rule, total_steps=total)

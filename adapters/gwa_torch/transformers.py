@@ -1,0 +1,364 @@
+"""Gradient-weight alignment in the Trainer of Hugging Face: it logs, stops, and restores the best.
+
+The labels are taken on their way to the loss, and the loss is left as it is: the model's own,
+``compute_loss_func``, label smoothing, or that of a subclass.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from gwa_core import EarlyStopper, EpochSummary, Rule
+from gwa_torch._trainers import log_values, watch
+from gwa_torch.heads import resolve_head
+from gwa_torch.monitor import GWAMonitor
+
+try:
+    from transformers import TrainerCallback
+    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+
+    from gwa_torch._transformers import Tap, bare, loss_of
+except ImportError as error:
+    raise ImportError(
+        "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]>=4.46'"
+    ) from error
+
+if TYPE_CHECKING:
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["GWACallback"]
+
+STATE_NAME = "gwa_state.pt"
+
+# The callback itself says which head, model and targets.
+OPTIONS = tuple(
+    name
+    for name in inspect.signature(GWAMonitor).parameters
+    if name not in ("head", "num_samples", "model", "criterion")
+)
+
+
+class GWACallback(TrainerCallback):
+    r"""Measure, log and stop by gradient-weight alignment in a ``Trainer`` of Transformers.
+
+    .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}, \qquad
+       \mathrm{GWA} = \frac{\mathrm{mean}(\gamma)}{\mathrm{kurtosis}(\gamma) + \beta}
+
+    Each training epoch logs ``gwa``, ``gwa_mean``, ``gwa_kurtosis``, ``gwa_se`` and
+    ``gwa_bimodality``, which trackers show as ``train/gwa`` and so on.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The trainer that it will be added to, also of a subclass.
+    head : Linear, 1×1 convolution, str or None
+        The head, its dotted name in the model, or None to look for it by `find_head`.
+    num_samples : int, optional
+        N, the size of the training set; then every batch has ids, and scores are kept by sample.
+        Without it only moments are kept.
+    rule : Rule, optional
+        A stopping rule such as ``MaxBimodality(patience=3)``: it stops the training. A warm-up that
+        is a fraction is one of all epochs.
+    restore_best : bool
+        Save a checkpoint at each new best epoch of the rule, and load the best one into the model
+        when the training ends; default true.
+    prefix : str
+        Put before the names that are logged, default nothing.
+    ids : str
+        Name of the column of sample numbers, default ``"ids"``. The trainer is told to keep it, and
+        the model does not get to see it.
+    run_folder : path, optional
+        Write each epoch to this run folder (see `gwa_offline.RunFolder`).
+    **options : Any
+        Further options of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``,
+        ``ignore_index``, ``projection``, ``beta``, ``every``, ``process_group``. Loss and label
+        smoothing are those of the model and of the trainer where you do not say.
+
+    Attributes
+    ----------
+    monitor : GWAMonitor or None
+        The monitor, from the start of ``train`` on.
+    stopper : EarlyStopper or None
+        The rule at work.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On options that do not fit. At the start of ``train``: if the head is not linear, the model
+        is trained as a regression, or a checkpoint to resume from was written without the callback.
+
+    Notes
+    -----
+    Sequence, token and image classification, masked and causal language models; labels of the last
+    are shifted as in their loss. Passes in eval mode do not count. Each checkpoint has a file
+    ``gwa_state.pt``, so that a resumed run goes on within an epoch, too. Cost: that of
+    `GWAMonitor`, and one checkpoint for each new best epoch where there is a rule.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Definitions 1 and 2, Algorithm 1.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from gwa_core import MaxBimodality
+    >>> from gwa_torch.transformers import GWACallback
+    >>> from transformers import BertConfig, BertForSequenceClassification
+    >>> from transformers import Trainer, TrainingArguments
+    >>> sizes = {"hidden_size": 8, "num_attention_heads": 1, "intermediate_size": 8}
+    >>> config = BertConfig(vocab_size=9, num_hidden_layers=1, **sizes)
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> args = TrainingArguments(folder.name, report_to=[])
+    >>> trainer = Trainer(BertForSequenceClassification(config), args)
+    >>> gwa = GWACallback(trainer, num_samples=100, rule=MaxBimodality(patience=3))
+    >>> trainer.add_callback(gwa)
+    >>> gwa.history, gwa.best_epoch
+    ([], None)
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        head: nn.Module | str | None = None,
+        num_samples: int | None = None,
+        *,
+        rule: Rule | None = None,
+        restore_best: bool = True,
+        prefix: str = "",
+        ids: str = "ids",
+        run_folder: str | os.PathLike[str] | None = None,
+        **options: Any,
+    ) -> None:
+        if not hasattr(trainer, "compute_loss"):
+            raise TypeError(
+                f"`trainer` must be a Trainer of Transformers, got {type(trainer).__name__}; say "
+                "trainer.add_callback(GWACallback(trainer))"
+            )
+        if any(isinstance(other, GWACallback) for other in trainer.callback_handler.callbacks):
+            raise ValueError(
+                "`trainer` must have one GWACallback, got a second one; make a new Trainer for it"
+            )
+        if unknown := sorted(options.keys() - set(OPTIONS)):
+            raise TypeError(
+                f"`options` must be among {', '.join(OPTIONS)}, got {', '.join(unknown)}; they are "
+                "handed to GWAMonitor"
+            )
+        metric = trainer.args.metric_for_best_model
+        if rule is not None and restore_best and metric is not None:
+            raise ValueError(
+                f"`metric_for_best_model` must be None where a rule restores the best epoch, got "
+                f"{metric!r}; leave `load_best_model_at_end` out, or say restore_best=False"
+            )
+        # Its types differ between versions of Transformers.
+        self.trainer = cast("Any", trainer)
+        self.num_samples = num_samples
+        self.rule = rule
+        self.restore_best = restore_best and rule is not None
+        self.prefix = prefix
+        self.run_folder = run_folder
+        #: The monitor, from the start of ``train`` on.
+        self.monitor: GWAMonitor | None = None
+        #: The rule at work.
+        self.stopper: EarlyStopper | None = None
+        self._head = head
+        self._options = options
+        self._tap = Tap(trainer, None if num_samples is None else ids, infer="loss" not in options)
+        # The checkpoint that the run goes on from.
+        self._resumed: Path | None = None
+        self.trainer.train = functools.partial(self._train, trainer.train)
+
+    @property
+    def history(self) -> list[EpochSummary]:
+        """Ended epochs in order."""
+        return [] if self.monitor is None else self.monitor.history
+
+    @property
+    def scores(self) -> torch.Tensor | None:
+        """Scores (N,) of the epoch in flight, or of the one that ended last; see `GWAMonitor`."""
+        return None if self.monitor is None else self.monitor.scores
+
+    @property
+    def best_epoch(self) -> int | None:
+        """Epoch that the rule keeps so far, or None."""
+        return None if self.stopper is None else self.stopper.best_step
+
+    @property
+    def stopping_reason(self) -> str | None:
+        """Why the rule stopped, or None if it did not."""
+        return self.stopper.reason if self.stopper and self.stopper.should_stop else None
+
+    @property
+    def _hooked(self) -> GWAMonitor:
+        assert self.monitor is not None  # noqa: S101  # made in `on_train_begin`
+        return self.monitor
+
+    def _train(
+        self, train: Callable[..., Any], resume_from_checkpoint: Any = None, *args: Any, **more: Any
+    ) -> Any:
+        if self not in self.trainer.callback_handler.callbacks:
+            raise RuntimeError(
+                "`trainer` must have the GWACallback that was made for it, got none; say "
+                "trainer.add_callback(GWACallback(trainer))"
+            )
+        own, found = self.trainer.args, resume_from_checkpoint
+        if found is True:
+            found = get_last_checkpoint(own.output_dir)  # type: ignore[no-untyped-call]
+        self._resumed = Path(found) if found else None
+        before = own.load_best_model_at_end
+        # The trainer itself then loads the checkpoint that its state calls the best.
+        own.load_best_model_at_end = before or self.restore_best
+        try:
+            return train(resume_from_checkpoint, *args, **more)
+        finally:
+            own.load_best_model_at_end = before
+            self._tap.close()
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **more: Any,
+    ) -> TrainerControl:
+        """Watch the head, and take over the state of a checkpoint."""
+        head = resolve_head(self._head, bare(model))
+        options = dict(self._options)
+        if "loss" not in options:
+            options["loss"] = loss_of(model, len(head.weight))
+        if self.trainer.label_smoother is not None and self.trainer.compute_loss_func is None:
+            options.setdefault("label_smoothing", args.label_smoothing_factor)
+        self.monitor = GWAMonitor(head, self.num_samples, **options)
+        self.stopper = None if self.rule is None else _begin(self.rule, state.num_train_epochs)
+        self._tap.open(self.monitor)
+        if self._resumed is not None:
+            self._restore(self._resumed, args, state, control)
+        elif self.run_folder is not None:
+            epochs = Path(self.run_folder) / "epochs.jsonl"
+            if epochs.exists() and epochs.stat().st_size:
+                raise ValueError(
+                    f"`run_folder` must be new, got {str(self.run_folder)!r} with epochs of "
+                    "another run; choose another name, or resume that run from its checkpoint"
+                )
+        return control
+
+    def _restore(
+        self,
+        folder: Path,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+    ) -> None:
+        monitor, stopper = self._hooked, self.stopper
+        path = folder / STATE_NAME
+        if not path.is_file():
+            raise ValueError(
+                f"`resume_from_checkpoint` must have the file {STATE_NAME}, got none in {folder}; "
+                "it was saved without GWACallback, or the run was killed while saving it: resume "
+                "from an earlier checkpoint, or without the callback"
+            )
+        kept = torch.load(path, map_location="cpu", weights_only=True)
+        at_end = float(state.epoch or 0).is_integer()
+        if args.ignore_data_skip and not at_end:
+            # The trainer begins that epoch anew.
+            kept["monitor"]["epoch"] = None
+        monitor.load_state_dict(kept["monitor"])
+        if (stopper is None) != (kept["stopper"] is None):
+            raise ValueError(
+                f"`rule` must be the one of the resumed run, got {self.rule!r}; the run began "
+                f"{'without one' if stopper else 'with ' + str(kept['stopper']['rule'])}"
+            )
+        if stopper is not None:
+            total = stopper.total_steps
+            stopper.load_state_dict(kept["stopper"])
+            # A run may go on for longer than it was meant to.
+            stopper.total_steps = total
+            if self.restore_best and stopper.best_step is not None:
+                # The folder may have been moved since.
+                step = monitor.history[stopper.best_step].step
+                best = folder.parent / f"{PREFIX_CHECKPOINT_DIR}-{step}"
+                if not best.is_dir():
+                    raise ValueError(
+                        f"`resume_from_checkpoint` must lie beside the checkpoint of the best "
+                        f"epoch, {best.name}, got none in {folder.parent}; copy both, or say "
+                        "restore_best=False"
+                    )
+                state.best_model_checkpoint = str(best)
+            if stopper.should_stop:
+                self._stop(control)
+        if at_end and kept["monitor"]["epoch"] is not None:
+            # Saved after the last step of an epoch, which the trainer does not end any more.
+            self._end_epoch(state, control, folder)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> TrainerControl:
+        """End the epoch, log it, and ask the rule."""
+        if self._tap.fresh:
+            self._end_epoch(state, control, self._checkpoint(state))
+        return control
+
+    def _end_epoch(self, state: TrainerState, control: TrainerControl, folder: Path) -> None:
+        summary = self._hooked.end_epoch(step=state.global_step)
+        self._tap.fresh = False
+        if self.run_folder is not None:
+            self._hooked.save(self.run_folder)
+        # To log means to be done with what was to be logged; the loss may wait for it, too.
+        wanted = control.should_log
+        self.trainer.log(log_values(summary, self.prefix))
+        control.should_log = wanted
+        if self.stopper is None:
+            return
+        stop, best = watch(self.stopper, summary)
+        if best and self.restore_best:
+            state.best_metric = self.stopper.best_value
+            state.best_global_step = state.global_step
+            state.best_model_checkpoint = str(folder)
+            control.should_save = True
+        if stop:
+            self._stop(control)
+
+    def _checkpoint(self, state: TrainerState) -> Path:
+        """Return where the trainer saves at this step."""
+        run = self.trainer._get_output_dir(self.trainer._trial)
+        return Path(run) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+    def _stop(self, control: TrainerControl) -> None:
+        # A run that resumes after the stop makes one more step, which must not count.
+        control.should_training_stop = True
+        self._tap.close()
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> None:
+        """Write the state into the checkpoint; the trainer calls it on all ranks."""
+        self._hooked.synchronize()
+        if args.should_save:
+            kept = {
+                "monitor": self._hooked.state_dict(),
+                "stopper": None if self.stopper is None else self.stopper.state_dict(),
+            }
+            torch.save(kept, self._checkpoint(state) / STATE_NAME)
+
+
+def _begin(rule: Rule, epochs: int) -> EarlyStopper:
+    """Return a stopper of this rule, or say now what would fail at the end of the first epoch."""
+    # What the trainer says where the data have no length.
+    total = None if epochs == sys.maxsize else epochs
+    try:
+        EarlyStopper(rule, total_steps=total).update(0.0)
+    except ValueError as error:
+        raise ValueError(
+            f"`rule` must have a warm-up in epochs where the data have no length, got {rule!r}; "
+            f"say {type(rule).__name__}(warmup=2)"
+        ) from error
+    return EarlyStopper(rule, total_steps=total)

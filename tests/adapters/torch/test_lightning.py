@@ -1,0 +1,582 @@
+"""The Lightning callback: what it logs, stops and keeps in real Trainers, and how they resume."""
+
+import json
+import logging
+import math
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from backends import require
+
+torch = require("torch")
+L = require("lightning")
+
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import DistributedSampler
+
+import gwa_core
+import gwa_torch
+from gwa_core import MaxBimodality, MaxGWA, select_epoch
+from gwa_offline.store import RunFolder
+from gwa_torch import GWAMonitor
+from gwa_torch.lightning import GWACallback
+
+pytestmark = [
+    # Lightning 2.6 with PyTorch 2.13.
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
+    # What Lightning says to any run that resumes in the folder of its checkpoints.
+    pytest.mark.filterwarnings(
+        "ignore:Checkpoint directory .* exists and is not empty:UserWarning"
+    ),
+    pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning"),
+]
+PLACES = [str(Path(p.__file__).parent.parent) for p in (gwa_core, gwa_torch)]
+ROWS, SIZE, EPOCHS = 200, 20, 12
+STEPS = ROWS // SIZE
+
+
+@pytest.fixture(autouse=True)
+def calm(monkeypatch):
+    """One thread, no advertisements."""
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def digits(rows=ROWS):
+    """Digits of which a tenth have a wrong label."""
+    x, y = require("sklearn.datasets").load_digits(return_X_y=True)
+    x, y = torch.tensor(x[:rows] / 16, dtype=torch.float32), torch.tensor(y[:rows])
+    generator = torch.Generator().manual_seed(0)
+    wrong = torch.randperm(rows, generator=generator)[: rows // 10]
+    y[wrong] = (y[wrong] + torch.randint(1, 10, (len(wrong),), generator=generator)) % 10
+    return x, y, torch.arange(rows)
+
+
+class Loader:
+    """Shuffled batches, the same in each run, that can go on in the middle of an epoch."""
+
+    def __init__(self, pick=None, rows=ROWS):
+        self.data, self.rows, self.pick = digits(rows), rows, pick or (lambda batch: batch)
+        self.epoch, self.start, self.at = 0, 0, 0
+        # Where Lightning looks for `set_epoch`.
+        self.sampler = self.batch_sampler = self
+
+    def __len__(self):
+        return math.ceil(self.rows / SIZE)
+
+    def __iter__(self):
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.epoch))
+        start, self.start = self.start % len(self), 0
+        for at in range(start, len(self)):
+            self.at = at + 1
+            chosen = order[at * SIZE : (at + 1) * SIZE]
+            yield self.pick(tuple(part[chosen] for part in self.data))
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def state_dict(self):
+        return {"at": self.at}
+
+    def load_state_dict(self, state):
+        self.start = state["at"]
+
+
+class Net(L.LightningModule):
+    def __init__(self, lr=0.02):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Linear(64, 24), nn.ReLU())
+        self.head = nn.Linear(24, 10)
+        self.lr = lr
+
+    def forward(self, x):
+        return self.head(self.body(x))
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), self.lr)
+
+
+class Validated(Net):
+    def validation_step(self, batch, batch_idx):
+        self.log("val", F.cross_entropy(self(batch[0]), batch[1]), batch_size=len(batch[0]))
+
+
+class Weights(L.Callback):
+    """The weights at the end of each epoch."""
+
+    def __init__(self):
+        self.epochs = []
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.epochs.append({k: v.clone() for k, v in pl_module.state_dict().items()})
+
+
+class Kill(L.Callback):
+    """An exception before a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise RuntimeError("killed")
+
+
+def trainer(folder, *callbacks, **options):
+    options = {
+        "max_epochs": EPOCHS,
+        "logger": False,
+        "accelerator": "cpu",
+        "enable_checkpointing": any(isinstance(x, ModelCheckpoint) for x in callbacks),
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "default_root_dir": folder,
+    } | options
+    return L.Trainer(callbacks=list(callbacks), **options)
+
+
+def plain_loop(epochs, num_samples=ROWS, accumulate=1, bf16=False):
+    """What the callback must give: the same training, written out."""
+    model, loader = Net(), Loader()
+    optimizer = model.configure_optimizers()
+    with GWAMonitor(model.head, num_samples) as monitor:
+        step = 0
+        for epoch in range(epochs):
+            loader.set_epoch(epoch)
+            for number, batch in enumerate(loader, start=1):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    loss = model.training_step(batch, 0)
+                (loss / accumulate).backward()
+                if number % accumulate == 0 or number == STEPS:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    step += 1
+                monitor.update(batch[1], batch[2] if num_samples else None)
+            monitor.end_epoch(step=step)
+    return monitor
+
+
+@pytest.mark.parametrize(
+    ("num_samples", "options", "loop"),
+    [
+        (ROWS, {}, {}),
+        (None, {}, {}),
+        (ROWS, {"accumulate_grad_batches": 3}, {"accumulate": 3}),
+        (ROWS, {"precision": "bf16-mixed"}, {"bf16": True}),
+    ],
+    ids=["ids", "moments", "accumulation", "bf16"],
+)
+def test_the_numbers_are_those_of_a_plain_loop(num_samples, options, loop, tmp_path):
+    callback = GWACallback("head", num_samples)
+    logger = CSVLogger(tmp_path)
+    # With a validation loop between, and a sanity check before.
+    fit = trainer(tmp_path, callback, logger=logger, log_every_n_steps=5, max_epochs=3, **options)
+    fit.fit(Validated(), Loader(), Loader(rows=2 * SIZE))
+    expected = plain_loop(3, num_samples, **loop)
+    assert callback.history == expected.history
+    assert [s.count for s in callback.history] == [ROWS] * 3
+    if num_samples:
+        assert torch.equal(callback.scores, expected.scores)
+    rows = logger.experiment.metrics_file_path
+    header, *lines = [line.strip().split(",") for line in Path(rows).read_text().splitlines()]
+    table = [dict(zip(header, line, strict=True)) for line in lines]
+    logged = [row for row in table if row["train/gwa"]]
+    assert len(logged) == 3
+    for row, summary in zip(logged, callback.history, strict=True):
+        for name, value in {
+            "gwa": summary.gwa,
+            "gwa_mean": summary.mean,
+            "gwa_kurtosis": summary.kurtosis,
+            "gwa_se": summary.gwa_standard_error,
+            "gwa_bimodality": summary.bimodality,
+        }.items():
+            assert float(row[f"train/{name}"]) == pytest.approx(value, rel=1e-5)
+
+
+def test_a_compiled_module(tmp_path):
+    callback = GWACallback("head", ROWS)
+    model = torch.compile(Net(), backend="aot_eager")
+    trainer(tmp_path, callback, max_epochs=2).fit(model, Loader())
+    torch._dynamo.reset()
+    for got, expected in zip(callback.history, plain_loop(2).history, strict=True):
+        assert got == pytest.approx(expected, rel=1e-4)
+
+
+def same_weights(path, weights):
+    saved = torch.load(path)["state_dict"]
+    assert saved.keys() == weights.keys()
+    assert all(torch.equal(saved[name], weights[name]) for name in saved)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_the_stock_callbacks_watch_it(first, tmp_path):
+    stop = EarlyStopping("train/gwa", mode="max", patience=3, check_on_train_epoch_end=True)
+    keep = ModelCheckpoint(tmp_path, "{epoch}", "train/gwa", mode="max")
+    callback, weights = GWACallback(num_samples=ROWS), Weights()
+    order = [callback, stop, keep, weights] if first else [stop, keep, weights, callback]
+    trainer(tmp_path, *order).fit(Net(), Loader())
+    values = [summary.gwa for summary in callback.history]
+    best = values.index(max(values))
+    assert 0 < best == len(values) - 1 - stop.patience < EPOCHS - 1 - stop.patience
+    assert Path(keep.best_model_path).name == f"epoch={best}.ckpt"
+    assert float(stop.best_score) == pytest.approx(max(values), rel=1e-6)
+    same_weights(keep.best_model_path, weights.epochs[best])
+
+
+def test_a_rule_stops_and_keeps_the_best_epoch(tmp_path):
+    rule = MaxBimodality(patience=3)
+    callback, weights = GWACallback("head", ROWS, rule=rule), Weights()
+    fit = trainer(tmp_path, callback, weights)
+    fit.fit(Validated(), Loader(), Loader(rows=2 * SIZE))
+    expected = select_epoch(plain_loop(EPOCHS).history, rule)
+    assert len(callback.history) == expected.step + 1 + rule.patience < EPOCHS
+    assert (callback.best_epoch, callback.stopping_reason) == (expected.step, expected.reason)
+    assert "no improvement in 3 steps" in callback.stopping_reason
+    best = tmp_path / "checkpoints" / f"gwa-best-epoch={callback.best_epoch}.ckpt"
+    assert callback.best_model_path == str(best)
+    assert list(best.parent.iterdir()) == [best]
+    same_weights(best, weights.epochs[callback.best_epoch])
+    # Neither the hook is left, nor is the history set back by the checkpoint's.
+    model = fit.lightning_module
+    assert not model.head._forward_hooks
+    fit.validate(Validated(), Loader(rows=2 * SIZE), ckpt_path=best, verbose=False)
+    assert len(callback.history) == expected.step + 1 + rule.patience
+    assert callback.best_model_path == str(best)
+
+
+def resumable(folder, num_samples, **save):
+    callback = GWACallback(
+        "head",
+        num_samples,
+        rule=MaxBimodality(patience=3),
+        run_folder=folder / "run",
+        dirpath=folder / "best",
+    )
+    return callback, ModelCheckpoint(folder / "saved", "{step}", save_last=True, **save)
+
+
+@pytest.mark.parametrize(
+    ("kill", "save"),
+    [
+        (5, {"every_n_train_steps": 4}),
+        (37, {"every_n_train_steps": 3}),
+        # The last checkpoint was written after the last batch of an epoch.
+        (23, {"every_n_train_steps": STEPS}),
+        (96, {"every_n_train_steps": 90}),
+        # At the end of an epoch.
+        (45, {"save_on_train_epoch_end": True}),
+        # After validation, before the end of the epoch.
+        (64, {"save_on_train_epoch_end": False}),
+    ],
+    ids=["first", "middle", "last batch", "stopping", "end", "validation"],
+)
+@pytest.mark.parametrize("num_samples", [ROWS, None], ids=["ids", "moments"])
+def test_a_killed_run_goes_on(kill, save, num_samples, tmp_path):
+    whole, _ = resumable(tmp_path / "whole", num_samples)
+    weights = Weights()
+    trainer(tmp_path, whole, weights).fit(Validated(), Loader(), Loader(rows=SIZE))
+    callback, checkpoint = resumable(tmp_path, num_samples, **save)
+    killed = trainer(tmp_path, callback, checkpoint, Kill(kill), max_epochs=EPOCHS)
+    model = Validated()
+    with pytest.raises(RuntimeError, match="killed"):
+        killed.fit(model, Loader(), Loader(rows=SIZE))
+    assert not model.head._forward_hooks
+    assert callback.history == whole.history[: kill // STEPS]
+
+    resumed, checkpoint = resumable(tmp_path, num_samples, **save)
+    fit = trainer(tmp_path, resumed, checkpoint)
+    fit.fit(Validated(), Loader(), Loader(rows=SIZE), ckpt_path=tmp_path / "saved" / "last.ckpt")
+    assert resumed.history == whole.history
+    assert resumed.stopper.state_dict() == whole.stopper.state_dict()
+    assert (fit.global_step, resumed.stopping_reason) == (
+        len(whole.history) * STEPS,
+        whole.stopping_reason,
+    )
+    if num_samples:
+        assert torch.equal(resumed.scores, whole.scores)
+    same_weights(resumed.best_model_path, weights.epochs[whole.best_epoch])
+    written = [summary for summary, _ in RunFolder.open(tmp_path / "run").epochs()]
+    assert written == whole.history
+
+
+def test_an_epoch_that_lightning_ends_twice_counts_once(tmp_path):
+    # Resumed from the end of an epoch, a run of `max_steps` has one batch more in that epoch.
+    options = {"max_epochs": -1, "max_steps": 4 * STEPS}
+    stop = EarlyStopping("train/gwa", mode="max", patience=99, check_on_train_epoch_end=True)
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, save_on_train_epoch_end=True)
+    killed = trainer(tmp_path, GWACallback("head", ROWS), checkpoint, Kill(25), **options)
+    with pytest.raises(RuntimeError, match="killed"):
+        killed.fit(Net(), Loader())
+    callback = GWACallback("head", ROWS)
+    fit = trainer(tmp_path, stop, callback, **options)
+    fit.fit(Net(), Loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert [s.count for s in callback.history[:3]] == [ROWS] * 3
+    assert callback.history[:2] == plain_loop(2).history
+
+
+def test_a_best_checkpoint_that_is_gone_is_said(tmp_path):
+    callback, checkpoint = resumable(tmp_path, ROWS, every_n_train_steps=90)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path, callback, checkpoint, Kill(96)).fit(Net(), Loader())
+    Path(callback.best_model_path).unlink()
+    resumed, _ = resumable(tmp_path, ROWS)
+    with pytest.warns(UserWarning, match="best-epoch=6.ckpt, the checkpoint of epoch 6, is gone"):
+        trainer(tmp_path, resumed).fit(Net(), Loader(), ckpt_path=tmp_path / "saved/last.ckpt")
+    assert (resumed.best_epoch, resumed.best_model_path) == (6, "")
+
+
+def test_a_second_fit_goes_on_and_another_model_begins_anew(tmp_path):
+    callback = GWACallback("head", ROWS, rule=MaxGWA(warmup=1))
+    fit, model, loader = trainer(tmp_path, callback, max_epochs=2), Net(), Loader()
+    fit.fit(model, loader)
+    first = list(callback.history)
+    fit.fit_loop.max_epochs = 4
+    fit.fit(model, loader)
+    assert callback.history[:2] == first
+    assert [s.epoch for s in callback.history] == [0, 1, 2, 3]
+    assert callback.stopper.total_steps == 4
+    trainer(tmp_path, callback, max_epochs=2).fit(Net(), Loader())
+    assert callback.history == first
+    # Nothing of the first run was written over.
+    assert Path(callback.best_model_path).name == "gwa-best-epoch=1-v1.ckpt"
+    assert torch.load(callback.best_model_path)["global_step"] == 2 * STEPS
+
+
+def test_two_heads(tmp_path):
+    class TwoHeads(Net):
+        def __init__(self):
+            super().__init__()
+            self.other = nn.Linear(24, 10)
+
+        def training_step(self, batch, batch_idx):
+            z = self.body(batch["x"])
+            losses = [F.cross_entropy(head(z), batch["y"]) for head in (self.head, self.other)]
+            return sum(losses)
+
+    a = GWACallback("head", ROWS, ids="number")
+    b = GWACallback("other", prefix="", targets=lambda batch: batch["y"])
+    loader = Loader(lambda batch: dict(zip(("x", "y", "number"), batch, strict=True)))
+    fit = trainer(tmp_path, a, b, max_epochs=2)
+    fit.fit(TwoHeads(), loader)
+    assert fit.callback_metrics["train/gwa"] == pytest.approx(a.history[-1].gwa, rel=1e-5)
+    assert fit.callback_metrics["gwa"] == pytest.approx(b.history[-1].gwa, rel=1e-5)
+    assert a.history[-1].gwa != b.history[-1].gwa
+    fit.save_checkpoint(tmp_path / "both.ckpt")
+    # A history can be read without a training.
+    read = GWACallback(prefix="")
+    read.load_state_dict(torch.load(tmp_path / "both.ckpt")["callbacks"][read.state_key])
+    assert read.history == b.history
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pick", "message"),
+    [
+        (
+            {"targets": "label"},
+            lambda b: {"x": b[0], "y": b[1]},
+            "`targets` must be found.*'label'",
+        ),
+        ({"num_samples": ROWS}, lambda b: b[:2], "`ids` must be found.*item 2 of a tuple.*of 2"),
+        ({"head": "hed"}, None, "`head` must be the name of a module of Either, got 'hed'"),
+        ({"head": nn.Linear(24, 10)}, None, "must follow a forward pass of the head"),
+        ({"rule": MaxBimodality()}, None, "warm-up in whole epochs where max_epochs is -1"),
+        ({"run_folder": "used"}, None, "`run_folder` must be new, got 'used'"),
+    ],
+    ids=["targets", "ids", "name", "head", "warm-up", "folder"],
+)
+def test_what_does_not_fit_is_said(arguments, pick, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("used").mkdir()
+    Path("used/epochs.jsonl").write_text("{}")
+
+    class Either(Net):
+        def training_step(self, batch, batch_idx):
+            x, y = (batch["x"], batch["y"]) if isinstance(batch, dict) else batch[:2]
+            return F.cross_entropy(self(x), y)
+
+    callback = GWACallback(**{"head": "head"} | arguments)
+    model = Either()
+    with pytest.raises((RuntimeError, ValueError), match=message):
+        trainer(tmp_path, callback, max_epochs=-1, max_steps=3).fit(model, Loader(pick))
+    assert not model.head._forward_hooks
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"smoothing": 0.1}, TypeError, r"`options` must be among \['beta', .*got \['smoothing'"),
+        ({"criterion": nn.CrossEntropyLoss()}, TypeError, r"got \['criterion'"),
+        ({"ids": "id"}, ValueError, "`ids` must come with `num_samples`"),
+        ({"dirpath": "best"}, ValueError, "`dirpath` must come with `rule`"),
+    ],
+)
+def test_options_are_checked_at_once(arguments, error, message):
+    with pytest.raises(error, match=message):
+        GWACallback("head", **arguments)
+
+
+def test_lightning_is_needed_only_where_it_is_asked_for():
+    code = f"""
+        import sys
+        sys.path[:0] = {PLACES!r}
+        import gwa_torch
+        assert not any(name.startswith("lightning") for name in sys.modules)
+        sys.modules["lightning"] = None
+        import gwa_torch.lightning
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    message = "ImportError: `gwa_torch.lightning` needs Lightning; pip install lightning"
+    assert done.stderr.splitlines()[-1] == message
+    assert "direct cause" in done.stderr
+
+
+# 101 samples on two ranks: each has 51, in batches of 10, the last of one; a sample comes twice.
+DISTRIBUTED = '''
+import json, logging, sys, warnings
+sys.path[:0] = PLACES
+warnings.filterwarnings("ignore")
+warnings.filterwarnings("error", ".*sync_dist")
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader, TensorDataset
+from gwa_core import MaxBimodality
+from gwa_torch.lightning import GWACallback
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+torch.set_num_threads(1)
+x, y, epochs, folder = torch.load(sys.argv[1])
+
+class Net(L.LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.ReLU())
+        self.head = torch.nn.Linear(24, 10)
+    def training_step(self, batch, batch_idx):
+        if (self.global_step, self.global_rank) in kills:
+            raise RuntimeError("killed")
+        return torch.nn.functional.cross_entropy(self.head(self.body(batch[0])), batch[1])
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), 0.02)
+
+class Loader(DataLoader):
+    """What the distributed sampler gives, able to go on in the middle of an epoch."""
+    start = at = 0
+    def __iter__(self):
+        start, self.start = self.start % len(self), 0
+        for at, batch in enumerate(super().__iter__()):
+            if at >= start:
+                self.at = at + 1
+                yield batch
+    def state_dict(self):
+        return {"at": self.at}
+    def load_state_dict(self, state):
+        self.start = state["at"]
+
+def fit(num_samples, name, ckpt_path=None, **save):
+    callback = GWACallback(
+        "head", num_samples, rule=MaxBimodality(patience=2), run_folder=f"{folder}/{name}"
+    )
+    stop = EarlyStopping("train/gwa", mode="max", patience=99, check_on_train_epoch_end=True)
+    save = ModelCheckpoint(f"{folder}/{name}-saved", every_n_train_steps=4, save_last=True, **save)
+    trainer = L.Trainer(
+        max_epochs=epochs, accelerator="cpu", devices=2, strategy="ddp", logger=False,
+        default_root_dir=f"{folder}/{name}-root", enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[stop, callback, save],
+    )
+    data = TensorDataset(x, y, torch.arange(len(x)))
+    try:
+        trainer.fit(Net(), Loader(data, batch_size=10), ckpt_path=ckpt_path)
+    except RuntimeError as error:
+        assert str(error) == "killed", error
+    return {
+        "history": callback.history, "best": callback.best_epoch,
+        "reason": callback.stopping_reason, "path": callback.best_model_path,
+        "step": trainer.global_step,
+    }, trainer.global_rank
+
+result = {}
+for num_samples in (len(x), None):
+    name = str(num_samples)
+    kills = set()
+    result[f"{name} whole"], rank = fit(num_samples, name + "-whole")
+    kills = {(15, 0), (15, 1)}
+    fit(num_samples, name)
+    kills = set()
+    result[f"{name} resumed"], rank = fit(num_samples, name, f"{folder}/{name}-saved/last.ckpt")
+kills = {(15, 0), (15, 1)}
+fit(None, "exception", save_on_exception=True)
+with open(f"{folder}/{rank}.json", "w") as file:
+    json.dump(result, file)
+'''
+
+
+def one_process(x, y, num_samples, epochs):
+    """The same training in one process: each batch is what both ranks have in a step."""
+    model = Net()
+    optimizer = model.configure_optimizers()
+    samplers = [DistributedSampler(x, num_replicas=2, rank=rank) for rank in (0, 1)]
+    step = 0
+    with GWAMonitor(model.head, num_samples) as monitor:
+        for epoch in range(epochs):
+            for sampler in samplers:
+                sampler.set_epoch(epoch)
+            orders = [torch.tensor(list(sampler)).split(10) for sampler in samplers]
+            for step, parts in enumerate(zip(*orders, strict=True), start=step + 1):
+                ids = torch.cat(parts)
+                optimizer.zero_grad()
+                F.cross_entropy(model(x[ids]), y[ids]).backward()
+                optimizer.step()
+                monitor.update(y[ids], ids if num_samples else None)
+            monitor.end_epoch(step=step)
+    return monitor.history
+
+
+def test_two_processes_give_what_one_gives(tmp_path):
+    rows, epochs = 101, 10
+    x, y, _ = digits(rows)
+    (tmp_path / "script.py").write_text(f"PLACES = {PLACES!r}\n{DISTRIBUTED}")
+    torch.save((x, y, epochs, str(tmp_path)), tmp_path / "data.pt")
+    command = [sys.executable, "script.py", "data.pt"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second
+    for num_samples in (rows, None):
+        whole, resumed = first[f"{num_samples} whole"], first[f"{num_samples} resumed"]
+        expected = one_process(x, y, num_samples, epochs)
+        assert [s.count for s in expected] == [rows if num_samples else rows + 1] * epochs
+        kept = select_epoch(expected, MaxBimodality(patience=2))
+        assert (whole["best"], whole["reason"]) == (kept.step, kept.reason)
+        assert len(whole["history"]) == kept.step + 3 < epochs
+        for got, summary in zip(whole["history"], expected, strict=False):
+            assert got == pytest.approx(list(summary), rel=1e-3)
+        assert Path(whole.pop("path")).name == Path(resumed.pop("path")).name
+        assert resumed == whole
+        written = [list(s) for s, _ in RunFolder.open(tmp_path / str(num_samples)).epochs()]
+        assert written == whole["history"]
+    # A rank that fails does not wait for the others to tell what they saw.
+    saved = torch.load(tmp_path / "exception-saved" / "last.ckpt")
+    state = saved["callbacks"]["GWACallback{'prefix': 'train/'}"]
+    assert saved["global_step"] == 15
+    assert (len(state["monitor"]["history"]), state["monitor"]["epoch"], state["open"]) == (
+        2,
+        None,
+        None,
+    )

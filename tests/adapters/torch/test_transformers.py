@@ -1,0 +1,748 @@
+"""The callback of the Trainer: real models, real runs, stopped, killed and resumed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from backends import require
+
+torch = require("torch")
+transformers = require("transformers")
+require("accelerate")
+
+from models import oracle
+from numpy.testing import assert_allclose
+from torch import nn
+from torch.nn import functional as F  # noqa: N812
+from torch.utils.data import Dataset
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertForSequenceClassification,
+    BertForTokenClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    default_data_collator,
+)
+
+import gwa_core
+import gwa_torch
+from gwa_core import MaxGWA, Moments, summarize
+from gwa_offline.store import RunFolder
+from gwa_torch.transformers import STATE_NAME, GWACallback
+
+PLACES = [str(Path(p.__file__).parent.parent) for p in (gwa_core, gwa_torch)]
+ROWS, SIZE, LENGTH, WORDS, CLASSES = 40, 8, 6, 20, 4
+STEPS = ROWS // SIZE
+PAD = 0
+
+
+@pytest.fixture(autouse=True)
+def calm():
+    """One thread, no news of the run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+class Rows(Dataset):
+    """Random tokens; `labels` says what is to be predicted of them."""
+
+    def __init__(self, labels="one", ids=True):
+        generator = torch.Generator().manual_seed(0)
+        random = lambda *size: torch.randint(CLASSES, size, generator=generator)  # noqa: E731
+        self.x = torch.randint(3, WORDS, (ROWS, LENGTH), generator=generator)
+        hidden = torch.rand(ROWS, LENGTH, generator=generator) < 0.3
+        self.y = {
+            # Not by chance: what cannot be learned has no healthy epochs.
+            "one": self.x[:, 0] % CLASSES,
+            "many": random(ROWS, CLASSES) % 2 * 1.0,
+            "tokens": random(ROWS, LENGTH).masked_fill(hidden, -100),
+            "words": self.x.masked_fill(hidden, -100),
+        }[labels]
+        # Padding on the right, and in every third row on the left.
+        for row, size in enumerate(torch.randint(2, LENGTH, (ROWS,), generator=generator)):
+            self.x[row, slice(size, None) if row % 3 else slice(1, LENGTH - size)] = PAD
+        self.ids = torch.arange(self.y.numel()).view(self.y.shape) if self.y.ndim == 2 else None
+        if labels in ("one", "many"):
+            self.ids = torch.arange(ROWS)
+        self.with_ids = ids
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, i):
+        row = {"input_ids": self.x[i], "labels": self.y[i], "text": "not for the model"}
+        return row | ({"ids": self.ids[i]} if self.with_ids else {})
+
+
+def bert(kind, **options):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "vocab_size": WORDS, "num_labels": CLASSES}
+    return kind(BertConfig(**(sizes | options)))
+
+
+def gpt(kind, **options):
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": LENGTH}
+    sizes |= {"vocab_size": WORDS, "num_labels": CLASSES, "pad_token_id": PAD}
+    return kind(GPT2Config(**(sizes | options)))
+
+
+MODELS = {
+    "sequence": lambda **o: bert(BertForSequenceClassification, **o),
+    "token": lambda **o: bert(BertForTokenClassification, **o),
+    "masked": lambda **o: bert(BertForMaskedLM, **o),
+    "causal": lambda **o: gpt(GPT2LMHeadModel, **o),
+    "decoder": lambda **o: gpt(GPT2ForSequenceClassification, **o),
+}
+LABELS = {"token": "tokens", "masked": "words", "causal": "words"}
+HEADS = {
+    "sequence": lambda model: model.classifier,
+    "token": lambda model: model.classifier,
+    "masked": lambda model: model.cls.predictions.decoder,
+    "causal": lambda model: model.lm_head,
+    "decoder": lambda model: model.score,
+}
+
+
+def make(
+    folder, model="sequence", *, labels=None, ids=True, kind=Trainer, seed=0, config=None, **options
+):
+    """Return a trainer; options that are not its own are arguments of the training."""
+    torch.manual_seed(seed)
+    own = {
+        name: options.pop(name)
+        for name in ("compute_loss_func", "callbacks", "eval_dataset", "data_collator")
+        if name in options
+    }
+    arguments = {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": SIZE,
+        "learning_rate": 0.02,
+        "lr_scheduler_type": "constant",
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": True,
+        "log_level": "error",
+    }
+    args = TrainingArguments(str(folder), **(arguments | options))
+    data = Rows(labels or LABELS.get(model, "one"), ids)
+    return kind(MODELS[model](**(config or {})), args, train_dataset=data, **own)
+
+
+def watch(trainer, num_samples=None, **options):
+    gwa = GWACallback(trainer, num_samples=num_samples, **options)
+    trainer.add_callback(gwa)
+    return gwa
+
+
+def losses(trainer):
+    return [row["loss"] for row in trainer.state.log_history if "loss" in row]
+
+
+def logged(trainer):
+    return [row for row in trainer.state.log_history if "gwa" in row]
+
+
+def numbers(history):
+    return [list(summary) for summary in history]
+
+
+class Recorder:
+    """What the head saw in training, and the batches, in order."""
+
+    def __init__(self, trainer, head):
+        self.passes, self.batches, self.made = [], [], set()
+        head.register_forward_hook(self.keep)
+        collate = trainer.data_collator
+
+        def collator(features):
+            self.batches.append(collate(features))
+            return dict(self.batches[-1])
+
+        trainer.data_collator = collator
+
+    def keep(self, head, inputs, output):
+        if head.training:
+            bias = None if head.bias is None else head.bias.detach().clone()
+            self.made.add(output.dtype)
+            self.passes.append((inputs[0].detach(), head.weight.detach().clone(), bias))
+
+    def scores(self, size, targets=lambda batch: batch["labels"], rows=lambda x, _: x, **options):
+        """The oracle's score for each id."""
+        scores = torch.full((size,), torch.nan, dtype=torch.float64)
+        assert len(self.passes) == len(self.batches)
+        for (latents, weight, bias), batch in zip(self.passes, self.batches, strict=True):
+            latents, wanted = rows(latents, batch), targets(batch)
+            flat = wanted.flatten() if not wanted.is_floating_point() else wanted
+            counted = flat != -100 if flat.ndim == 1 else torch.ones(len(flat), dtype=torch.bool)
+            latents = latents.reshape(len(flat), -1)[counted]
+            found = oracle(latents, weight, bias, flat[counted], **options)
+            scores[batch["ids"].flatten()[counted]] = found
+        return scores
+
+
+def following(batch):
+    """Each token has to predict the next one."""
+    return F.pad(batch["labels"][:, 1:], (0, 1), value=-100)
+
+
+def last(latents, batch):
+    """The rightmost token that is no padding."""
+    places = torch.arange(LENGTH) * (batch["input_ids"] != PAD)
+    return latents[torch.arange(len(latents)), places.argmax(-1)]
+
+
+CASES = {
+    "sequence": ("sequence", {}, {}),
+    "accumulated": ("sequence", {"gradient_accumulation_steps": 2}, {}),
+    "smoothed": ("sequence", {"label_smoothing_factor": 0.2}, {"label_smoothing": 0.2}),
+    "multi-label": ("sequence", {"labels": "many"}, {"loss": "binary_cross_entropy"}),
+    "token": ("token", {}, {}),
+    "masked": ("masked", {}, {}),
+    "causal": ("causal", {}, {"targets": following}),
+    "causal smoothed": (
+        "causal",
+        {"label_smoothing_factor": 0.2},
+        {"targets": following, "label_smoothing": 0.2},
+    ),
+    "decoder": ("decoder", {}, {"rows": last}),
+    "decoder smoothed": (
+        "decoder",
+        {"label_smoothing_factor": 0.2},
+        {"rows": last, "label_smoothing": 0.2},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_scores_are_those_of_autograd_at_the_weights_of_the_step(case, tmp_path):
+    name, options, expected = CASES[case]
+    trainer = make(tmp_path, name, num_train_epochs=1, **options)
+    size = trainer.train_dataset.y.numel() if name in LABELS else ROWS
+    recorder = Recorder(trainer, HEADS[name](trainer.model))
+    gwa = watch(trainer, size)
+    before = HEADS[name](trainer.model).weight.detach().clone()
+    trainer.train()
+    wanted = recorder.scores(size, **expected)
+    assert not torch.equal(before, HEADS[name](trainer.model).weight)
+    assert_allclose(gwa.scores, wanted, atol=1e-5)
+    seen = wanted[wanted.isfinite()].numpy()
+    assert gwa.history[0].count == len(seen) > 0
+    assert_allclose(gwa.history[0].mean, seen.mean(), atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sequence", "causal", "decoder"])
+def test_bf16(name, tmp_path):
+    trainer = make(tmp_path, name, num_train_epochs=1, bf16=True)
+    size = trainer.train_dataset.y.numel() if name in LABELS else ROWS
+    recorder = Recorder(trainer, HEADS[name](trainer.model))
+    gwa = watch(trainer, size)
+    trainer.train()
+    expected = CASES[name][2]
+    assert recorder.made == {torch.bfloat16}
+    assert_allclose(gwa.scores, recorder.scores(size, **expected), atol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["token", "causal"])
+def test_moments_without_ids(name, tmp_path):
+    trainer = make(tmp_path / "a", name, num_train_epochs=2)
+    by_sample = watch(trainer, trainer.train_dataset.y.numel())
+    trainer.train()
+    trainer = make(tmp_path / "b", name, num_train_epochs=2, ids=False)
+    by_stream = watch(trainer)
+    trainer.train()
+    assert_allclose(numbers(by_stream.history), numbers(by_sample.history), rtol=1e-6)
+
+
+class Weighted(Trainer):
+    """A loss of one's own, in the usual way."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        labels = inputs.pop("labels")
+        outputs = model(**inputs)
+        weight = torch.arange(1.0, CLASSES + 1)
+        loss = F.cross_entropy(outputs.logits, labels, weight)
+        return (loss, outputs) if return_outputs else loss
+
+
+class Blunt(Trainer):
+    """It only trains, and forgets about outputs."""
+
+    def compute_loss(self, model, inputs, num_items_in_batch=None, **ignored):
+        return model(**inputs).loss
+
+
+def own_loss(outputs, labels, num_items_in_batch=None):
+    return F.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("sequence", {"gradient_accumulation_steps": 3}),
+        ("causal", {"gradient_accumulation_steps": 3}),
+        ("causal", {"gradient_accumulation_steps": 3, "label_smoothing_factor": 0.1}),
+        ("token", {"bf16": True}),
+        ("sequence", {"compute_loss_func": own_loss, "gradient_accumulation_steps": 3}),
+        ("sequence", {"kind": Weighted}),
+        ("sequence", {"kind": Blunt}),
+    ],
+    ids=["plain", "causal", "smoothed", "bf16", "compute_loss_func", "subclass", "blunt"],
+)
+def test_the_training_is_the_same_with_and_without(name, options, tmp_path):
+    bare = make(tmp_path, name, ids=False, **options)
+    bare.train()
+    watched = make(tmp_path, name, **options)
+    watch(watched, watched.train_dataset.ids.numel()).trainer.train()
+    assert losses(bare) == losses(watched)
+    assert len(losses(bare)) > 3
+    other = watched.model.state_dict()
+    assert all(torch.equal(x, other[name]) for name, x in bare.model.state_dict().items())
+
+
+def test_options_describe_a_loss_of_ones_own(tmp_path):
+    def smooth(outputs, labels, num_items_in_batch=None):
+        return F.cross_entropy(outputs.logits, labels, label_smoothing=0.3)
+
+    trainer = make(tmp_path, compute_loss_func=smooth, num_train_epochs=1)
+    recorder = Recorder(trainer, trainer.model.classifier)
+    gwa = watch(trainer, ROWS, label_smoothing=0.3)
+    trainer.train()
+    assert_allclose(gwa.scores, recorder.scores(ROWS, label_smoothing=0.3), atol=1e-5)
+
+
+def test_evaluation_in_between_does_not_count(tmp_path):
+    # The loader of an evaluation draws a random number, and dropout would then differ.
+    still = {"config": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}}
+    plain = make(tmp_path, **still)
+    alone = watch(plain, ROWS)
+    plain.train()
+    trainer = make(tmp_path, eval_dataset=Rows(), eval_strategy="steps", eval_steps=2, **still)
+    gwa = watch(trainer, ROWS)
+    trainer.train()
+    assert numbers(gwa.history) == numbers(alone.history)
+    assert [summary.count for summary in gwa.history] == [ROWS] * 3
+    before = gwa.scores.clone()
+    # Ids do no harm, with labels and without.
+    assert trainer.evaluate()["eval_loss"] > 0
+    assert trainer.predict(Rows()).predictions.shape == (ROWS, CLASSES)
+    unlabelled = [{k: v for k, v in row.items() if k != "labels"} for row in Rows()]
+    assert trainer.predict(unlabelled).predictions.shape == (ROWS, CLASSES)
+    assert torch.equal(gwa.scores, before)
+
+
+def test_numbers_reach_the_log_and_every_callback(tmp_path):
+    seen = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            seen.extend([dict(logs)] if "demo/gwa" in logs else [])
+
+    # Before the adapter, as integrations are.
+    trainer = make(tmp_path, callbacks=[Tracker()], logging_strategy="epoch")
+    gwa = watch(trainer, prefix="demo/")
+    trainer.train()
+    history = [row for row in trainer.state.log_history if "demo/gwa" in row]
+    assert [row["demo/gwa"] for row in seen] == [s.gwa for s in gwa.history]
+    assert [row["demo/gwa_mean"] for row in history] == [s.mean for s in gwa.history]
+    assert [row["step"] for row in history] == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert [summary.step for summary in gwa.history] == [STEPS, 2 * STEPS, 3 * STEPS]
+    assert len(losses(trainer)) == 3
+
+
+class Weights(TrainerCallback):
+    """A copy of the model at the end of each epoch."""
+
+    def __init__(self):
+        self.kept = []
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        self.kept.append(copy.deepcopy(model.state_dict()))
+
+
+# Keeps its first epoch after the warm-up, whatever follows.
+KEEPS_SECOND = MaxGWA(warmup=1, patience=2, min_delta=100.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "saving", "limit"),
+    [
+        ("sequence", {}, None),
+        ("causal", {}, 1),
+        ("sequence", {"save_strategy": "steps", "save_steps": 2}, 1),
+        ("causal", {"save_strategy": "steps", "save_steps": 2}, 2),
+    ],
+)
+def test_the_rule_stops_and_the_best_epoch_is_restored(name, saving, limit, tmp_path):
+    weights = Weights()
+    options = {"num_train_epochs": 8, "save_total_limit": limit, **saving}
+    trainer = make(tmp_path, name, callbacks=[weights], ids=False, **options)
+    gwa = watch(trainer, rule=KEEPS_SECOND)
+    trainer.train()
+    assert (gwa.best_epoch, len(gwa.history), len(weights.kept)) == (1, 4, 4)
+    assert "no improvement in 2" in gwa.stopping_reason
+    assert trainer.state.global_step == 4 * STEPS
+    now = trainer.model.state_dict()
+    assert all(torch.equal(x, now[key]) for key, x in weights.kept[1].items())
+    assert not all(torch.equal(x, now[key]) for key, x in weights.kept[3].items())
+    folders = {path.name for path in tmp_path.glob("checkpoint-*")}
+    assert f"checkpoint-{2 * STEPS}" in folders
+    assert limit is None or len(folders) <= limit
+    assert trainer.state.best_metric == gwa.history[1].gwa
+
+
+def test_a_rule_may_stop_only(tmp_path):
+    weights = Weights()
+    trainer = make(tmp_path, callbacks=[weights], num_train_epochs=8)
+    gwa = watch(trainer, rule=KEEPS_SECOND, restore_best=False)
+    trainer.train()
+    assert len(gwa.history) == 4
+    assert not list(tmp_path.iterdir())
+    now = trainer.model.state_dict()
+    assert all(torch.equal(x, now[key]) for key, x in weights.kept[-1].items())
+
+
+class KilledError(Exception):
+    """The machine went away."""
+
+
+class Killer(TrainerCallback):
+    def __init__(self, event, step):
+        self.event, self.step = event, step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.strike("step", state)
+
+    def on_save(self, args, state, control, **kwargs):
+        self.strike("save", state)
+
+    def strike(self, event, state):
+        if (event, state.global_step) == (self.event, self.step):
+            raise KilledError
+
+
+def killed_and_resumed(folder, event, step, options, **gwa):
+    trainer = make(folder, **options)
+    watch(trainer, **gwa)
+    trainer.add_callback(Killer(event, step))
+    with pytest.raises(KilledError):
+        trainer.train()
+    # A new process has other weights and another state of the random numbers.
+    trainer = make(folder, seed=99, **options)
+    watched = watch(trainer, **gwa)
+    trainer.train(resume_from_checkpoint=True)
+    return trainer, watched
+
+
+@pytest.fixture(scope="module", params=[ROWS, None], ids=["by sample", "moments"])
+def uninterrupted(request, tmp_path_factory):
+    own = {"num_samples": request.param, "rule": KEEPS_SECOND}
+    trainer = make(tmp_path_factory.mktemp("whole"), num_train_epochs=8)
+    gwa = watch(trainer, **own)
+    trainer.train()
+    return trainer, gwa, own
+
+
+@pytest.mark.parametrize(
+    ("saving", "event", "step"),
+    [
+        ({"save_strategy": "steps", "save_steps": 3}, "step", 4),
+        ({"save_strategy": "steps", "save_steps": 3}, "step", 8),
+        ({"save_strategy": "steps", "save_steps": 1}, "step", 14),
+        ({"save_strategy": "epoch"}, "step", 13),
+        # The last step of an epoch is saved, and the epoch not ended.
+        ({"save_strategy": "steps", "save_steps": 5}, "save", 5),
+        ({"save_strategy": "steps", "save_steps": 5}, "save", 10),
+        # The rule has stopped at step 20, and the machine goes away before the end.
+        ({"save_strategy": "epoch"}, "save", 20),
+        ({"save_strategy": "steps", "save_steps": 20}, "save", 20),
+    ],
+)
+def test_a_killed_run_resumes_to_the_same_end(saving, event, step, uninterrupted, tmp_path):
+    whole, wanted, own = uninterrupted
+    options = {"num_train_epochs": 8, **saving}
+    trainer, got = killed_and_resumed(tmp_path, event, step, options, **own)
+    assert len(wanted.history) == 4
+    assert numbers(got.history) == numbers(wanted.history)
+    assert got.stopper.state_dict() == wanted.stopper.state_dict()
+    assert logged(trainer) == logged(whole)
+    end, other = trainer.model.state_dict(), whole.model.state_dict()
+    assert all(torch.equal(x, other[key]) for key, x in end.items())
+    assert Path(trainer.state.best_model_checkpoint).name == f"checkpoint-{2 * STEPS}"
+
+
+def test_accumulated_steps_resume_within_an_epoch(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
+    whole = make(tmp_path / "whole", **options)
+    wanted = watch(whole, ROWS)
+    whole.train()
+    _, got = killed_and_resumed(tmp_path / "killed", "step", 5, options, num_samples=ROWS)
+    assert numbers(got.history) == numbers(wanted.history)
+    assert_allclose(got.scores, wanted.scores, atol=0)
+
+
+def test_scores_and_run_folder_of_a_resumed_run(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3}
+    own = {"num_samples": ROWS, "run_folder": tmp_path / "run"}
+    _, gwa = killed_and_resumed(tmp_path / "killed", "step", 7, options, **own)
+    epochs = list(RunFolder.open(tmp_path / "run").epochs())
+    assert [summary.gwa for summary, _ in epochs] == [s.gwa for s in gwa.history]
+    assert len(epochs) == 3
+    trainer = make(tmp_path / "killed", **options)
+    watch(trainer, **own)
+    with pytest.raises(ValueError, match="`run_folder` must be new"):
+        trainer.train()
+
+
+def test_an_epoch_that_begins_anew_counts_once(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3, "ignore_data_skip": True}
+    _, gwa = killed_and_resumed(tmp_path, "step", 4, options)
+    # The trainer makes 15 steps in all, 3 of them before it was killed.
+    assert [summary.count for summary in gwa.history] == [ROWS, ROWS, 2 * SIZE]
+
+
+def test_resuming_what_cannot_be_resumed(tmp_path):
+    options = {"save_strategy": "epoch", "num_train_epochs": 2}
+    make(tmp_path / "bare", **options).train()
+    trainer = make(tmp_path / "bare", **options)
+    watch(trainer)
+    with pytest.raises(ValueError, match=f"{STATE_NAME}, got none in .*checkpoint-10"):
+        trainer.train(resume_from_checkpoint=True)
+
+    trainer = make(tmp_path / "rule", **options)
+    watch(trainer, rule=MaxGWA(warmup=0))
+    trainer.train()
+    for own, message in [
+        ({}, "`rule` must be the one of the resumed run"),
+        ({"rule": MaxGWA(warmup=1)}, "rule"),
+        ({"rule": MaxGWA(warmup=0), "num_samples": ROWS}, "num_samples"),
+    ]:
+        trainer = make(tmp_path / "rule", **options)
+        watch(trainer, **own)
+        with pytest.raises(ValueError, match=message):
+            trainer.train(resume_from_checkpoint=str(tmp_path / "rule" / "checkpoint-5"))
+
+
+def test_a_moved_folder_resumes_and_a_lost_best_checkpoint_is_told(tmp_path):
+    options = {"num_train_epochs": 3, "save_strategy": "epoch"}
+    rule = MaxGWA(warmup=0, min_delta=100.0)
+    trainer = make(tmp_path / "here", **options)
+    watch(trainer, rule=rule)
+    trainer.train()
+    (tmp_path / "here").rename(tmp_path / "there")
+    trainer = make(tmp_path / "new", seed=5, **(options | {"num_train_epochs": 4}))
+    gwa = watch(trainer, rule=rule)
+    trainer.train(resume_from_checkpoint=str(tmp_path / "there" / "checkpoint-10"))
+    assert (gwa.best_epoch, len(gwa.history)) == (0, 4)
+    assert Path(trainer.state.best_model_checkpoint) == tmp_path / "there" / "checkpoint-5"
+
+    (tmp_path / "there" / "checkpoint-5").rename(tmp_path / "lost")
+    trainer = make(tmp_path / "new", **options)
+    watch(trainer, rule=rule)
+    with pytest.raises(ValueError, match="beside the checkpoint of the best epoch, checkpoint-5"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "there" / "checkpoint-10"))
+
+
+def test_a_second_training_begins_anew(tmp_path):
+    trainer = make(tmp_path, num_train_epochs=2)
+    gwa = watch(trainer, ROWS)
+    trainer.train()
+    first = numbers(gwa.history)
+    trainer.train()
+    assert len(gwa.history) == 2
+    assert numbers(gwa.history) != first
+
+
+def test_missing_ids_are_told(tmp_path):
+    trainer = make(tmp_path, ids=False)
+    watch(trainer, ROWS)
+    with pytest.raises(ValueError, match="`ids` must be in every training batch as 'ids', got inp"):
+        trainer.train()
+
+    def forgetful(features):
+        batch = default_data_collator(features)
+        return {key: batch[key] for key in ("input_ids", "labels")}
+
+    trainer = make(tmp_path, data_collator=forgetful)
+    watch(trainer, ROWS)
+    with pytest.raises(ValueError, match="a collator that makes batches of some columns"):
+        trainer.train()
+
+
+def test_ids_of_another_name_and_kept_columns(tmp_path):
+    trainer = make(tmp_path, remove_unused_columns=False, num_train_epochs=1)
+    trainer.data_collator = lambda rows: {
+        **default_data_collator([{k: row[k] for k in ("input_ids", "labels")} for row in rows]),
+        "sample": torch.stack([row["ids"] for row in rows]),
+    }
+    gwa = watch(trainer, ROWS, ids="sample")
+    trainer.train()
+    assert gwa.history[0].count == ROWS
+
+
+def test_models_that_are_not_watched(tmp_path):
+    for config, message in [
+        ({"num_labels": 1}, "`problem_type` must be a classification, got None and 1 outputs"),
+        ({"problem_type": "regression"}, "got 'regression' and 4 outputs"),
+    ]:
+        trainer = make(tmp_path, labels="many", config=config)
+        watch(trainer)
+        with pytest.raises(ValueError, match=message):
+            trainer.train()
+
+    class Capped(GPT2LMHeadModel):
+        def forward(self, input_ids=None, labels=None, num_items_in_batch=None):
+            out = super().forward(input_ids)
+            out.logits = torch.tanh(out.logits / 0.1) * 0.1
+            out.loss = self.loss_function(out.logits, labels, vocab_size=WORDS)
+            return out
+
+    trainer = make(tmp_path, "causal", ids=False)
+    trainer = Trainer(gpt(Capped), trainer.args, train_dataset=trainer.train_dataset)
+    watch(trainer)
+    with pytest.raises(ValueError, match="`head` must make the logits of the model, got others"):
+        trainer.train()
+
+
+def test_other_heads_by_name(tmp_path):
+    trainer = make(tmp_path)
+    watch(trainer, head="bert.pooler.dense")
+    with pytest.raises(ValueError, match="got others"):
+        trainer.train()
+    trainer = make(tmp_path)
+    gwa = watch(trainer, head="classifier")
+    trainer.train()
+    assert gwa.monitor.head is trainer.model.classifier
+
+
+class Own(nn.Module):
+    """No model of Transformers at all."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Embedding(WORDS, 8)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, input_ids, labels):
+        logits = self.head(self.body(input_ids).mean(1))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_module_of_ones_own(tmp_path):
+    trainer = make(tmp_path)
+    trainer = Trainer(Own(), trainer.args, train_dataset=trainer.train_dataset)
+    weights = Weights()
+    trainer.add_callback(weights)
+    gwa = watch(trainer, ROWS, rule=MaxGWA(warmup=0, min_delta=100.0))
+    trainer.train()
+    assert [summary.count for summary in gwa.history] == [ROWS] * 3
+    assert torch.equal(trainer.model.head.weight, weights.kept[0]["head.weight"])
+
+
+class Halves(nn.Module):
+    """A batch in two passes, put together again, as DataParallel does."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = MODELS["sequence"]()
+
+    def forward(self, input_ids, labels):
+        logits = torch.cat([self.inner(part).logits for part in input_ids.split(SIZE // 2)])
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+def test_a_batch_in_several_passes(tmp_path):
+    trainer = make(tmp_path)
+    trainer = Trainer(Halves(), trainer.args, train_dataset=trainer.train_dataset)
+    recorder = Recorder(trainer, trainer.model.inner.classifier)
+    gwa = watch(trainer, ROWS, head="inner.classifier")
+    trainer.args.num_train_epochs = 1
+    trainer.train()
+    whole = recorder.batches
+    recorder.batches = [
+        {key: x.split(SIZE // 2)[half] for key, x in batch.items()}
+        for batch in whole
+        for half in (0, 1)
+    ]
+    assert_allclose(gwa.scores, recorder.scores(ROWS), atol=1e-5)
+
+
+def test_hooks_are_gone_after_a_run_that_failed(tmp_path):
+    trainer = make(tmp_path)
+    watch(trainer)
+    trainer.add_callback(Killer("step", 2))
+    with pytest.raises(KilledError):
+        trainer.train()
+    assert not trainer.model.classifier._forward_hooks
+    assert trainer.args.load_best_model_at_end is False
+
+
+def test_misuse_is_told(tmp_path):
+    with pytest.raises(TypeError, match="`trainer` must be a Trainer of Transformers, got str"):
+        GWACallback("classifier")
+    trainer = make(tmp_path)
+    with pytest.raises(TypeError, match=r"`options` must be among .*, got patience"):
+        GWACallback(trainer, patience=3)
+    GWACallback(trainer)
+    with pytest.raises(RuntimeError, match=r"trainer\.add_callback"):
+        trainer.train()
+    trainer = make(tmp_path)
+    watch(trainer)
+    with pytest.raises(ValueError, match="one GWACallback, got a second"):
+        GWACallback(trainer)
+    best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
+    trainer = make(tmp_path, eval_dataset=Rows(), **best)
+    with pytest.raises(ValueError, match="`metric_for_best_model` must be None where a rule"):
+        GWACallback(trainer, rule=MaxGWA())
+    assert GWACallback(trainer, rule=MaxGWA(), restore_best=False).stopper is None
+
+
+def test_without_transformers(tmp_path):
+    script = """
+        import sys
+        sys.modules["transformers"] = None
+        import gwa_torch
+        try:
+            import gwa_torch.transformers
+        except ImportError as error:
+            assert isinstance(error.__cause__, ImportError)
+            print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path[:0] = {PLACES}\n{textwrap.dedent(script)}"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=True,
+    )
+    assert done.stdout.strip() == (
+        "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]'"
+    )
+
+
+def test_the_state_is_in_every_checkpoint_and_plain(tmp_path):
+    trainer = make(tmp_path, save_strategy="epoch", num_train_epochs=2)
+    gwa = watch(trainer, ROWS, rule=MaxGWA(warmup=0))
+    trainer.train()
+    for epoch, folder in enumerate(sorted(tmp_path.iterdir(), key=lambda p: int(p.name[11:]))):
+        kept = torch.load(folder / STATE_NAME, weights_only=True)
+        assert len(kept["monitor"]["history"]) == epoch + 1
+    assert json.loads((folder / "trainer_state.json").read_text())["best_metric"] == (
+        gwa.stopper.best_value
+    )
+    scores = gwa.scores[gwa.scores.isfinite()].numpy()
+    assert gwa.history[-1].gwa == pytest.approx(float(summarize(Moments.from_batch(scores)).gwa))

@@ -74,12 +74,21 @@ def blocks(path: Path) -> list[Block]:
 
 def run(block: Block, namespace: dict[str, Any], places: list[str] = PLACES) -> str:
     """Run a block in the current folder and return what it prints."""
+    if block.owned:
+        _one_thread()
     if block.kind == "python":
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(block.code, "<documentation>", "exec"), namespace)  # noqa: S102
         return out.getvalue()
     # What a quiet command prints is not shown.
     return "".join(text for line, text in _gwa(block, places) if "--quiet" not in line)
+
+
+def _one_thread() -> None:
+    """Keep PyTorch from threads that only wait for each other on models as small as these."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _gwa(block: Block, places: list[str]) -> Iterator[tuple[str, str]]:

@@ -76,6 +76,8 @@ def same_output(path, got, shown):
         assert numbers(got) == pytest.approx(numbers(shown), rel=0.02, abs=1e-6)
 
 
+# PyTorch warns of what the libraries around it still call.
+@pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("path", PAGES, ids=name_of)
 def test_code_of_a_page_runs_and_its_output_is_real(path, tmp_path, monkeypatch):
     for library in ("sklearn", "typer", "plotly", "PIL"):

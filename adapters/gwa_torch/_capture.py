@@ -11,7 +11,7 @@ from torch import nn
 from gwa_torch.heads import Head, head_weight, rows_last
 from gwa_torch.scoring import frobenius_norm
 
-__all__ = ["Capture", "Forward", "Listener", "same_memory"]
+__all__ = ["Capture", "Forward", "Listener", "same_memory", "whole"]
 
 # A loop that never asks for the scores must not fill the memory; DataParallel makes one a replica.
 MOST_WAITING = 64
@@ -102,12 +102,12 @@ class Capture:
             bias: Any = module.bias
             weight = head_weight(module)
             forward = Forward(
-                rows_last(_whole(output.detach()), module),
-                rows_last(_whole((args[0] if args else kwargs["input"]).detach()), module),
+                rows_last(whole(output.detach()), module),
+                rows_last(whole((args[0] if args else kwargs["input"]).detach()), module),
                 frobenius_norm(weight),
                 # The optimiser's step writes into the parameters.
-                None if bias is None else _whole(bias.detach()).clone(),
-                _whole(weight).clone() if self.keep_weight else None,
+                None if bias is None else whole(bias.detach()).clone(),
+                whole(weight).clone() if self.keep_weight else None,
                 version,
             )
         self.waiting.append(forward)
@@ -162,7 +162,7 @@ def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
     return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
 
 
-def _whole(x: Any) -> torch.Tensor:
+def whole(x: Any) -> torch.Tensor:
     """Gather a DTensor; every rank takes part."""
     whole: torch.Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
     return whole

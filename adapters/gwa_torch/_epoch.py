@@ -12,7 +12,7 @@ from gwa_core import Moments
 from gwa_torch._distributed import gather, minimum, position, total
 from gwa_torch.scoring import has_triton
 
-__all__ = ["BySample", "ByStream"]
+__all__ = ["BySample", "ByStream", "pack", "unpack"]
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -169,7 +169,7 @@ class ByStream:
     def synchronize(self, group: Any = None) -> None:
         """Take over what the other ranks saw."""
         self._fold()
-        parts = [_unpack(part) for part in gather(_pack(self.own), group)]
+        parts = [unpack(part) for part in gather(pack(self.own), group)]
         self.common = functools.reduce(Moments.merge, parts, self.common)
         self.common_omitted += int(total(self.omitted, group))
         self.own = Moments.empty(self.own.mean)
@@ -187,7 +187,7 @@ class ByStream:
     def to(self, device: torch.device) -> None:
         """Move to a device."""
         self.common, self.own = (
-            _unpack(_pack(moments).to(device)) for moments in (self.common, self.own)
+            unpack(pack(moments).to(device)) for moments in (self.common, self.own)
         )
         self.omitted = self.omitted.to(device)
         self._pending = [(x.to(device), _mask(x, mask).to(device)) for x, mask in self._pending]
@@ -195,8 +195,8 @@ class ByStream:
     def state_dict(self) -> dict[str, Any]:
         """Return tensors on the host and plain values."""
         return {
-            "common": _pack(self.common).cpu(),
-            "own": _pack(self.own).cpu(),
+            "common": pack(self.common).cpu(),
+            "own": pack(self.own).cpu(),
             "omitted": int(self.omitted),
             "common_omitted": self.common_omitted,
             # As they came, so that a resumed run folds the very same batches.
@@ -205,8 +205,8 @@ class ByStream:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state."""
-        like = _pack(self.own)
-        self.common, self.own = (_unpack(state[name].to(like)) for name in ("common", "own"))
+        like = pack(self.own)
+        self.common, self.own = (unpack(state[name].to(like)) for name in ("common", "own"))
         self.omitted.fill_(state["omitted"])
         self.common_omitted = state["common_omitted"]
         device = like.device
@@ -218,10 +218,11 @@ def _mask(scores: torch.Tensor, where: torch.Tensor | None) -> torch.Tensor:
     return torch.ones_like(scores, dtype=torch.bool) if where is None else where
 
 
-def _pack(moments: Moments) -> torch.Tensor:
-    """Return moments as one vector, for a collective or a file."""
+def pack(moments: Moments) -> torch.Tensor:
+    """Return moments as one vector of 20, for a collective or a file."""
     return torch.cat([torch.stack(list(moments[:10])), moments.low])
 
 
-def _unpack(packed: torch.Tensor) -> Moments:
+def unpack(packed: torch.Tensor) -> Moments:
+    """Return the moments that `pack` made a vector of."""
     return Moments._make([*packed[:10].unbind(), packed[10:]])

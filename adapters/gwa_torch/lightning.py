@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from gwa_core import EarlyStopper, EpochSummary, Rule
 from gwa_torch._trainers import Pick, log_values, pick_ids, pick_targets, watch
@@ -88,7 +87,7 @@ class GWACallback(Callback):
 
     def __init__(
         self,
-        head: nn.Module | str | None = None,
+        head: torch.nn.Module | str | None = None,
         num_samples: int | None = None,
         *,
         rule: Rule | None = None,
@@ -218,16 +217,14 @@ class GWACallback(Callback):
         if self.monitor is not None:
             self.monitor.close()
 
-    # Lightning calls either the one or the other.
-    on_exception = teardown
+    on_exception = teardown  # Lightning calls one of them
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors on the host and plain values; all ranks must call it."""
         if self._loaded is not None or self.monitor is None:
             return self._loaded or {}
         if self._fitting:
-            # Lightning keeps the state of rank 0.
-            self.monitor.synchronize()
+            self.monitor.synchronize()  # Lightning keeps the state of rank 0
         state = self.monitor.state_dict()
         if state["world"] > 1 and not self._fitting and state["epoch"] is not None:
             # A rank that failed must not wait for others that may not come.
@@ -263,8 +260,7 @@ class GWACallback(Callback):
         if self.stopper is not None and state["stopper"] is not None:
             total = self.stopper.total_steps
             self.stopper.load_state_dict(state["stopper"])
-            # A resumed run may be meant to last longer.
-            self.stopper.total_steps = total
+            self.stopper.total_steps = total  # a resumed run may be meant to last longer
             self._saver.best_model_path = state["best_model_path"]
         self._loaded = None
 
@@ -281,13 +277,11 @@ class GWACallback(Callback):
             self._saver.filename = f"gwa-best-epoch={summary.epoch}"
             self._saver.on_train_epoch_end(trainer, pl_module)
         if stop:
-            # Every rank has the same history, and there is nothing to agree on.
-            trainer.should_stop = True
+            trainer.should_stop = True  # on every rank: they have the same history
             rank_zero_info(f"GWACallback: keep epoch {self.best_epoch}, {self.stopper.reason}.")
 
     def _log(self, pl_module: LightningModule, summary: EpochSummary) -> None:
-        # All ranks log the same numbers. Told so by the last two, Lightning neither reduces them
-        # nor advises to.
+        # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.
         values = log_values(summary, self.prefix)
         pl_module.log_dict(values, batch_size=1, sync_dist=True, rank_zero_only=True)
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gwa_core import JLSketch
-from gwa_torch._capture import _whole
+from gwa_torch._capture import whole
 from gwa_torch._epoch import BySample
 from gwa_torch._targets import Flat, LossOptions, flatten
 from gwa_torch._trainers import IDS, TARGETS, Pick, pick_ids, pick_targets
@@ -207,9 +207,9 @@ class _Listener:
             latents=latents.reshape(logits.shape[0], -1),
             targets=rows.to(logits.device).fitting(logits),
             logits=logits,
-            weight=None if self.projection is None else _whole(head_weight(module)),
+            weight=None if self.projection is None else whole(head_weight(module)),
             weight_norm=frobenius_norm(head_weight(module)),
-            bias=None if self.head.bias is None else _whole(self.head.bias.detach()),
+            bias=None if self.head.bias is None else whole(self.head.bias.detach()),
             loss=self.options.loss,
             label_smoothing=self.options.label_smoothing,
             class_weights=self.options.weights_on(logits.device),

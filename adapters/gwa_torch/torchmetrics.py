@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gwa_core import EpochSummary, Moments, summarize
-from gwa_torch._epoch import _pack, _unpack
+from gwa_torch._epoch import pack, unpack
 from gwa_torch._targets import LossOptions, flatten
 from gwa_torch.scoring import frobenius_norm, head_scores
 
@@ -178,7 +178,7 @@ class GradientWeightAlignment(Metric):
         if flat.where is not None:
             counted = flat.where.to(scores.device, non_blocking=True)
         omitted = (counted & ~torch.isfinite(scores)).sum(0, keepdim=True)
-        batch = _pack(Moments.from_batch(scores, where=counted))
+        batch = pack(Moments.from_batch(scores, where=counted))
         batch = torch.cat([batch, omitted.to(batch.dtype)])
         self.moments = _merge(torch.stack([self.moments, batch]))
 
@@ -278,15 +278,15 @@ class GradientWeightAlignment(Metric):
 
 def _nothing(device: torch.device) -> torch.Tensor:
     """Return the state before the first batch."""
-    packed = _pack(Moments.empty(torch.zeros((), device=device)))
+    packed = pack(Moments.empty(torch.zeros((), device=device)))
     return torch.cat([packed, torch.zeros_like(packed[:1])])
 
 
 def _split(state: torch.Tensor) -> tuple[Moments, torch.Tensor]:
-    return _unpack(state[:-1]), state[-1]
+    return unpack(state[:-1]), state[-1]
 
 
 def _merge(states: torch.Tensor) -> torch.Tensor:
     """Merge stacked states (R, 21); central moments cannot be summed."""
-    moments = functools.reduce(Moments.merge, map(_unpack, states[:, :-1]))
-    return torch.cat([_pack(moments), states[:, -1].sum(0, keepdim=True)])
+    moments = functools.reduce(Moments.merge, map(unpack, states[:, :-1]))
+    return torch.cat([pack(moments), states[:, -1].sum(0, keepdim=True)])

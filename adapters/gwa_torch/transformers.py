@@ -123,6 +123,7 @@ class GWACallback(TrainerCallback):
     >>> trainer.add_callback(gwa)
     >>> gwa.history, gwa.best_epoch
     ([], None)
+    >>> folder.cleanup()
     """
 
     def __init__(

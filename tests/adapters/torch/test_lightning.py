@@ -16,6 +16,7 @@ L = require("lightning")
 
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DistributedSampler
@@ -312,6 +313,21 @@ def test_a_killed_run_goes_on(kill, save, num_samples, tmp_path):
     assert written == whole.history
 
 
+def test_a_strategy_that_restores_late(tmp_path):
+    class Late(SingleDeviceStrategy):
+        """As ModelParallelStrategy (FSDP2), which loads a checkpoint after `on_fit_start`."""
+
+        restore_checkpoint_after_setup = True
+
+    callback, checkpoint = resumable(tmp_path, ROWS, every_n_train_steps=7)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path, callback, checkpoint, Kill(24)).fit(Net(), Loader())
+    resumed, _ = resumable(tmp_path, ROWS)
+    fit = trainer(tmp_path, resumed, strategy=Late("cpu"), max_epochs=4)
+    fit.fit(Net(), Loader(), ckpt_path=tmp_path / "saved" / "last.ckpt")
+    assert resumed.history == plain_loop(4).history
+
+
 def test_an_epoch_that_lightning_ends_twice_counts_once(tmp_path):
     # Resumed from the end of an epoch, a run of `max_steps` has one batch more in that epoch.
     options = {"max_epochs": -1, "max_steps": 4 * STEPS}
@@ -426,6 +442,26 @@ def test_what_does_not_fit_is_said(arguments, pick, message, tmp_path, monkeypat
 def test_options_are_checked_at_once(arguments, error, message):
     with pytest.raises(error, match=message):
         GWACallback("head", **arguments)
+
+
+def test_a_trainer_of_pytorch_lightning(tmp_path):
+    other = pytest.importorskip("pytorch_lightning")
+
+    class Other(other.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.net = Net()
+            self.training_step = self.net.training_step
+            self.configure_optimizers = self.net.configure_optimizers
+
+    callback = GWACallback("net.head", ROWS, rule=MaxGWA(warmup=1), dirpath=tmp_path)
+    stop = other.callbacks.EarlyStopping("train/gwa", mode="max", check_on_train_epoch_end=True)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
+    other.Trainer(
+        max_epochs=3, callbacks=[stop, callback], accelerator="cpu", barebones=False, **quiet
+    ).fit(Other(), Loader())
+    assert callback.history == plain_loop(3).history
+    assert Path(callback.best_model_path).exists()
 
 
 def test_lightning_is_needed_only_where_it_is_asked_for():

@@ -47,9 +47,8 @@ STEPS = ROWS // SIZE
 PAD = 0
 
 
-@pytest.fixture(autouse=True)
-def calm():
-    """One thread, no news of the run."""
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -730,7 +729,7 @@ def test_without_transformers(tmp_path):
         check=True,
     )
     assert done.stdout.strip() == (
-        "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]'"
+        "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]>=4.46'"
     )
 
 

@@ -111,7 +111,8 @@ def constant(xp: Any, value: Any, like: Array, dtype: Any = None) -> Array:
         dtype = like.dtype if dtype is None else dtype
         if isinstance(value, float | int):
             return xp.full((), value, dtype=dtype, device=like.device)
-        return xp.asarray(value, dtype=dtype).to(like.device, non_blocking=True)
+        made = xp.asarray(value, dtype=dtype, device="cpu")
+        return made.to(like.device, non_blocking=True)
     return xp.asarray(value, dtype=like.dtype if dtype is None else dtype, device=device_of(like))
 
 

@@ -43,13 +43,15 @@ STEPS = ROWS // SIZE
 
 
 @pytest.fixture(autouse=True)
-def calm(monkeypatch):
+def calm():
     """One thread, no advertisements."""
-    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "level", logging.ERROR)
-    threads = torch.get_num_threads()
+    logger, threads = logging.getLogger("lightning.pytorch"), torch.get_num_threads()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+    logger.setLevel(level)
 
 
 def digits(rows=ROWS):
@@ -457,9 +459,8 @@ def test_a_trainer_of_pytorch_lightning(tmp_path):
     callback = GWACallback("net.head", ROWS, rule=MaxGWA(warmup=1), dirpath=tmp_path)
     stop = other.callbacks.EarlyStopping("train/gwa", mode="max", check_on_train_epoch_end=True)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    other.Trainer(
-        max_epochs=3, callbacks=[stop, callback], accelerator="cpu", barebones=False, **quiet
-    ).fit(Other(), Loader())
+    fit = other.Trainer(max_epochs=3, callbacks=[stop, callback], accelerator="cpu", **quiet)
+    fit.fit(Other(), Loader())
     assert callback.history == plain_loop(3).history
     assert Path(callback.best_model_path).exists()
 
@@ -568,19 +569,18 @@ def one_process(x, y, num_samples, epochs):
     model = Net()
     optimizer = model.configure_optimizers()
     samplers = [DistributedSampler(x, num_replicas=2, rank=rank) for rank in (0, 1)]
-    step = 0
     with GWAMonitor(model.head, num_samples) as monitor:
         for epoch in range(epochs):
             for sampler in samplers:
                 sampler.set_epoch(epoch)
             orders = [torch.tensor(list(sampler)).split(10) for sampler in samplers]
-            for step, parts in enumerate(zip(*orders, strict=True), start=step + 1):
+            for parts in zip(*orders, strict=True):
                 ids = torch.cat(parts)
                 optimizer.zero_grad()
                 F.cross_entropy(model(x[ids]), y[ids]).backward()
                 optimizer.step()
                 monitor.update(y[ids], ids if num_samples else None)
-            monitor.end_epoch(step=step)
+            monitor.end_epoch(step=(epoch + 1) * len(orders[0]))
     return monitor.history
 
 

@@ -255,6 +255,7 @@ class GWACallback(Callback):
         return self.monitor
 
     def _restore(self, state: dict[str, Any]) -> None:
+        self._loaded = None
         self._hooked.load_state_dict(state["monitor"])
         self._open, self._ended = state["open"], state["ended"]
         if self.stopper is not None and state["stopper"] is not None:
@@ -262,7 +263,6 @@ class GWACallback(Callback):
             self.stopper.load_state_dict(state["stopper"])
             self.stopper.total_steps = total  # a resumed run may be meant to last longer
             self._saver.best_model_path = state["best_model_path"]
-        self._loaded = None
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         summary = self._hooked.end_epoch(step=trainer.global_step)

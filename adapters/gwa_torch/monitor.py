@@ -140,7 +140,6 @@ class GWAMonitor(Keeper):
                 Listener(self._on_loss), with_kwargs=True
             )
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _on_loss(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = dict(zip(("input", "target"), args, strict=False)) | kwargs
         # A loss of something else, such as an auxiliary head, or of a pass in eval mode.
@@ -152,8 +151,6 @@ class GWAMonitor(Keeper):
             targets = targets.movedim(1, -1).flatten(0, -2)
         self.update(targets, logits=given["input"])
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @torch.no_grad()
     def update(
         self,
         targets: torch.Tensor,
@@ -185,6 +182,21 @@ class GWAMonitor(Keeper):
             On shapes that do not fit, and ids out of range (those on a GPU at `end_epoch`). Only
             the batch is lost.
         """
+        update = self._update
+        if torch.compiler.is_compiling():
+            # A compiled step with this call in it breaks its graph here. As a decorator this would
+            # import the compiler for everybody.
+            update = torch.compiler.disable(update)
+        update(targets, ids, where, logits)
+
+    @torch.no_grad()
+    def _update(
+        self,
+        targets: torch.Tensor,
+        ids: torch.Tensor | None,
+        where: torch.Tensor | None,
+        logits: torch.Tensor | None,
+    ) -> None:
         flat = _targets.flatten(targets, ids, where, self.options, self.head)
         self._check_ids(ids)
         forwards = self._capture.take(flat.samples, logits)

@@ -26,7 +26,7 @@ try:
     from transformers import TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-    from gwa_torch._transformers import Tap, bare, loss_of
+    from gwa_torch._transformers import Tap, bare, load_renamed, loss_of
 except ImportError as error:
     raise ImportError(
         "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]>=4.46'"
@@ -242,6 +242,7 @@ class GWACallback(TrainerCallback):
         self.stopper = None if self.rule is None else _begin(self.rule, state.num_train_epochs)
         self._tap.open(self.monitor)
         if self._resumed is not None:
+            self._load(model, self._resumed)
             self._restore(self._resumed, args, state, control)
         elif self.run_folder is not None:
             epochs = Path(self.run_folder) / "epochs.jsonl"
@@ -327,6 +328,23 @@ class GWACallback(TrainerCallback):
             control.should_save = True
         if stop:
             self._stop(control)
+
+    def on_train_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **more: Any,
+    ) -> None:
+        """See that the weights of the best epoch were loaded."""
+        if self.restore_best and state.best_model_checkpoint is not None:
+            self._load(model, Path(state.best_model_checkpoint))
+
+    def _load(self, model: Any, folder: Path) -> None:
+        # Sharded models have ways of their own.
+        if not (self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled):
+            load_renamed(model, folder)
 
     def _checkpoint(self, state: TrainerState) -> Path:
         """Return where the trainer saves at this step."""

@@ -153,6 +153,26 @@ def compiled_first(device: str) -> Any:
     return steps(model, x, train, monitor, lambda: head_oracle(model, x, y))
 
 
+@situation("torch.compile of the whole step")
+def compiled_step(device: str) -> Any:
+    """`update`, or the loss of `criterion=`, inside the compiled function breaks its graph."""
+    torch._dynamo.reset()
+    model, x, y, ids = made(device)
+    monitor = GWAMonitor(model.head, len(y))
+
+    @torch.compile
+    def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        loss = F.cross_entropy(model(x), y)
+        monitor.update(y, ids)
+        return loss
+
+    def train(optimizer: Any) -> None:
+        step(x, y).backward()
+        optimizer.step()
+
+    return steps(model, x, train, monitor, lambda: head_oracle(model, x, y))
+
+
 @situation("mixed precision, bfloat16", tolerance=2e-2)
 def bfloat16(device: str) -> Any:
     """`torch.autocast`: the logits are those of the pass, rounded as the model rounds them."""

@@ -32,6 +32,8 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    ViTConfig,
+    ViTForImageClassification,
     default_data_collator,
 )
 
@@ -492,6 +494,51 @@ def test_accumulated_steps_resume_within_an_epoch(tmp_path):
     _, got = killed_and_resumed(tmp_path / "killed", "step", 5, options, num_samples=ROWS)
     assert numbers(got.history) == numbers(wanted.history)
     assert_allclose(got.scores, wanted.scores, atol=0)
+
+
+class Images(Dataset):
+    """The first of four pixels says the label."""
+
+    def __len__(self):
+        return ROWS
+
+    def __getitem__(self, i):
+        pixels = torch.tensor([i % CLASSES, *divmod(i, 7), 1]).view(1, 2, 2) / CLASSES
+        return {"pixel_values": pixels, "labels": i % CLASSES, "ids": i}
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_models_that_are_saved_under_other_names(sharded, tmp_path, monkeypatch):
+    """A ViT, whose weights the trainer itself neither resumes nor restores in Transformers 5."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 16, "image_size": 2, "patch_size": 1, "num_channels": 1}
+
+    def begin(folder, seed=0):
+        torch.manual_seed(seed)
+        model = ViTForImageClassification(ViTConfig(num_labels=CLASSES, **sizes))
+        if sharded:
+            save = model.save_pretrained
+            model.save_pretrained = lambda *a, **k: save(*a, **(k | {"max_shard_size": "2KB"}))
+        args = make(folder, num_train_epochs=8, save_strategy="steps", save_steps=3).args
+        trainer = Trainer(model, args, train_dataset=Images())
+        weights = Weights()
+        trainer.add_callback(weights)
+        return trainer, watch(trainer, ROWS, rule=KEEPS_SECOND), weights
+
+    whole, wanted, weights = begin(tmp_path / "whole")
+    whole.train()
+    assert wanted.best_epoch == 1
+    now = whole.model.state_dict()
+    assert all(torch.equal(x, now[key]) for key, x in weights.kept[1].items())
+
+    trainer, _, _ = begin(tmp_path / "killed")
+    trainer.add_callback(Killer("step", 8))
+    with pytest.raises(KilledError):
+        trainer.train()
+    trainer, got, _ = begin(tmp_path / "killed", seed=99)
+    trainer.train(resume_from_checkpoint=True)
+    assert numbers(got.history) == numbers(wanted.history)
+    assert all(torch.equal(x, now[key]) for key, x in trainer.model.state_dict().items())
 
 
 def test_scores_and_run_folder_of_a_resumed_run(tmp_path):

@@ -186,7 +186,7 @@ class GWAMonitor(Keeper):
         if torch.compiler.is_compiling():
             # A compiled step with this call in it breaks its graph here. As a decorator this would
             # import the compiler for everybody.
-            update = torch.compiler.disable(update)
+            update = torch.compiler.disable(update)  # type: ignore[no-untyped-call]
         update(targets, ids, where, logits)
 
     @torch.no_grad()

@@ -459,7 +459,8 @@ def test_a_trainer_of_pytorch_lightning(tmp_path):
     callback = GWACallback("net.head", ROWS, rule=MaxGWA(warmup=1), dirpath=tmp_path)
     stop = other.callbacks.EarlyStopping("train/gwa", mode="max", check_on_train_epoch_end=True)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    fit = other.Trainer(max_epochs=3, callbacks=[stop, callback], accelerator="cpu", **quiet)
+    options = {"accelerator": "cpu", "enable_checkpointing": False, "default_root_dir": tmp_path}
+    fit = other.Trainer(max_epochs=3, callbacks=[stop, callback], **options, **quiet)
     fit.fit(Other(), Loader())
     assert callback.history == plain_loop(3).history
     assert Path(callback.best_model_path).exists()

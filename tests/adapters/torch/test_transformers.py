@@ -518,7 +518,7 @@ def test_models_that_are_saved_under_other_names(sharded, tmp_path, monkeypatch)
         model = ViTForImageClassification(ViTConfig(num_labels=CLASSES, **sizes))
         if sharded:
             save = model.save_pretrained
-            model.save_pretrained = lambda *a, **k: save(*a, **(k | {"max_shard_size": "2KB"}))
+            model.save_pretrained = lambda *a, **k: save(*a, **(k | {"max_shard_size": "9KB"}))
         args = make(folder, num_train_epochs=8, save_strategy="steps", save_steps=3).args
         trainer = Trainer(model, args, train_dataset=Images())
         weights = Weights()

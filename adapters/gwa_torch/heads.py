@@ -122,6 +122,17 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
             f"{type(head).__name__}; the alignment is defined for the last linear layer before "
             "the loss, so pass that one (`find_head(model)` looks for it)"
         )
+    weight: Any = head.weight
+    if isinstance(weight, nn.parameter.UninitializedParameter):
+        raise ValueError(
+            f"`head` must have its weight, got a {type(head).__name__} that has none yet; run the "
+            "model once before"
+        )
+    if weight.ndim < 2:
+        raise ValueError(
+            f"`head` must have its weight (C, D), got one of shape {tuple(weight.shape)}; FSDP1 "
+            "flattens parameters, FSDP2 (`fully_shard`) keeps them"
+        )
     return head  # type: ignore[return-value]
 
 

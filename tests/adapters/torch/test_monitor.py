@@ -365,6 +365,12 @@ def strays():
     monitor.end_epoch()
 
 
+def flattened():
+    head = nn.Linear(4, 3)
+    head.weight = nn.Parameter(head.weight.detach().flatten())
+    GWAMonitor(head)
+
+
 class Scaled(nn.Linear):
     def forward(self, x):
         return 2 * super().forward(x)
@@ -375,6 +381,8 @@ CASES = [
     ("a head that is not linear", lambda: GWAMonitor(nn.ReLU())),
     ("a head with a forward of its own", lambda: GWAMonitor(Scaled(4, 3))),
     ("a 3×3 convolution as head", lambda: GWAMonitor(nn.Conv2d(4, 3, 3))),
+    ("a lazy head that was never called", lambda: GWAMonitor(nn.LazyLinear(3))),
+    ("a head that FSDP1 has flattened", flattened),
     ("a name without a model", lambda: GWAMonitor("head")),
     ("an unknown name", lambda: GWAMonitor("fc", model=network())),
     ("a model without a linear layer", lambda: GWAMonitor(None, model=nn.ReLU())),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -24,6 +25,7 @@ from torch.utils.data import Dataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertForQuestionAnswering,
     BertForSequenceClassification,
     BertForTokenClassification,
     GPT2Config,
@@ -650,6 +652,14 @@ def test_models_that_are_not_watched(tmp_path):
         with pytest.raises(ValueError, match=message):
             trainer.train()
 
+    config = trainer.model.config
+    config.num_labels, config.problem_type = 2, None
+    answers = [{"input_ids": x, "start_positions": 1, "end_positions": 2} for x in Rows().x]
+    trainer = Trainer(BertForQuestionAnswering(config), trainer.args, train_dataset=answers)
+    watch(trainer)
+    with pytest.raises(ValueError, match="`labels` must be in every training batch"):
+        trainer.train()
+
     class Capped(GPT2LMHeadModel):
         def forward(self, input_ids=None, labels=None, num_items_in_batch=None):
             out = super().forward(input_ids)
@@ -725,6 +735,93 @@ def test_a_batch_in_several_passes(tmp_path):
         for half in (0, 1)
     ]
     assert_allclose(gwa.scores, recorder.scores(ROWS), atol=1e-5)
+
+
+# Dynamo looks at the gradients of what it is handed between two graphs.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+def test_compiled_models(tmp_path):
+    plain = make(tmp_path, "causal", num_train_epochs=1)
+    wanted = watch(plain, plain.train_dataset.ids.numel())
+    plain.train()
+    torch.compiler.reset()
+    compiled = {"torch_compile": True, "torch_compile_backend": "eager"}
+    trainer = make(tmp_path, "causal", num_train_epochs=1, **compiled)
+    gwa = watch(trainer, trainer.train_dataset.ids.numel())
+    trainer.train()
+    assert trainer.model_wrapped is not trainer.model
+    assert_allclose(gwa.scores, wanted.scores, atol=1e-6)
+
+
+# PEFT 0.21 with Transformers 5.23.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize(("name", "task"), [("sequence", "SEQ_CLS"), ("causal", "CAUSAL_LM")])
+def test_adapters_of_peft(name, task, tmp_path):
+    peft = pytest.importorskip("peft")
+    made = make(tmp_path, name, num_train_epochs=6)
+    layers = ["query"] if name == "sequence" else ["c_attn"]
+    lora = peft.LoraConfig(
+        task_type=task, target_modules=layers, r=2, fan_in_fan_out=name == "causal"
+    )
+    trainer = Trainer(
+        peft.get_peft_model(made.model, lora), made.args, train_dataset=made.train_dataset
+    )
+    recorder = Recorder(trainer, HEADS[name](trainer.model.get_base_model()))
+    weights, size = Weights(), trainer.train_dataset.ids.numel()
+    trainer.add_callback(weights)
+    gwa = watch(trainer, size, rule=KEEPS_SECOND)
+    trainer.train()
+    assert len(gwa.history) == 4
+    now = trainer.model.state_dict()
+    assert all(torch.equal(x, now[key]) for key, x in weights.kept[1].items())
+    assert not all(torch.equal(x, now[key]) for key, x in weights.kept[3].items())
+    recorder.passes, recorder.batches = recorder.passes[-STEPS:], recorder.batches[-STEPS:]
+    if name == "causal":
+        assert_allclose(gwa.scores, recorder.scores(size, following), atol=1e-5)
+
+
+def run_of_a_rank(folder):
+    """Train, be killed and resume; what the test of two processes runs in each."""
+    still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    options = {"config": still, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
+    options |= {"per_device_train_batch_size": SIZE // world, "ddp_find_unused_parameters": False}
+    whole = make(f"{folder}/whole", "causal", **options)
+    gwa = watch(whole, whole.train_dataset.ids.numel())
+    whole.train()
+    if world == 1:
+        return [numbers(gwa.history)]
+    own = {"num_samples": gwa.num_samples}
+    options |= {"model": "causal"}
+    _, again = killed_and_resumed(f"{folder}/killed", "step", 8, options, **own)
+    return [numbers(gwa.history), numbers(again.history)]
+
+
+def test_two_processes(tmp_path):
+    script = tmp_path / "rank.py"
+    script.write_text(
+        textwrap.dedent(f"""
+            import json, os, sys
+            sys.path[:0] = {[*PLACES, *map(str, Path(__file__).parents[:3:2])]}
+            import torch
+            torch.set_num_threads(1)
+            from test_transformers import run_of_a_rank
+            found = run_of_a_rank({str(tmp_path)!r})
+            with open({str(tmp_path)!r} + "/" + os.environ["RANK"], "w") as file:
+                json.dump(found, file)
+            torch.distributed.barrier()
+            torch.distributed.destroy_process_group()
+        """)
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    done = subprocess.run(
+        [*command, "--nproc-per-node=2", str(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1))
+    assert first == second
+    assert first[1] == first[0]
+    (alone,) = run_of_a_rank(tmp_path / "alone")
+    assert_allclose(first[0], alone, rtol=1e-3, atol=1e-5)
 
 
 def test_hooks_are_gone_after_a_run_that_failed(tmp_path):

@@ -124,7 +124,7 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
         )
     weight: Any = head.weight
     if isinstance(weight, nn.parameter.UninitializedParameter):
-        raise ValueError(
+        raise ValueError(  # noqa: TRY004
             f"`head` must have its weight, got a {type(head).__name__} that has none yet; run the "
             "model once before"
         )

@@ -1,22 +1,105 @@
-"""What the adapters to trainers share: targets and ids of a batch, log keys, the rule."""
+"""What the adapters to trainers share: options, targets and ids of a batch, log keys, the rule."""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 
-from gwa_core import EarlyStopper, EpochSummary
+from gwa_core import EarlyStopper, EpochSummary, Rule
+from gwa_torch.monitor import GWAMonitor
 
-__all__ = ["Pick", "log_values", "pick_ids", "pick_targets", "watch"]
+__all__ = [
+    "Pick",
+    "Watched",
+    "begin_stopper",
+    "check_new_run",
+    "check_options",
+    "log_values",
+    "pick_ids",
+    "pick_targets",
+    "watch",
+]
+
+# A callback itself brings head, model and targets.
+OWN = ("head", "num_samples", "model", "criterion")
+OPTIONS = tuple(name for name in inspect.signature(GWAMonitor).parameters if name not in OWN)
 
 Pick: TypeAlias = "str | int | Callable[[Any], torch.Tensor] | None"
 """A key or position in a batch, a function of the batch, or None for the usual one."""
 
 TARGETS = ("labels", "label", "targets", "target", "y")
 IDS = ("ids", "id", "idx", "index", "indices", "sample_id")
+
+
+class Watched:
+    """What a callback shows of its monitor and its rule."""
+
+    monitor: GWAMonitor | None = None
+    stopper: EarlyStopper | None = None
+
+    @property
+    def history(self) -> list[EpochSummary]:
+        """Ended epochs in order."""
+        return [] if self.monitor is None else self.monitor.history
+
+    @property
+    def scores(self) -> torch.Tensor | None:
+        """Scores (N,) of the epoch in flight, or of the one that ended last; see `GWAMonitor`."""
+        return None if self.monitor is None else self.monitor.scores
+
+    @property
+    def best_epoch(self) -> int | None:
+        """The epoch that the rule keeps so far, or None."""
+        return None if self.stopper is None else self.stopper.best_step
+
+    @property
+    def stopping_reason(self) -> str | None:
+        """Why the rule stopped, or None if it did not."""
+        return self.stopper.reason if self.stopper and self.stopper.should_stop else None
+
+    @property
+    def _hooked(self) -> GWAMonitor:
+        assert self.monitor is not None  # noqa: S101  # made when training starts
+        return self.monitor
+
+
+def check_options(options: Iterable[str]) -> None:
+    """Refuse options that `GWAMonitor` does not have, before training starts."""
+    if unknown := sorted(set(options) - set(OPTIONS)):
+        raise TypeError(
+            f"`options` must be among {', '.join(OPTIONS)}, got {', '.join(unknown)}; they are "
+            "handed to GWAMonitor"
+        )
+
+
+def check_new_run(run_folder: str | os.PathLike[str]) -> None:
+    """Refuse the folder of another run before training starts."""
+    epochs = Path(run_folder) / "epochs.jsonl"
+    if epochs.exists() and epochs.stat().st_size:
+        raise ValueError(
+            f"`run_folder` must be new, got {str(run_folder)!r} with epochs of another run; choose "
+            "another name, or resume that run from its checkpoint"
+        )
+
+
+def begin_stopper(rule: Rule | None, epochs: int | None) -> EarlyStopper | None:
+    """Return a stopper of a rule, or say now what would fail at the end of the first epoch."""
+    if rule is None:
+        return None
+    try:
+        EarlyStopper(rule, total_steps=epochs).update(0.0)
+    except ValueError as error:
+        raise ValueError(
+            "`rule` must have a warm-up in whole epochs where their number is not known, got "
+            f"{rule!r}; say {type(rule).__name__}(warmup=2), or how many epochs there are"
+        ) from error
+    return EarlyStopper(rule, total_steps=epochs)
 
 
 def pick_targets(batch: Any, pick: Pick = None) -> torch.Tensor:

@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedModel
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from gwa_torch._capture import Forward, same_memory
 from gwa_torch.monitor import GWAMonitor
 
-__all__ = ["Tap", "bare", "load_renamed", "loss_of"]
+__all__ = ["Tap", "bare", "loss_of"]
 
 # Language models of old that take their labels as they are.
 UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel"}
@@ -131,26 +126,6 @@ class Tap:
 def bare(model: Any) -> Any:
     """Return the model without the wrapper of PEFT."""
     return getattr(model, "get_base_model", lambda: model)()
-
-
-def load_renamed(model: Any, folder: str | Path) -> None:
-    """Load the weights of a checkpoint whose names are not the model's own.
-
-    Transformers 5 saves a ViT, a mixture of experts and others under the names of old. Its trainer
-    does not translate them when it resumes or loads the best model, and goes on with a warning
-    (huggingface/transformers#43701).
-    """
-    if not isinstance(model, PreTrainedModel):
-        return
-    one, index = Path(folder) / SAFE_WEIGHTS_NAME, Path(folder) / SAFE_WEIGHTS_INDEX_NAME
-    saved: set[str] = set()
-    if one.exists():
-        with safe_open(one, "pt") as file:
-            saved = set(file.keys())
-    elif index.exists():
-        saved = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
-    if saved - model.state_dict().keys():
-        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
 
 
 def loss_of(model: Any, classes: int) -> str:

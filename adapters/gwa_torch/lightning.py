@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gwa_core import EarlyStopper, EpochSummary, Rule
-from gwa_torch._trainers import Pick, log_values, pick_ids, pick_targets, watch
+from gwa_torch._trainers import (
+    Pick,
+    Watched,
+    begin_stopper,
+    check_new_run,
+    check_options,
+    log_values,
+    pick_ids,
+    pick_targets,
+    watch,
+)
 from gwa_torch.monitor import GWAMonitor
 
 try:
@@ -21,12 +30,8 @@ except ImportError as error:
 
 __all__ = ["GWACallback"]
 
-# The callback itself brings head, model and targets.
-OWN = {"head", "num_samples", "model", "criterion"}
-OPTIONS = [name for name in inspect.signature(GWAMonitor).parameters if name not in OWN]
 
-
-class GWACallback(Callback):
+class GWACallback(Watched, Callback):
     """Log gradient-weight alignment in a Lightning Trainer, and stop by it.
 
     Each training epoch logs ``train/gwa``, ``train/gwa_mean``, ``train/gwa_kurtosis``,
@@ -99,8 +104,7 @@ class GWACallback(Callback):
         **options: Any,
     ) -> None:
         super().__init__()
-        if unknown := sorted(options.keys() - set(OPTIONS)):
-            raise TypeError(f"`options` must be among {OPTIONS}, got {unknown}")
+        check_options(options)
         if ids is not None and num_samples is None:
             raise ValueError(f"`ids` must come with `num_samples`, got ids={ids!r} alone")
         if dirpath is not None and rule is None:
@@ -126,24 +130,9 @@ class GWACallback(Callback):
         return [] if self.monitor is None else self.monitor.history
 
     @property
-    def scores(self) -> torch.Tensor | None:
-        """Scores (N,) of the epoch in flight, or of the one that ended last; see `GWAMonitor`."""
-        return None if self.monitor is None else self.monitor.scores
-
-    @property
-    def best_epoch(self) -> int | None:
-        """The epoch that the rule keeps so far, or None."""
-        return None if self.stopper is None else self.stopper.best_step
-
-    @property
     def best_model_path(self) -> str:
         """The checkpoint of that epoch, ``gwa-best-epoch=N.ckpt``, or an empty string."""
         return self._saver.best_model_path
-
-    @property
-    def stopping_reason(self) -> str | None:
-        """Why the rule stopped, or None if it did not."""
-        return self.stopper.reason if self.stopper and self.stopper.should_stop else None
 
     @property
     def state_key(self) -> str:
@@ -161,7 +150,8 @@ class GWACallback(Callback):
             self._loaded = self.state_dict() | {"open": None, "ended": None}
             self._loaded["monitor"]["epoch"] = None
         self.monitor, self._open, self._ended = monitor, None, None
-        self.stopper = None if self.rule is None else _begin(self.rule, trainer.max_epochs)
+        epochs = trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
+        self.stopper = begin_stopper(self.rule, epochs)
         # None of the trainer's: it saves when told to. In stage "fit" it would warn of files there.
         self._saver = ModelCheckpoint(self.dirpath, save_on_train_epoch_end=True)
         self._saver.setup(trainer, pl_module, stage="validate")
@@ -172,11 +162,8 @@ class GWACallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Look after what was resumed."""
         begun = self.history or self._open is not None
-        if self.run_folder and not begun and Path(self.run_folder, "epochs.jsonl").exists():
-            raise ValueError(
-                f"`run_folder` must be new, got {str(self.run_folder)!r} with another run in it; "
-                "choose another name, or go on with that run by fit(ckpt_path=...)"
-            )
+        if self.run_folder and not begun:
+            check_new_run(self.run_folder)
         if self._open is not None and self._open != trainer.current_epoch:
             # From a checkpoint after the last batch of an epoch Lightning goes on with the next
             # epoch; the hooks at the end of that one are never called.
@@ -249,11 +236,6 @@ class GWACallback(Callback):
             if self._fitting:
                 self._restore(state_dict)
 
-    @property
-    def _hooked(self) -> GWAMonitor:
-        assert self.monitor is not None  # noqa: S101  # made in `on_fit_start`
-        return self.monitor
-
     def _restore(self, state: dict[str, Any]) -> None:
         self._loaded = None
         self._hooked.load_state_dict(state["monitor"])
@@ -284,16 +266,3 @@ class GWACallback(Callback):
         # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.
         values = log_values(summary, self.prefix)
         pl_module.log_dict(values, batch_size=1, sync_dist=True, rank_zero_only=True)
-
-
-def _begin(rule: Rule, max_epochs: int | None) -> EarlyStopper:
-    total = max_epochs if max_epochs is not None and max_epochs > 0 else None
-    try:
-        # To say now what would fail at the end of the first epoch.
-        EarlyStopper(rule, total_steps=total).update(0.0)
-    except ValueError as error:
-        raise ValueError(
-            f"`rule` must have a warm-up in whole epochs where max_epochs is {max_epochs}, got "
-            f"{rule!r}; say {type(rule).__name__}(warmup=2), or Trainer(max_epochs=...)"
-        ) from error
-    return EarlyStopper(rule, total_steps=total)

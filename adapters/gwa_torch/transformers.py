@@ -7,18 +7,23 @@ The labels are taken on their way to the loss, and the loss is left as it is: th
 from __future__ import annotations
 
 import functools
-import inspect
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
 
-from gwa_core import EarlyStopper, EpochSummary, Rule
-from gwa_torch._trainers import log_values, watch
+from gwa_core import EarlyStopper, Rule
+from gwa_torch._trainers import (
+    Watched,
+    begin_stopper,
+    check_new_run,
+    check_options,
+    log_values,
+    watch,
+)
 from gwa_torch.heads import resolve_head
 from gwa_torch.monitor import GWAMonitor
 
@@ -26,7 +31,8 @@ try:
     from transformers import TrainerCallback
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
-    from gwa_torch._transformers import Tap, bare, load_renamed, loss_of
+    from gwa_torch._checkpoints import checkpoint_beside, load_renamed, read_state, write_state
+    from gwa_torch._transformers import Tap, bare, loss_of
 except ImportError as error:
     raise ImportError(
         "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]>=4.46'"
@@ -37,17 +43,8 @@ if TYPE_CHECKING:
 
 __all__ = ["GWACallback"]
 
-STATE_NAME = "gwa_state.pt"
 
-# The callback itself says which head, model and targets.
-OPTIONS = tuple(
-    name
-    for name in inspect.signature(GWAMonitor).parameters
-    if name not in ("head", "num_samples", "model", "criterion")
-)
-
-
-class GWACallback(TrainerCallback):
+class GWACallback(Watched, TrainerCallback):
     r"""Measure, log and stop by gradient-weight alignment in a ``Trainer`` of Transformers.
 
     .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}, \qquad
@@ -148,11 +145,7 @@ class GWACallback(TrainerCallback):
             raise ValueError(
                 "`trainer` must have one GWACallback, got a second one; make a new Trainer for it"
             )
-        if unknown := sorted(options.keys() - set(OPTIONS)):
-            raise TypeError(
-                f"`options` must be among {', '.join(OPTIONS)}, got {', '.join(unknown)}; they are "
-                "handed to GWAMonitor"
-            )
+        check_options(options)
         metric = trainer.args.metric_for_best_model
         if rule is not None and restore_best and metric is not None:
             raise ValueError(
@@ -176,31 +169,6 @@ class GWACallback(TrainerCallback):
         # The checkpoint that the run goes on from.
         self._resumed: Path | None = None
         self.trainer.train = functools.partial(self._train, trainer.train)
-
-    @property
-    def history(self) -> list[EpochSummary]:
-        """Ended epochs in order."""
-        return [] if self.monitor is None else self.monitor.history
-
-    @property
-    def scores(self) -> torch.Tensor | None:
-        """Scores (N,) of the epoch in flight, or of the one that ended last; see `GWAMonitor`."""
-        return None if self.monitor is None else self.monitor.scores
-
-    @property
-    def best_epoch(self) -> int | None:
-        """Epoch that the rule keeps so far, or None."""
-        return None if self.stopper is None else self.stopper.best_step
-
-    @property
-    def stopping_reason(self) -> str | None:
-        """Why the rule stopped, or None if it did not."""
-        return self.stopper.reason if self.stopper and self.stopper.should_stop else None
-
-    @property
-    def _hooked(self) -> GWAMonitor:
-        assert self.monitor is not None  # noqa: S101  # made in `on_train_begin`
-        return self.monitor
 
     def _train(
         self, train: Callable[..., Any], resume_from_checkpoint: Any = None, *args: Any, **more: Any
@@ -239,18 +207,15 @@ class GWACallback(TrainerCallback):
         if self.trainer.label_smoother is not None and self.trainer.compute_loss_func is None:
             options.setdefault("label_smoothing", args.label_smoothing_factor)
         self.monitor = GWAMonitor(head, self.num_samples, **options)
-        self.stopper = None if self.rule is None else _begin(self.rule, state.num_train_epochs)
+        # What the trainer says where the data have no length.
+        endless = state.num_train_epochs == sys.maxsize
+        self.stopper = begin_stopper(self.rule, None if endless else state.num_train_epochs)
         self._tap.open(self.monitor)
         if self._resumed is not None:
             self._load(model, self._resumed)
             self._restore(self._resumed, args, state, control)
         elif self.run_folder is not None:
-            epochs = Path(self.run_folder) / "epochs.jsonl"
-            if epochs.exists() and epochs.stat().st_size:
-                raise ValueError(
-                    f"`run_folder` must be new, got {str(self.run_folder)!r} with epochs of "
-                    "another run; choose another name, or resume that run from its checkpoint"
-                )
+            check_new_run(self.run_folder)
         return control
 
     def _restore(
@@ -261,14 +226,7 @@ class GWACallback(TrainerCallback):
         control: TrainerControl,
     ) -> None:
         monitor, stopper = self._hooked, self.stopper
-        path = folder / STATE_NAME
-        if not path.is_file():
-            raise ValueError(
-                f"`resume_from_checkpoint` must have the file {STATE_NAME}, got none in {folder}; "
-                "it was saved without GWACallback, or the run was killed while saving it: resume "
-                "from an earlier checkpoint, or without the callback"
-            )
-        kept = torch.load(path, map_location="cpu", weights_only=True)
+        kept = read_state(folder)
         at_end = float(state.epoch or 0).is_integer()
         if args.ignore_data_skip and not at_end:
             # The trainer begins that epoch anew.
@@ -285,16 +243,8 @@ class GWACallback(TrainerCallback):
             # A run may go on for longer than it was meant to.
             stopper.total_steps = total
             if self.restore_best and stopper.best_step is not None:
-                # The folder may have been moved since.
                 step = monitor.history[stopper.best_step].step
-                best = folder.parent / f"{PREFIX_CHECKPOINT_DIR}-{step}"
-                if not best.is_dir():
-                    raise ValueError(
-                        f"`resume_from_checkpoint` must lie beside the checkpoint of the best "
-                        f"epoch, {best.name}, got none in {folder.parent}; copy both, or say "
-                        "restore_best=False"
-                    )
-                state.best_model_checkpoint = str(best)
+                state.best_model_checkpoint = str(checkpoint_beside(folder, step))
             if stopper.should_stop:
                 self._stop(control)
         if at_end and kept["monitor"]["epoch"] is not None:
@@ -366,18 +316,4 @@ class GWACallback(TrainerCallback):
                 "monitor": self._hooked.state_dict(),
                 "stopper": None if self.stopper is None else self.stopper.state_dict(),
             }
-            torch.save(kept, self._checkpoint(state) / STATE_NAME)
-
-
-def _begin(rule: Rule, epochs: int) -> EarlyStopper:
-    """Return a stopper of this rule, or say now what would fail at the end of the first epoch."""
-    # What the trainer says where the data have no length.
-    total = None if epochs == sys.maxsize else epochs
-    try:
-        EarlyStopper(rule, total_steps=total).update(0.0)
-    except ValueError as error:
-        raise ValueError(
-            f"`rule` must have a warm-up in epochs where the data have no length, got {rule!r}; "
-            f"say {type(rule).__name__}(warmup=2)"
-        ) from error
-    return EarlyStopper(rule, total_steps=total)
+            write_state(kept, self._checkpoint(state))

@@ -43,7 +43,8 @@ import gwa_core
 import gwa_torch
 from gwa_core import MaxGWA, Moments, summarize
 from gwa_offline.store import RunFolder
-from gwa_torch.transformers import STATE_NAME, GWACallback
+from gwa_torch._checkpoints import STATE_NAME
+from gwa_torch.transformers import GWACallback
 
 PLACES = [str(Path(p.__file__).parent.parent) for p in (gwa_core, gwa_torch)]
 ROWS, SIZE, LENGTH, WORDS, CLASSES = 40, 8, 6, 20, 4

@@ -206,7 +206,7 @@ SITUATIONS_MIDDLE = """
 
 Two real processes, compared with one that trains on all of it.
 
-| | |
+| you train with | what is tested |
 | --- | --- |
 """
 
@@ -214,8 +214,8 @@ SITUATIONS_TAIL = """
 ## On a GPU
 
 `torch.cuda.set_sync_debug_mode("error")` holds through whole epochs, with and without ids; only `end_epoch`
-waits. Static buffers of CUDA graphs (`mode="reduce-overhead"`), half precision, strided logits, NCCL and DataParallel
-on two GPUs are tested there, too.
+waits. Static buffers of CUDA graphs (`mode="reduce-overhead"`), half precision and strided logits are tested there,
+too. NCCL and DataParallel have tests that need two GPUs and are skipped on one.
 
 ## What is not
 

@@ -223,6 +223,11 @@ too. NCCL and DataParallel have tests that need two GPUs and are skipped on one.
 - A hook is not seen by a graph that was compiled before it. The first `update` says so.
 - Logits that are changed in place before `update` are noticed, except under `torch.compile`.
 - Losses with a fused head never call the module; score by [`head_scores`](../api/gwa_torch/scoring.md).
+- A hook of yours that changes the output of the head, and a loss of rescaled, sliced or soft-capped logits: the
+  gradient is not the one measured.
+- `torch.compile(fullgraph=True)` around a checkpoint that holds the head needs
+  `torch._dynamo.config.skip_fwd_side_effects_in_bwd_under_checkpoint = True`.
+- `torch.jit.script` does not take a model with hooks in Python; close the monitor before.
 """
 
 

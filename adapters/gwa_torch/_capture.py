@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import weakref
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -11,15 +13,17 @@ from torch import nn
 from gwa_torch.heads import Head, head_weight, rows_last
 from gwa_torch.scoring import frobenius_norm
 
-__all__ = ["Capture", "Forward", "Listener", "same_memory", "whole"]
+__all__ = ["Capture", "Forward", "Listener", "Recent", "same_memory", "whole"]
 
-# A loop that never asks for the scores must not fill the memory; DataParallel makes one a replica.
-MOST_WAITING = 64
+# A loop that never asks for the scores must not fill the memory.
+MOST_WAITING = 256
 
 NOTHING_WAITS = (
     "`update` must follow a forward pass of the head in training mode, got none since the last "
-    "call. Usual causes: the model is in eval mode; torch.compile had compiled this model, or "
-    "another of its class, before the monitor was made (make it before, or call "
+    "call. Usual causes: the model, or its head alone, is in eval mode; the head was replaced or "
+    "the model copied after the monitor was made, or the monitor was closed; torch.compile had "
+    "compiled this model, or another of its class, before the monitor was made or before the first "
+    "pass of this one (make it before and run the watched model first, or call "
     "torch._dynamo.reset()); a fused loss or a functional call goes around the module (score by "
     "`head_scores` and pass it to `add`)"
 )
@@ -57,6 +61,34 @@ class Listener:
         return {"function": None}
 
 
+class Recent:
+    """The tensor that was seen last, which this does not keep alive; a copy has seen none."""
+
+    def __init__(self) -> None:
+        self._seen: Callable[[], torch.Tensor | None] | None = None
+
+    def see(self, x: torch.Tensor) -> None:
+        """Remember a tensor."""
+        self._seen = weakref.ref(x)
+
+    def is_memory_of(self, x: torch.Tensor) -> bool:
+        """Tell whether a tensor is a view of the one that was seen."""
+        seen = None if self._seen is None else self._seen()
+        return seen is not None and same_memory(seen, x)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the reference out of a copy."""
+        return {"_seen": None}
+
+
+class _Link:
+    """A pass and the one before it. A list would tell compiled code how many wait."""
+
+    def __init__(self, forward: Forward, before: _Link | None) -> None:
+        self.forward = forward
+        self.before = before
+
+
 class Capture:
     """A forward hook on the head, and the forward passes that wait for their targets.
 
@@ -72,16 +104,40 @@ class Capture:
         self.head = head
         self.keep_weight = keep_weight
         self.paused = False
-        self.waiting: list[Forward] = []
+        self._newest: _Link | None = None
+        self._count = 0
+        # Of a call that failed, for one more try; and beside those that `logits` named.
+        self._missed: list[Forward] = []
+        self._left: list[Forward] = []
         self._hook = head.register_forward_hook(Listener(self._keep), with_kwargs=True)
 
     def close(self) -> None:
         """Remove the hook and let go of what waits."""
         self._hook.remove()
-        self.waiting.clear()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of what waits."""
+        self._drain()
+        self._missed, self._left = [], []
+
+    @property
+    def waiting(self) -> list[Forward]:
+        """All passes that could still get their targets."""
+        found, link = [], self._newest
+        while link is not None:
+            found.append(link.forward)
+            link = link.before
+        return [*self._left, *self._missed, *reversed(found)]
+
+    def replace(self, forwards: list[Forward]) -> None:
+        """Let these passes wait instead of those that do."""
+        self.forget()
+        for forward in forwards:
+            self._newest = _Link(forward, self._newest)
 
     def _keep(self, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
-        if self.paused or not module.training:
+        if self.paused or not module.training or output.numel() == 0:
             return
         version = None
         if not torch.compiler.is_compiling():
@@ -90,8 +146,9 @@ class Capture:
             functional = torch._C._functorch.peek_interpreter_stack() is not None
             if functional or torch._C._current_graph_task_id() != -1:
                 return
-            if len(self.waiting) >= MOST_WAITING:
-                self.waiting.clear()
+            self._count += 1
+            if self._count > MOST_WAITING:
+                self.forget()
                 raise RuntimeError(
                     f"`update` must follow the forward passes of the head, got {MOST_WAITING} "
                     "passes in training mode without one; wrap passes that do not train the head "
@@ -110,44 +167,41 @@ class Capture:
                 whole(weight).clone() if self.keep_weight else None,
                 version,
             )
-        self.waiting.append(forward)
+        self._newest = _Link(forward, self._newest)
 
-    def take(self, samples: int, logits: torch.Tensor | None = None) -> list[Forward]:
+    def _drain(self) -> list[Forward]:
+        """Return the passes since the last call, and begin anew."""
+        new = self.waiting[len(self._left) + len(self._missed) :]
+        self._newest, self._count = None, 0
+        return new
+
+    def miss(self) -> None:
+        """Keep the passes of a call that failed, for one more try with the same batch."""
+        self._missed = self._drain() or self._missed
+
+    def take(self, shape: tuple[int, ...], logits: torch.Tensor | None = None) -> list[Forward]:
         """Return the pass that has these targets, or several that have them together.
 
-        All that waited is forgotten, except when there is nothing to return.
+        All that waited is forgotten. But those beside a pass that `logits` names stay until others
+        come, and those of a call that fails until the next pass.
 
         Parameters
         ----------
-        samples : int
-            How many targets there are.
+        shape : tuple of int
+            Shape of the targets, one entry a sample.
         logits : tensor, optional
             The output of the head, or a view of it, to say which pass is meant.
         """
-        if not self.waiting:
+        self.miss()
+        candidates = self._missed if logits is None else self.waiting
+        if not candidates:
             raise RuntimeError(NOTHING_WAITS)
-        # Replicas of DataParallel run in threads; their pieces are in the order of devices.
-        waiting = sorted(self.waiting, key=lambda forward: forward.logits.device.index or 0)
-        if logits is not None:
-            waiting = [forward for forward in waiting if same_memory(forward.logits, logits)]
-        sizes = [forward.samples for forward in waiting]
-        chosen = waiting
-        if sum(sizes) != samples:
-            chosen = [forward for forward in waiting if forward.samples == samples]
-            if len(chosen) > 1:
-                raise ValueError(
-                    f"`targets` must belong to one forward pass, got {samples} targets and "
-                    f"{len(chosen)} passes of that many samples since the last `update`; call "
-                    "`update` after each pass, say which by `logits=`, or wrap the others in "
-                    "`with monitor.pause():`"
-                )
-        if not chosen:
-            raise ValueError(
-                f"`targets` must be for the {' + '.join(map(str, sizes)) or 'same'} outputs of "
-                f"the head since the last `update`, got {samples}; token targets are (B, S), soft "
-                "targets have the shape of the logits, and ignored samples are left out by `where`"
-            )
-        self.waiting = []
+        chosen = _choose(candidates, shape, logits)
+        # What was left by an earlier step is too old once new passes have come.
+        others = self._missed or self._left
+        taken = {id(forward) for forward in chosen}
+        self._left = [x for x in others if id(x) not in taken] if logits is not None else []
+        self._missed = []
         for forward in chosen:
             if forward.version is not None and forward.logits._version != forward.version:
                 raise RuntimeError(
@@ -155,6 +209,61 @@ class Capture:
                     "were changed in place; use `logits = logits / t`, not `logits /= t`"
                 )
         return chosen
+
+
+def _choose(
+    waiting: list[Forward], shape: tuple[int, ...], logits: torch.Tensor | None
+) -> list[Forward]:
+    """Return those of the passes that the targets belong to, or say why none can be told."""
+    samples = math.prod(shape)
+    # Replicas of DataParallel run in threads; their pieces are in the order of devices.
+    waiting = sorted(waiting, key=lambda forward: forward.logits.device.index or 0)
+    if logits is not None:
+        waiting = [forward for forward in waiting if same_memory(forward.logits, logits)]
+        if any(forward.logits.numel() != logits.numel() for forward in waiting):
+            raise ValueError(
+                "`logits` must be all that the head made, got a part of shape "
+                f"{tuple(logits.shape)}; the loss of some classes or tokens has another gradient "
+                "(mask ignored samples by `where` or `ignore_index`)"
+            )
+        if not waiting:
+            raise ValueError(
+                f"`logits` must be the output of the head itself, got {tuple(logits.shape)} that "
+                "no pass since the last `update` has made; a converted, rescaled or gathered copy "
+                "is not it"
+            )
+    sizes = [forward.samples for forward in waiting]
+    chosen = waiting
+    if sum(sizes) != samples:
+        chosen = [forward for forward in waiting if forward.samples == samples]
+        if len(chosen) > 1:
+            raise ValueError(
+                f"`targets` must belong to one forward pass, got {samples} targets and "
+                f"{len(chosen)} passes of that many samples since the last `update`; call "
+                "`update` after each pass, say which by `logits=`, call `skip` for batches that "
+                "are left out, or wrap passes of another loss in `with monitor.pause():`"
+            )
+    if not chosen:
+        raise ValueError(
+            f"`targets` must be for the {' + '.join(map(str, sizes))} outputs of the head since "
+            f"the last `update`, got {samples}; token targets are (B, S), soft targets have the "
+            "shape of the logits and are floating, and ignored samples are left out by `where`"
+        )
+    # Joined passes are joined along the first axis.
+    first = len(chosen) > 1
+    for forward in chosen:
+        made = forward.logits.shape[:-1]
+        if len(_long(shape)) > 1 and _long(shape[first:]) != _long(made[first:]):
+            raise ValueError(
+                f"`targets` must be in the order of the head's outputs, {tuple(made)}, got "
+                f"{tuple(shape)}; transpose them, or flatten them as the outputs are"
+            )
+    return chosen
+
+
+def _long(shape: Sequence[int]) -> tuple[int, ...]:
+    """Leave out the axes of length one."""
+    return tuple(size for size in shape if size != 1)
 
 
 def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -22,7 +22,7 @@ def _reachable(x: torch.Tensor, group: Any) -> torch.Tensor:
     backend = dist.get_backend(group)
     if backend == "gloo":
         return x.cpu()
-    return x.cuda() if backend == "nccl" else x
+    return x.cuda() if backend == "nccl" and not x.is_cuda else x
 
 
 def _reduce(x: torch.Tensor, operation: Any, group: Any) -> torch.Tensor:

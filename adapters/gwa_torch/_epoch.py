@@ -112,7 +112,7 @@ class BySample:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state of the same number of samples."""
-        self.first = state["first"].to(self.first)
+        self.first.copy_(state["first"])
         self.strays.fill_(state["strays"])
         self.rows = state["rows"]
 
@@ -150,8 +150,7 @@ class ByStream:
 
     def _fold(self) -> None:
         if self._pending:
-            scores = torch.cat([scores for scores, _ in self._pending])
-            counted = torch.cat([_mask(*pending) for pending in self._pending])
+            scores, counted = self._waiting_scores()
             self.omitted += (counted & ~torch.isfinite(scores)).sum()
             self.own = self.own.merge(Moments.from_batch(scores, where=counted))
             self._pending, self._waiting = [], 0
@@ -165,6 +164,10 @@ class ByStream:
     def empty(self) -> bool:
         """Whether no score came; to be asked after `synchronize`."""
         return int(self.common.count) + self.common_omitted == 0
+
+    def _waiting_scores(self) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = [scores for scores, _ in self._pending]
+        return torch.cat(scores), torch.cat([_mask(*pending) for pending in self._pending])
 
     def synchronize(self, group: Any = None) -> None:
         """Take over what the other ranks saw."""
@@ -199,8 +202,8 @@ class ByStream:
             "own": pack(self.own).cpu(),
             "omitted": int(self.omitted),
             "common_omitted": self.common_omitted,
-            # As they came, so that a resumed run folds the very same batches.
-            "pending": [(x.cpu(), _mask(x, mask).cpu()) for x, mask in self._pending],
+            # Not folded, so that a resumed run folds the very same scores together.
+            "pending": [x.cpu() for x in self._waiting_scores()] if self._pending else None,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -209,9 +212,10 @@ class ByStream:
         self.common, self.own = (unpack(state[name].to(like)) for name in ("common", "own"))
         self.omitted.fill_(state["omitted"])
         self.common_omitted = state["common_omitted"]
-        device = like.device
-        self._pending = [(x.to(device), mask.to(device)) for x, mask in state["pending"]]
-        self._waiting = sum(scores.shape[0] for scores, _ in self._pending)
+        self._pending, self._waiting = [], 0
+        if state["pending"] is not None:
+            scores, mask = (x.to(like.device) for x in state["pending"])
+            self._pending, self._waiting = [(scores, mask)], scores.shape[0]
 
 
 def _mask(scores: torch.Tensor, where: torch.Tensor | None) -> torch.Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,14 +12,25 @@ import torch
 
 from gwa_core import EpochSummary, summarize
 from gwa_torch import _targets
-from gwa_torch._distributed import position
+from gwa_torch._distributed import gather, position
 from gwa_torch._epoch import BySample, ByStream
 from gwa_torch._runs import write_run
-from gwa_torch.heads import Head
+from gwa_torch.heads import Head, head_device, head_size
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "check_count"]
 
 STATE_VERSION = 1
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return an integer of at least one, of any library's kind."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        count = 0
+    if count < 1 or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+    return count
 
 
 class Keeper:
@@ -42,13 +55,18 @@ class Keeper:
     ) -> None:
         self.head = head
         self.num_samples = num_samples
-        self.num_classes = int(head.weight.shape[0])
+        self.num_classes = head_size(head)[0]
+        if not isinstance(beta, int | float) or not math.isfinite(beta):
+            raise ValueError(f"`beta` must be a finite number, got {beta!r}")
         self.beta = beta
         self.loss = loss
         self.process_group = process_group
         #: Ended epochs in order.
         self.history: list[EpochSummary] = []
         self._updates = 0
+        self._nothing = "call `update` for every batch, and train with the model in train mode"
+        # Whether the epoch in flight is that of all ranks.
+        self._whole = False
         self._epoch: BySample | ByStream | None = None
         self._ended = False
         # Whether a run folder with epochs in it may be this run's.
@@ -72,16 +90,22 @@ class Keeper:
         where : boolean tensor of shape (N,), optional
             True for samples that count.
         """
+        if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
+            raise TypeError(f"`scores` must be a floating tensor, got {_kind(scores)}")
+        if scores.ndim != 1:
+            raise ValueError(f"`scores` must be (N,), got shape {tuple(scores.shape)}")
         flat = _targets.flatten(scores, ids, where)
         self._check_ids(ids)
         self._add(scores.detach(), flat.to(scores.device))
+        # The head may have been called as well.
+        self._forget()
 
     def _add(self, scores: torch.Tensor, flat: _targets.Flat) -> None:
         epoch = self._in_flight() or self._new_epoch(scores.device)
         if epoch.device != scores.device:
             epoch.to(scores.device)
         epoch.add(scores, flat.ids, flat.where, self.process_group)  # type: ignore[arg-type]
-        self._epoch, self._ended = epoch, False
+        self._epoch, self._ended, self._whole = epoch, False, False
 
     def _in_flight(self) -> BySample | ByStream | None:
         return None if self._ended else self._epoch
@@ -128,23 +152,34 @@ class Keeper:
             If no rank has a score, or ids on a GPU were out of range.
         """
         # A rank without samples takes part, too.
-        epoch = self._in_flight() or self._new_epoch(self.head.weight.device)
+        epoch = self._in_flight() or self._new_epoch(head_device(self.head))
+        self._agree()
         moments, omitted = epoch.finish(self.process_group)
         if int(moments.count) == 0 and omitted == 0:
             raise ValueError(
-                "an epoch must have scores, got none since the last `end_epoch`; call `update` "
-                "for every batch, and train with the model in train mode"
+                f"an epoch must have scores, got none since the last `end_epoch`; {self._nothing}"
             )
         summary = EpochSummary.from_summary(
             summarize(moments, beta=self.beta),
             epoch=len(self.history),
-            step=step,
+            step=None if step is None else operator.index(step),
             omitted=omitted,
         )
         self.history.append(summary)
         self._epoch, self._ended = epoch, True
+        self._updates = 0
         self._forget()
         return summary
+
+    def _agree(self) -> None:
+        """Raise on every rank where the ranks differ in N: one collective would break or hang."""
+        given = gather(torch.tensor([self.num_samples or 0]), self.process_group)
+        if len({int(n) for n in given}) > 1:
+            raise ValueError(
+                "`num_samples` must be the same on all ranks, got "
+                f"{', '.join(str(int(n) or None) for n in given)}; it is the size of the whole "
+                "training set and not of a rank's part"
+            )
 
     def _forget(self) -> None:
         """Let go of forward passes that wait for targets."""
@@ -156,10 +191,11 @@ class Keeper:
         """
         if position(self.process_group)[1] == 1:
             return
-        epoch = self._in_flight() or self._new_epoch(self.head.weight.device)
+        epoch = self._in_flight() or self._new_epoch(head_device(self.head))
+        self._agree()
         epoch.synchronize(self.process_group)
         if not epoch.empty:
-            self._epoch, self._ended = epoch, False
+            self._epoch, self._ended, self._whole = epoch, False, True
 
     @property
     def scores(self) -> torch.Tensor | None:
@@ -229,6 +265,7 @@ class Keeper:
             "updates": self._updates,
             "rank": rank,
             "world": world,
+            "whole": world == 1 or self._whole,
             "epoch": None if epoch is None else epoch.state_dict(),
         }
 
@@ -251,12 +288,23 @@ class Keeper:
                 f"`state` must be of version {STATE_VERSION} and num_samples={self.num_samples}, "
                 f"got {found[0]!r} and {found[1]!r}; it is of another gwa-core or training set"
             )
-        self.beta = state["beta"]
-        self.history = [EpochSummary(**summary) for summary in state["history"]]
+        place, epoch = position(self.process_group), None
+        if state["epoch"] is not None:
+            if not state["whole"] and place != (state["rank"], state["world"]):
+                raise ValueError(
+                    f"`state` must be of rank {place[0]} of {place[1]}, got one of rank "
+                    f"{state['rank']} of {state['world']} from the middle of an epoch; call "
+                    "`synchronize` on all ranks before `state_dict`, then any serves all"
+                )
+            epoch = self._new_epoch(head_device(self.head))
+            epoch.load_state_dict(state["epoch"])
+        history = [EpochSummary(**summary) for summary in state["history"]]
+        self.beta, self.history = state["beta"], history
         self._updates = state["updates"]
         self._resumed = True
-        self._epoch, self._ended = None, False
+        self._epoch, self._ended, self._whole = epoch, False, state["whole"]
         self._forget()
-        if state["epoch"] is not None:
-            self._epoch = self._new_epoch(self.head.weight.device)
-            self._epoch.load_state_dict(state["epoch"])
+
+
+def _kind(x: Any) -> str:
+    return str(x.dtype) if isinstance(x, torch.Tensor) else type(x).__name__

@@ -31,7 +31,12 @@ def write_run(
     """Write the last epoch with its scores, and those before it that the folder lacks without."""
     last = history[-1]
     if resumed and (Path(path) / "run.json").exists():
-        run = RunFolder.open(path).truncate(last.epoch)
+        run = RunFolder.open(path)
+        if scores is None and last in [summary for summary, _ in run.epochs()]:
+            # The scores are there, and a monitor that has gone on or was resumed has them no more.
+            run.truncate(last.epoch + 1)
+            return
+        run.truncate(last.epoch)
     else:
         run = RunFolder.create(
             path,

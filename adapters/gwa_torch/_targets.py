@@ -24,6 +24,8 @@ class LossOptions(NamedTuple):
     @classmethod
     def of(cls, criterion: nn.Module | None, **options: Any) -> Self:
         """Read the options from a loss module where it is a known one."""
+        if criterion is not None:
+            _check_criterion(criterion, options)
         if isinstance(criterion, nn.CrossEntropyLoss):
             options["label_smoothing"] = criterion.label_smoothing
             options["class_weights"] = criterion.weight
@@ -43,6 +45,10 @@ class LossOptions(NamedTuple):
         if not 0.0 <= made.label_smoothing < 1.0:
             raise ValueError(f"`label_smoothing` must be in [0, 1), got {made.label_smoothing!r}")
         weights = made.class_weights
+        if weights is not None and not isinstance(weights, torch.Tensor):
+            raise TypeError(f"`class_weights` must be a tensor, got {type(weights).__name__}")
+        if not isinstance(made.ignore_index, int):
+            raise TypeError(f"`ignore_index` must be an integer, got {made.ignore_index!r}")
         if weights is not None and tuple(weights.shape) != (made.classes,):
             raise ValueError(
                 f"`class_weights` must be (C,) = ({made.classes},), got {tuple(weights.shape)}"
@@ -60,12 +66,37 @@ class LossOptions(NamedTuple):
         return None if weights is None else weights.detach().to(device, non_blocking=True)
 
 
+def _check_criterion(criterion: Any, options: dict[str, Any]) -> None:
+    """Refuse a loss whose gradient is not known, and options that are said twice."""
+    known = (nn.CrossEntropyLoss, nn.BCEWithLogitsLoss)
+    own = [kind for kind in known if isinstance(criterion, kind)]
+    if not own or type(criterion).forward is not own[0].forward:
+        kind = getattr(criterion, "__name__", type(criterion).__name__)
+        raise TypeError(
+            "`criterion` must be a CrossEntropyLoss or BCEWithLogitsLoss, whose gradient is known, "
+            f"got {kind}; call `update` with the targets instead, soft ones where the loss has them"
+        )
+    usual = {"label_smoothing": 0.0, "class_weights": None, "ignore_index": -100}
+    twice = [
+        name
+        for name, value in usual.items()
+        if (options[name] is not None if value is None else options[name] != value)
+    ]
+    if twice:
+        raise ValueError(
+            f"`{twice[0]}` must be said by `criterion` alone where there is one, got "
+            f"{options[twice[0]]!r}; it is read from the loss module"
+        )
+
+
 class Flat(NamedTuple):
     """Targets, ids and mask of the samples of a step, one row each."""
 
     targets: torch.Tensor
     ids: torch.Tensor | None
     where: torch.Tensor | None
+    # Of the targets as they came, one entry a sample.
+    shape: tuple[int, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -74,11 +105,14 @@ class Flat(NamedTuple):
 
     def part(self, start: int, stop: int) -> Flat:
         """Return some of the rows."""
-        return Flat(*(None if x is None else x[start:stop] for x in self))  # type: ignore[arg-type]
+        rows = (None if x is None else x[start:stop] for x in self[:3])
+        return Flat(*rows)  # type: ignore[arg-type]
 
     def to(self, device: torch.device) -> Flat:
         """Move to a device without waiting for it."""
-        moved = (None if x is None else x.to(device, non_blocking=True) for x in self)
+        # What goes to the host is read there at once.
+        later = device.type != "cpu"
+        moved = (None if x is None else x.to(device, non_blocking=later) for x in self[:3])
         return Flat(*moved)  # type: ignore[arg-type]
 
     def fitting(self, logits: torch.Tensor) -> torch.Tensor:
@@ -106,12 +140,17 @@ def flatten(
         if x is not None and not isinstance(x, torch.Tensor):
             raise TypeError(f"`{name}` must be a tensor, got {type(x).__name__}")
     targets = targets.detach()
-    if head is not None and targets.is_floating_point():
-        targets = rows_last(targets, head)
-    shape = tuple(targets.shape)
+    if not targets.is_floating_point():
+        # Neither -100 nor a large number of classes fits into a byte.
+        targets = targets.long()
     single = options is None or options.classes == 1
     sigmoid = options is not None and options.loss == "binary_cross_entropy"
-    if not single and (targets.is_floating_point() or sigmoid):
+    soft = not single and (targets.is_floating_point() or sigmoid)
+    # (N, C) goes with logits that were flattened.
+    if soft and head is not None and targets.ndim != 2:
+        targets = rows_last(targets, head)
+    shape = tuple(targets.shape)
+    if soft:
         if not shape or shape[-1] != options.classes:  # type: ignore[union-attr]
             raise ValueError(
                 "`targets` must have the classes last (second under a convolution), C = "
@@ -134,5 +173,9 @@ def flatten(
     where = None if where is None else where.reshape(-1)
     if options is not None and targets.ndim == 1 and not targets.is_floating_point():
         counted = targets != options.ignore_index
-        where = counted if where is None else counted & where.to(targets.device, non_blocking=True)
-    return Flat(targets, None if ids is None else ids.reshape(-1), where)
+        if where is not None and where.device != counted.device:
+            # To the one that is not the host, which would have to wait for the other.
+            device = counted.device if where.device.type == "cpu" else where.device
+            counted, where = (x.to(device, non_blocking=True) for x in (counted, where))
+        where = counted if where is None else counted & where
+    return Flat(targets, None if ids is None else ids.reshape(-1).long(), where, shape)

@@ -117,6 +117,7 @@ class Tap:
         if isinstance(logits, torch.Tensor) and waiting:
             # One look a run is enough.
             _match_rows(waiting, logits.detach(), inputs, model, look=not self.looked)
+            monitor._capture.replace(waiting)
             self.looked = True
         ignored = monitor.options.ignore_index
         monitor.update(_targets_of(model, inputs, labels, ignored), ids)

@@ -219,7 +219,8 @@ def fused_scores(
     logits, latents, targets = (
         x if x.stride(-1) == 1 else x.contiguous() for x in (logits, latents, targets)
     )
-    shared: Any = (logits, latents, targets, logits if bias is None else bias, weight_norm, out)
+    offset = logits if bias is None else bias.contiguous()
+    shared: Any = (logits, latents, targets, offset, weight_norm, out)
     sizes = (classes, features, logits.stride(0), latents.stride(0))
     options: Any = {
         "HAS_BIAS": bias is not None,

@@ -122,13 +122,14 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
             f"{type(head).__name__}; the alignment is defined for the last linear layer before "
             "the loss, so pass that one (`find_head(model)` looks for it)"
         )
-    weight: Any = head.weight
+    # A parametrised layer has no such parameter, and to read its weight may change it.
+    weight: Any = head._parameters.get("weight")
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(  # noqa: TRY004
             f"`head` must have its weight, got a {type(head).__name__} that has none yet; run the "
             "model once before"
         )
-    if weight.ndim < 2:
+    if weight is not None and weight.ndim < 2:
         raise ValueError(
             f"`head` must have its weight (C, D), got one of shape {tuple(weight.shape)}; FSDP1 "
             "flattens parameters, FSDP2 (`fully_shard`) keeps them"
@@ -138,7 +139,27 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
 
 def head_weight(head: nn.Module) -> torch.Tensor:
     """Return the weight as (C, D); spatial axes of a 1×1 convolution have length one."""
-    return head.weight.detach().flatten(1)  # type: ignore[operator]
+    parts: Any = getattr(head, "parametrizations", None)
+    if parts is None or not parts.training:
+        return head.weight.detach().flatten(1)  # type: ignore[operator]
+    # Spectral norm takes a step of its own whenever its weight is read in train mode.
+    parts.eval()
+    try:
+        return head.weight.detach().flatten(1)  # type: ignore[operator]
+    finally:
+        parts.train()
+
+
+def head_size(head: nn.Module) -> tuple[int, int]:
+    """Return (C, D)."""
+    if isinstance(head, nn.Linear):
+        return head.out_features, head.in_features
+    return head.out_channels, head.in_channels  # type: ignore[return-value]
+
+
+def head_device(head: nn.Module) -> torch.device:
+    """Return where the head is."""
+    return next(head.parameters()).device
 
 
 def rows_last(x: torch.Tensor, head: nn.Module) -> torch.Tensor:
@@ -151,7 +172,7 @@ def rows_last(x: torch.Tensor, head: nn.Module) -> torch.Tensor:
 
 def head_sketch(projection: JLSketch | int | None, head: Head) -> JLSketch | None:
     """Return the sketch for the latents of a head, made where only its size is given."""
-    features = int(head.weight.shape[1])
+    _, features = head_size(head)
     if isinstance(projection, int):
         return JLSketch(features, projection)
     if projection is not None and projection.in_features != features:

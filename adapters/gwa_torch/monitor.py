@@ -11,9 +11,9 @@ from torch import nn
 
 from gwa_core import JLSketch
 from gwa_torch import _targets
-from gwa_torch._capture import Capture, Forward, Listener, same_memory
-from gwa_torch._keeper import Keeper
-from gwa_torch.heads import head_sketch, resolve_head
+from gwa_torch._capture import Capture, Forward, Listener, Recent, same_memory
+from gwa_torch._keeper import Keeper, check_count
+from gwa_torch.heads import head_size, head_sketch, resolve_head
 from gwa_torch.scoring import head_scores
 
 __all__ = ["GWAMonitor"]
@@ -52,9 +52,9 @@ class GWAMonitor(Keeper):
     every : int
         Score every n-th `update` only, default each.
     criterion : Module, optional
-        The loss module. Its calls on the head's output bring the targets, and `update` is not
-        needed. Label smoothing, class weights and ignored class of ``CrossEntropyLoss`` are read
-        from it, and ``BCEWithLogitsLoss`` means sigmoid.
+        The loss module, a ``CrossEntropyLoss`` or a ``BCEWithLogitsLoss``. Its calls on the head's
+        output itself bring the targets, and `update` is not needed. Label smoothing, class weights
+        and ignored class are read from it.
     process_group : ProcessGroup, optional
         The data-parallel ranks, default all of them once ``torch.distributed`` is initialised.
 
@@ -111,9 +111,8 @@ class GWAMonitor(Keeper):
         criterion: nn.Module | None = None,
         process_group: Any = None,
     ) -> None:
-        for name, value in {"num_samples": num_samples, "every": every}.items():
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+        num_samples = None if num_samples is None else check_count("num_samples", num_samples)
+        every = check_count("every", every)
         if criterion is not None and num_samples is not None:
             raise ValueError(
                 "`criterion` must come without `num_samples`, got both: a loss module is not told "
@@ -127,7 +126,7 @@ class GWAMonitor(Keeper):
             label_smoothing=label_smoothing,
             class_weights=class_weights,
             ignore_index=ignore_index,
-            classes=int(linear.weight.shape[0]),
+            classes=head_size(linear)[0],
         )
         super().__init__(
             linear, num_samples, beta=beta, loss=self.options.loss, process_group=process_group
@@ -135,21 +134,41 @@ class GWAMonitor(Keeper):
         self.every = every
         self._capture = Capture(linear, keep_weight=projection is not None)
         self._loss_hook = None
+        # The output that the criterion was called with last.
+        self._last = Recent()
         if criterion is not None:
+            self._nothing = (
+                "the criterion must be called with the output of the head itself, and a slice, a "
+                "rescaled or a converted copy is another tensor"
+            )
             self._loss_hook = criterion.register_forward_hook(
                 Listener(self._on_loss), with_kwargs=True
             )
 
     def _on_loss(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         given = dict(zip(("input", "target"), args, strict=False)) | kwargs
-        # A loss of something else, such as an auxiliary head, or of a pass in eval mode.
-        if not any(same_memory(given["input"], x.logits) for x in self._capture.waiting):
+        heard = self._heard
+        if torch.compiler.is_compiling():
+            heard = torch.compiler.disable(heard)  # type: ignore[no-untyped-call]
+        heard(given["input"], given["target"])
+
+    def _heard(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
+        if not any(same_memory(logits, x.logits) for x in self._capture.waiting):
+            # A loss of something else, such as an auxiliary head, or of a pass in eval mode.
+            again = self._last.is_memory_of(logits)
+            if again and logits.requires_grad and torch.is_grad_enabled():
+                raise RuntimeError(
+                    "`criterion` must be called once with an output of the head, got a second "
+                    "call; the sum of two losses (mixup) has soft targets: without `criterion=`, "
+                    "call `update(soft_targets)`"
+                )
             return
-        targets = given["target"]
-        if targets.is_floating_point() and targets.ndim > 2:
+        self._last.see(logits)
+        linear = isinstance(self.head, nn.Linear) and self.loss == "cross_entropy"
+        if linear and targets.is_floating_point() and targets.ndim > 2:
             # PyTorch's cross-entropy has the classes second.
-            targets = targets.movedim(1, -1).flatten(0, -2)
-        self.update(targets, logits=given["input"])
+            targets = targets.movedim(1, -1)
+        self.update(targets, logits=logits)
 
     def update(
         self,
@@ -197,9 +216,15 @@ class GWAMonitor(Keeper):
         where: torch.Tensor | None,
         logits: torch.Tensor | None,
     ) -> None:
-        flat = _targets.flatten(targets, ids, where, self.options, self.head)
-        self._check_ids(ids)
-        forwards = self._capture.take(flat.samples, logits)
+        try:
+            flat = _targets.flatten(targets, ids, where, self.options, self.head)
+            self._check_ids(ids)
+        except (TypeError, ValueError):
+            self._capture.miss()
+            raise
+        if flat.samples == 0:
+            return
+        forwards = self._capture.take(flat.shape, logits)
         self._updates += 1
         if (self._updates - 1) % self.every:
             return
@@ -231,7 +256,7 @@ class GWAMonitor(Keeper):
         )
 
     def _forget(self) -> None:
-        self._capture.waiting.clear()
+        self._capture.forget()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
@@ -241,6 +266,10 @@ class GWAMonitor(Keeper):
             yield
         finally:
             self._capture.paused = before
+
+    def skip(self) -> None:
+        """Forget the forward passes since the last `update`, of a batch that is left out."""
+        self._capture.forget()
 
     def close(self) -> None:
         """Remove the hooks; history and scores stay."""

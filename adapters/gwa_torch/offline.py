@@ -16,6 +16,8 @@ from gwa_torch._targets import Flat, LossOptions, flatten
 from gwa_torch._trainers import IDS, TARGETS, Pick, pick_ids, pick_targets
 from gwa_torch.heads import (
     Head,
+    head_device,
+    head_size,
     head_sketch,
     head_weight,
     resolve_head,
@@ -137,10 +139,10 @@ def alignment_scores(
         label_smoothing=label_smoothing,
         class_weights=class_weights,
         ignore_index=ignore_index,
-        classes=int(linear.weight.shape[0]),
+        classes=head_size(linear)[0],
     )
     sketch = head_sketch(projection, linear)
-    place = torch.device(linear.weight.device if device is None else device)
+    place = torch.device(head_device(linear) if device is None else device)
     parts, numbers = [], []
     with _evaluating(bare), _listening(linear, options, sketch) as listener:
         for batch in loader:

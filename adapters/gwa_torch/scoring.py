@@ -139,6 +139,9 @@ def head_scores(
             "got None; pass head.weight as it was at the forward pass"
         )
     options: dict[str, Any] = {"loss": loss, "label_smoothing": label_smoothing}
+    if not targets.is_floating_point():
+        # A byte may not hold the number of classes that it is compared with.
+        targets = targets.long()
     if class_weights is not None and (targets.ndim == 2 or label_smoothing > 0.0):
         _refuse_class_weights(loss)
         weights = class_weights.to(torch.promote_types(class_weights.dtype, torch.float32))

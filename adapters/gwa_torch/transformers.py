@@ -24,7 +24,7 @@ from gwa_torch._trainers import (
     log_values,
     watch,
 )
-from gwa_torch.heads import resolve_head
+from gwa_torch.heads import head_size, resolve_head
 from gwa_torch.monitor import GWAMonitor
 
 try:
@@ -203,7 +203,7 @@ class GWACallback(Watched, TrainerCallback):
         head = resolve_head(self._head, bare(model))
         options = dict(self._options)
         if "loss" not in options:
-            options["loss"] = loss_of(model, len(head.weight))
+            options["loss"] = loss_of(model, head_size(head)[0])
         if self.trainer.label_smoother is not None and self.trainer.compute_loss_func is None:
             options.setdefault("label_smoothing", args.label_smoothing_factor)
         self.monitor = GWAMonitor(head, self.num_samples, **options)

@@ -146,6 +146,15 @@ def idle_rank(rank: int, world: int) -> Any:
     return out
 
 
+def disagreeing(rank: int, world: int) -> Any:
+    """Ranks that give the size of their own part are told so, and nobody waits for nobody."""
+    monitor = GWAMonitor(network().head, 12 + rank)
+    try:
+        monitor.end_epoch()
+    except ValueError as error:
+        return str(error)
+
+
 def fsdp(rank: int, world: int) -> Any:
     """`fully_shard` before or after the monitor, with or without a group of the head's own."""
     from torch.distributed.fsdp import fully_shard
@@ -184,5 +193,6 @@ WORKS = {
     "resumed in mid-epoch": resumed_ids,
     "resumed in mid-epoch, without ids": resumed_stream,
     "an idle rank": idle_rank,
+    "ranks that disagree in `num_samples`": disagreeing,
     "FSDP2": fsdp,
 }

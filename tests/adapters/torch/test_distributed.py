@@ -60,6 +60,11 @@ def test_a_rank_without_samples_does_no_harm(tmp_path):
     assert "an epoch must have scores" in first[1]
 
 
+def test_ranks_that_disagree_are_told(tmp_path):
+    for message in run("disagreeing", tmp_path):
+        assert "`num_samples` must be the same on all ranks, got 12, 13" in message
+
+
 def test_fsdp(tmp_path):
     for pairs in run("fsdp", tmp_path):
         for got, want in pairs:

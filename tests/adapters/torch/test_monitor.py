@@ -12,7 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from models import CLASSES, INPUTS, batch, head_oracle, network
+from models import CLASSES, FEATURES, INPUTS, batch, head_oracle, network, oracle
 from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -170,9 +170,9 @@ class TestMemory:
         model = network()
         monitor = GWAMonitor(model.head)
         x, _ = batch(2)
-        for _ in range(64):
+        for _ in range(256):
             model(x)
-        with pytest.raises(RuntimeError, match=r"`update` must follow .* 64 passes"):
+        with pytest.raises(RuntimeError, match=r"`update` must follow .* 256 passes"):
             model(x)
         monitor.close()
         model(x)
@@ -264,6 +264,16 @@ class TestState:
         monitor.update(y, torch.arange(40))
         assert torch.equal(state["epoch"]["first"], before["epoch"]["first"])
 
+    def test_training_on_leaves_a_loaded_state_alone(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        run(monitor, model, stop_at=2)
+        state = monitor.state_dict()
+        before = state["epoch"]["first"].clone()
+        monitor.load_state_dict(state)
+        run(monitor, model)
+        assert torch.equal(state["epoch"]["first"], before)
+
     def test_a_state_of_something_else_is_refused(self):
         monitor = GWAMonitor(network().head, 40)
         with pytest.raises(ValueError, match=r"`state` must be of version 1 and num_samples=40"):
@@ -301,12 +311,25 @@ class TestRunFolder:
         resumed.save(tmp_path)
         assert [summary for summary, _ in RunFolder.open(tmp_path).epochs()] == resumed.history
 
+    def test_saving_again_loses_no_scores(self, tmp_path):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        run(monitor, model)
+        monitor.save(tmp_path)
+        before = np.array(RunFolder.open(tmp_path).scores(0))
+        resumed = GWAMonitor(model.head, 40)
+        resumed.load_state_dict(monitor.state_dict())
+        run(monitor, model, stop_at=1)
+        for one in (monitor, resumed):
+            one.save(tmp_path)
+            assert_allclose(RunFolder.open(tmp_path).scores(0), before)
+
     def test_another_run_is_not_overwritten(self, tmp_path):
         model = network()
         first, second = GWAMonitor(model.head, 40), GWAMonitor(model.head, 40)
         run(first, model)
         first.save(tmp_path)
-        second._capture.waiting.clear()
+        second.skip()
         run(second, model)
         with pytest.raises(FeaturesError, match="already holds a run"):
             second.save(tmp_path)
@@ -376,6 +399,45 @@ class Scaled(nn.Linear):
         return 2 * super().forward(x)
 
 
+def mixup_in_two_calls():
+    model, loss = network(), nn.CrossEntropyLoss()
+    with GWAMonitor(model.head, criterion=loss):
+        logits = model(batch(6)[0])
+        0.3 * loss(logits, LABELS) + 0.7 * loss(logits, LABELS + 1)
+
+
+def part_of_the_classes():
+    model, loss = network(), nn.CrossEntropyLoss()
+    with GWAMonitor(model.head, criterion=loss):
+        loss(model(batch(6)[0])[:, :2], LABELS)
+
+
+def rescaled_criterion():
+    model, loss = network(), nn.CrossEntropyLoss()
+    monitor = GWAMonitor(model.head, criterion=loss)
+    loss(model(batch(6)[0]) / 2, LABELS)
+    monitor.end_epoch()
+
+
+def turned_tokens():
+    model = network()
+    monitor = GWAMonitor(model.head)
+    model(batch(6)[0].reshape(3, 2, INPUTS))
+    monitor.update(LABELS.reshape(2, 3))
+
+
+def other_logits():
+    monitor = monitored()
+    monitor.update(LABELS, logits=torch.zeros(6, CLASSES))
+
+
+def state_of_another_rank():
+    monitor = monitored(6)
+    monitor.update(LABELS, torch.arange(6))
+    state = monitor.state_dict() | {"rank": 1, "world": 2, "whole": False}
+    GWAMonitor(network().head, 6).load_state_dict(state)
+
+
 # What was done, and what raises.
 CASES = [
     ("a head that is not linear", lambda: GWAMonitor(nn.ReLU())),
@@ -422,6 +484,20 @@ CASES = [
     ("an update too many", lambda: [(m := monitored()).update(LABELS), m.update(LABELS)]),
     ("several passes and targets for one", two_passes),
     ("logits changed in place", changed_in_place),
+    ("logits of no pass", other_logits),
+    ("targets of tokens in another order", turned_tokens),
+    ("a criterion called twice, as in mixup", mixup_in_two_calls),
+    ("a criterion called with some classes only", part_of_the_classes),
+    ("a criterion called with rescaled logits", rescaled_criterion),
+    ("another loss as criterion", lambda: GWAMonitor(nn.Linear(4, 3), criterion=nn.MSELoss())),
+    (
+        "label smoothing said twice",
+        lambda: GWAMonitor(nn.Linear(4, 3), criterion=nn.CrossEntropyLoss(), label_smoothing=0.1),
+    ),
+    ("`beta` that is not a number", lambda: GWAMonitor(nn.Linear(4, 3), beta=float("nan"))),
+    ("class weights as a list", lambda: GWAMonitor(nn.Linear(4, 3), class_weights=[1, 2, 3])),
+    ("scores that are no vector", lambda: GWAMonitor(nn.Linear(4, 3)).add(torch.rand(2, 3))),
+    ("a state of another rank in mid-epoch", state_of_another_rank),
     ("an epoch without samples", lambda: GWAMonitor(nn.Linear(4, 3)).end_epoch()),
     ("saved before an epoch ended", lambda: GWAMonitor(nn.Linear(4, 3)).save("run")),
 ]
@@ -449,6 +525,168 @@ def test_a_mistake_loses_only_its_batch():
         monitor.update(y[6:11], torch.arange(6, 11))
     monitor.update(y[6:], torch.arange(6, 12))
     assert monitor.end_epoch().count == 12
+
+
+def test_a_batch_that_failed_is_not_mixed_with_the_next():
+    model = network()
+    monitor = GWAMonitor(model.head, 12)
+    x, y = batch(12)
+    model(x[:6])
+    with pytest.raises(ValueError, match="ids"):
+        monitor.update(y[:6], torch.arange(7, 13))
+    want = head_oracle(model, x[6:], y[6:])
+    model(x[6:])
+    monitor.update(y[6:], torch.arange(6, 12))
+    assert monitor.end_epoch().count == 6
+    assert_allclose(monitor.scores[6:], want, atol=1e-6)
+
+
+def test_batches_that_are_skipped_or_empty_do_no_harm():
+    model = network()
+    monitor = GWAMonitor(model.head, 12)
+    x, y = batch(12)
+    model(x[:6])
+    monitor.skip()
+    model(x[:0])
+    monitor.update(y[:0], torch.arange(0))
+    model(x[6:])
+    monitor.update(y[6:], torch.arange(6, 12))
+    assert monitor.end_epoch().count == 6
+
+
+def test_two_passes_are_scored_one_after_the_other_by_their_logits():
+    model = network()
+    monitor = GWAMonitor(model.head, 12)
+    x, y = batch(12)
+    for _ in range(3):
+        first, second, _ = model(x[:6]), model(x[6:]), model(x[:6] + 1)
+        monitor.update(y[:6], torch.arange(6), logits=first)
+        monitor.update(y[6:], torch.arange(6, 12), logits=second)
+    assert_allclose(monitor.scores, head_oracle(model, x, y), atol=1e-6)
+    assert len(monitor._capture.waiting) <= 2
+
+
+def test_a_criterion_is_heard_for_each_of_two_passes():
+    model, loss = network(), nn.CrossEntropyLoss()
+    monitor = GWAMonitor(model.head, criterion=loss)
+    x, y = batch(12)
+    first, second = model(x[:6]), model(x[6:])
+    loss(first, y[:6]) + loss(second, y[6:])
+    with torch.no_grad():
+        loss(second, y[6:])  # to look at it again is no training
+    got = monitor.end_epoch()
+    assert got.count == 12
+    assert_allclose(got.mean, head_oracle(model, x, y).mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("classes", [200, 256, 300])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
+def test_class_numbers_and_ids_of_any_integer_dtype(classes, dtype):
+    head = nn.Linear(FEATURES, classes)
+    monitor = GWAMonitor(head, 6)
+    z, y = torch.randn(6, FEATURES), torch.tensor([0, 1, 100, 155, 156, 199])
+    head(z)
+    monitor.update(y.to(dtype), torch.arange(6).to(dtype))
+    got = monitor.end_epoch()
+    assert (got.count, got.omitted) == (6, 0)
+    assert_allclose(monitor.scores, oracle(z, head.weight, head.bias, y), atol=1e-5)
+
+
+def pixels_of(classes, loss):
+    torch.manual_seed(0)
+    head = nn.Conv2d(FEATURES, classes, 1)
+    return head, torch.randn(3, FEATURES, 4, classes), GWAMonitor(head, criterion=loss)
+
+
+@pytest.mark.parametrize("squeezed", [False, True])
+def test_masks_of_one_sigmoid_output(squeezed):
+    loss = nn.BCEWithLogitsLoss()
+    head, z, monitor = pixels_of(1, loss)
+    mask = (torch.rand(3, 1, 4, 1) < 0.5).float()
+    logits = head(z)
+    loss(logits.squeeze(1), mask.squeeze(1)) if squeezed else loss(logits, mask)
+    rows = z.movedim(1, -1).flatten(0, -2)
+    want = oracle(rows, head.weight, head.bias, mask.flatten(), loss="binary_cross_entropy")
+    assert_allclose(monitor.end_epoch().mean, want.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "binary_cross_entropy"])
+def test_soft_pixels_of_a_criterion(kind):
+    loss = nn.CrossEntropyLoss() if kind == "cross_entropy" else nn.BCEWithLogitsLoss()
+    # As many classes as columns, so that a wrong axis would fit, too.
+    head, z, monitor = pixels_of(4, loss)
+    soft = torch.rand(3, 4, 4, 4)
+    soft = soft / soft.sum(1, keepdim=True)
+    loss(head(z), soft)
+    rows, targets = (x.movedim(1, -1).flatten(0, -2) for x in (z, soft))
+    want = oracle(rows, head.weight, head.bias, targets, loss=kind)
+    assert_allclose(monitor.end_epoch().mean, want.mean(), rtol=1e-5)
+
+
+def test_several_labels_a_token():
+    loss = nn.BCEWithLogitsLoss()
+    torch.manual_seed(0)
+    head = nn.Linear(FEATURES, 4)
+    monitor = GWAMonitor(head, criterion=loss)
+    z, y = torch.randn(3, 4, FEATURES), (torch.rand(3, 4, 4) < 0.5).float()
+    loss(head(z), y)
+    rows, targets = z.flatten(0, 1), y.flatten(0, 1)
+    want = oracle(rows, head.weight, head.bias, targets, loss="binary_cross_entropy")
+    assert_allclose(monitor.end_epoch().mean, want.mean(), rtol=1e-5)
+
+
+def test_flattened_pixels_with_soft_targets():
+    torch.manual_seed(0)
+    head = nn.Conv2d(FEATURES, CLASSES, 1)
+    monitor = GWAMonitor(head, CLASSES)
+    z = torch.randn(CLASSES, FEATURES, 1, 1)
+    soft = torch.softmax(torch.randn(CLASSES, CLASSES), 1)
+    head(z).flatten(1)
+    monitor.update(soft, torch.arange(CLASSES))
+    want = oracle(z.flatten(1), head.weight, head.bias, soft)
+    assert_allclose(monitor.scores, want, atol=1e-6)
+
+
+def test_spectral_norm_is_left_alone():
+    def train(*, watch):
+        torch.manual_seed(0)
+        head = nn.utils.parametrizations.spectral_norm(nn.Linear(FEATURES, CLASSES))
+        monitor = GWAMonitor(head, 6) if watch else None
+        optimizer = torch.optim.SGD(head.parameters(), lr=0.1)
+        z, y = torch.randn(6, FEATURES), torch.arange(6) % CLASSES
+        for _ in range(3):
+            F.cross_entropy(head(z), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if monitor is not None:
+                monitor.update(y, torch.arange(6))
+                monitor.end_epoch()
+        return head.state_dict()
+
+    watched, alone = train(watch=True), train(watch=False)
+    assert all(torch.equal(watched[name], alone[name]) for name in alone)
+
+
+def test_many_small_passes_of_a_compiled_model():
+    torch._dynamo.reset()
+    model = network()
+    monitor = GWAMonitor(model.head, 24)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    x, y = batch(24)
+    with torch._dynamo.config.patch(error_on_recompile=False, recompile_limit=3):
+        for _ in range(2):
+            for part in x.split(2):
+                compiled(part)
+            monitor.update(y, torch.arange(24))
+            assert monitor.end_epoch().count == 24
+    assert_allclose(monitor.scores, head_oracle(model, x, y), atol=1e-6)
+
+
+def test_counts_may_be_those_of_numpy():
+    monitor = GWAMonitor(nn.Linear(4, 3), np.int64(6), every=np.int32(2))
+    assert (monitor.num_samples, monitor.every) == (6, 2)
+    with pytest.raises(ValueError, match="got True"):
+        GWAMonitor(nn.Linear(4, 3), True)
 
 
 def test_ids_out_of_range_on_a_device_are_said_once_and_lose_nothing():

@@ -30,7 +30,7 @@ FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^gwa (.*)$", re.MULTILINE)
 FRAMEWORK = re.compile(r"^import (torch|jax)\b", re.MULTILINE)
 # Folders of pages that are all about one framework.
-OWNERS = {"torch"}
+OWNERS = {"sklearn", "torch"}
 
 
 class Block(NamedTuple):
@@ -86,9 +86,8 @@ def run(block: Block, namespace: dict[str, Any], places: list[str] = PLACES) -> 
 
 def _one_thread() -> None:
     """Keep PyTorch from threads that only wait for each other on models as small as these."""
-    import torch
-
-    torch.set_num_threads(1)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
 
 
 def _gwa(block: Block, places: list[str]) -> Iterator[tuple[str, str]]:

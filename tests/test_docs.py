@@ -11,11 +11,12 @@ from backends import require
 
 import gwa_core
 import gwa_offline
+import gwa_sklearn
 import gwa_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PACKAGES = [gwa_core, gwa_offline, gwa_torch]
+PACKAGES = [gwa_core, gwa_offline, gwa_sklearn, gwa_torch]
 GENERATED = {"backends.md", "bad-input.md", "torch/situations.md", "torch/speed.md"}
 NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")

@@ -1,0 +1,14 @@
+"""Gradient-weight alignment in scikit-learn: scores of fitted classifiers, and a scorer."""
+
+from gwa_sklearn.callbacks import GWAStopping
+from gwa_sklearn.heads import Head, latents_and_head
+from gwa_sklearn.scores import alignment_scores, gwa_score, gwa_scorer
+
+__all__ = [
+    "GWAStopping",
+    "Head",
+    "alignment_scores",
+    "gwa_score",
+    "gwa_scorer",
+    "latents_and_head",
+]

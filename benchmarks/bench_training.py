@@ -78,7 +78,7 @@ def ratio(alone: list[float], other: list[float]) -> tuple[float, float]:
     return statistics.median(ratios), 1.25 * spread / 2 / n**0.5
 
 
-def training_rows(rounds: int = 1000, batch: int = 512) -> dict[str, Any]:
+def training_rows(rounds: int = 3200, batch: int = 512) -> dict[str, Any]:
     """Time training steps in turn: alone, with the monitor, and with other measurements."""
     import timm
     from torchmetrics.classification import MulticlassAccuracy
@@ -123,7 +123,7 @@ def training_rows(rounds: int = 1000, batch: int = 512) -> dict[str, Any]:
     ) - launches(runs["alone"].step)
     for way in list(runs)[1:]:
         times = in_turn(
-            {"alone": runs["alone"], way: runs[way]}, rounds if "monitor" in way else rounds // 10
+            {"alone": runs["alone"], way: runs[way]}, rounds if "monitor" in way else rounds // 30
         )
         speed, error = ratio(times["alone"], times[way])
         if "monitor" in way:

@@ -124,6 +124,11 @@ def _products(
         if is_host(logits) and logits.dtype == xp.float32:
             return _unshifted_products(xp, logits, activations, targets, spare)
         return _hard_products(xp, logits, activations, targets)
+    hard = targets.ndim == 1 and xp.isdtype(targets.dtype, "integral") and label_smoothing == 0.0
+    if hard and logits.shape[1] == 1:
+        # One sigmoid: of r only its sign counts, which is that of the label.
+        own = xp.squeeze(activations, axis=1)
+        return xp.where(targets == 1, own, -own), xp.ones_like(own), xp.abs(own)
     direction, _ = _scaled_residual(xp, logits, targets, loss, label_smoothing)
     if loss == "cross_entropy":
         # The entries of r sum to zero, so any constant may leave a; the largest logit's own entry

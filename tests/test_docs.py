@@ -50,6 +50,8 @@ NEEDS = {
     "torchmetrics": ("torchmetrics",),
     "ignite": ("ignite",),
     "skorch": ("skorch",),
+    "digits": ("matplotlib",),
+    "text": ("matplotlib",),
 }
 # The packages under test, which may be installed ones.
 PLACES = sorted({str(Path(p.__file__).parent.parent) for p in PACKAGES})

@@ -153,7 +153,12 @@ def find_classifiers(estimator: Any, X: Any) -> Iterator[Classifier]:
 
 def _leaves(estimator: Any, X: Any) -> Iterator[tuple[Any, Any]]:
     """Walk through what only wraps a classifier; X becomes what the classifier was given."""
-    if isinstance(estimator, Pipeline):
+    from gwa_sklearn.early_stopping import GWAEarlyStoppingClassifier  # it imports this module
+
+    if isinstance(estimator, GWAEarlyStoppingClassifier):
+        inputs = estimator._inputs(X)
+        yield from _leaves(estimator.estimator_, inputs)
+    elif isinstance(estimator, Pipeline):
         check_is_fitted(estimator)
         inputs = estimator[:-1].transform(X) if len(estimator) > 1 else X
         yield from _leaves(estimator[-1], inputs)

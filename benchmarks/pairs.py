@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -54,4 +55,6 @@ def report(name: str, rows: dict[str, Any]) -> None:
         print(f"  {key:52s} {value:.4g}" if isinstance(value, float) else f"  {key:52s} {value}")
     RESULTS.mkdir(exist_ok=True)
     text = json.dumps({"machine": machine(), **rows}, indent=1)
+    # What lies deep stays on one line.
+    text = re.sub(r"\n {3,}|\n  (?=[\]}])", " ", text)
     (RESULTS / f"{name}.json").write_text(text + "\n")

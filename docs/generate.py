@@ -2,7 +2,8 @@
 
 `backends.md` comes from the tables in tests/backends.py. `bad-input.md` comes from the tables called
 CASES in tests/core and tests/adapters/offline, whose rows begin with a name and a function that
-raises; the message shown is the one it raised. A test compares the committed pages with these.
+raises; the message shown is the one it raised. Measured figures come from benchmarks/results. A test
+compares the committed pages with these.
 """
 
 from __future__ import annotations
@@ -331,9 +332,19 @@ def speed_page() -> str:
     )
 
 
+def labels_page() -> str:
+    """Return the page beside cleanlab, with what was measured drawn anew."""
+    page = (DOCS / "sklearn" / "cleanlab.md").read_text(encoding="utf-8")
+    begin, end = "## What was measured\n", "\n## When to use which\n"
+    head, _, rest = page.partition(begin)
+    _, _, tail = rest.partition(end)
+    return f"{head}{begin}\n{_load(DOCS / 'measured.py').labels_section()}{end}{tail}"
+
+
 PAGES = {
     "backends.md": backends_page,
     "bad-input.md": bad_input_page,
+    "sklearn/cleanlab.md": labels_page,
     "torch/situations.md": situations_page,
     "torch/speed.md": speed_page,
 }

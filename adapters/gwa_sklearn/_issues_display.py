@@ -10,6 +10,7 @@ from sklearn.utils._optional_dependencies import check_matplotlib_support
 
 from gwa_core import rank_samples
 from gwa_sklearn._drawing import BAD, CHOSEN, GOOD, new_axes, plain, show_images
+from gwa_sklearn.label_issues import THRESHOLD
 
 __all__ = ["LabelIssuesDisplay"]
 
@@ -84,7 +85,7 @@ class LabelIssuesDisplay:
         return cls.from_scores(
             estimator.label_quality_,
             issues=estimator.issues_,
-            threshold=getattr(estimator, "threshold_", None),
+            threshold=THRESHOLD,
             images=images,
             labels=labels,
             k=k,

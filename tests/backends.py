@@ -150,8 +150,19 @@ ARRAY_FUNCTIONS = (
     "rank_samples",
     "rank_samples(per_class=True)",
     "label_quality",
+    "signals.margin",
+    "signals.sample_loss",
+    "signals.label_probability",
+    "signals.el2n",
+    "signals.gradient_norm",
+    "signals.self_influence",
+    "signals.head_hessian_trace",
+    "signals.sample_signals",
+    "signals.cartography",
+    "signals.forgetting_events",
+    "signals.prediction_changes",
 )
-HOST_FUNCTIONS = ("GWATracker",)
+HOST_FUNCTIONS = ("GWATracker", "signals.TrackedSignals")
 FUNCTIONS = ARRAY_FUNCTIONS + HOST_FUNCTIONS
 
 # Public names that see Python numbers only, so that backends mean nothing to them.
@@ -174,6 +185,9 @@ PLAIN = (
     "select_epoch",
     "select_step",
     "summarize_history",
+    "signals.Cartography",
+    "signals.SIGNALS",
+    "signals.Signal",
 )
 
 SORTING = ("rank_samples", "rank_samples(per_class=True)")

@@ -24,7 +24,7 @@ class Scenario:
     arrays: dict[str, np.ndarray]
     run: Callable[[dict[str, Any]], Any]
     oracle: Callable[..., Any]
-    dtype: str = "result"  # "result", "accumulator", "index"
+    dtype: str = "result"  # "result", "accumulator", "index", "count"
     slack: float = 1.0
     options: dict[str, Any] = field(default_factory=dict)
 

@@ -5,9 +5,13 @@ import copy
 import numpy as np
 import pytest
 from backends import CASES, FUNCTIONS, HOST_FUNCTIONS, PLAIN, capabilities, open_case, skip_reason
-from scenarios import SCENARIOS
+from scenarios import SCENARIOS as OWN
+from signal_scenarios import SIGNAL_SCENARIOS
 
 import gwa_core
+from gwa_core import signals
+
+SCENARIOS = (*OWN, *SIGNAL_SCENARIOS)
 
 # Where each call compiles something, one scenario a function must do.
 FIRST = {scenario.function: scenario for scenario in reversed(SCENARIOS)}
@@ -33,6 +37,7 @@ def test_function_on_backend(scenario, case):
         outputs = result if isinstance(result, tuple) else (result,)
         dtype = {
             "result": case.result_dtype,
+            "count": "float32",
             "accumulator": case.accumulator_dtype,
             "index": "int32" if case.option == "x32" else "int64",
         }[scenario.dtype]
@@ -57,8 +62,10 @@ def test_function_on_backend(scenario, case):
 def test_table_of_capabilities_is_complete():
     checked = {scenario.function for scenario in SCENARIOS}
     assert checked | set(HOST_FUNCTIONS) == set(FUNCTIONS)
-    public = {name.partition(".")[0].partition("(")[0] for name in FUNCTIONS} | set(PLAIN)
-    assert public == set(gwa_core.__all__)
+    named = {name for name in (*FUNCTIONS, *PLAIN) if name.startswith("signals.")}
+    assert named == {f"signals.{name}" for name in signals.__all__}
+    public = {name.partition(".")[0].partition("(")[0] for name in (*FUNCTIONS, *PLAIN)}
+    assert public - {"signals"} == set(gwa_core.__all__)
     rows = list(capabilities())
     assert len(rows) == len(FUNCTIONS) * len(CASES)
     # Nothing is skipped everywhere, and every case carries something.

@@ -1,0 +1,38 @@
+"""The signals that gradient-weight alignment is compared with, in closed form for the head.
+
+Signals of a sample rank labels; signals of an epoch or of a batch choose between epochs.
+"""
+
+from gwa_core.signals.catalogue import SIGNALS, Signal
+from gwa_core.signals.dynamics import (
+    Cartography,
+    cartography,
+    forgetting_events,
+    label_probability,
+)
+from gwa_core.signals.el2n import el2n
+from gwa_core.signals.gradient_norm import gradient_norm, self_influence
+from gwa_core.signals.hessian import head_hessian_trace
+from gwa_core.signals.margin import margin
+from gwa_core.signals.prediction_changes import prediction_changes
+from gwa_core.signals.sample_loss import sample_loss
+from gwa_core.signals.together import sample_signals
+from gwa_core.signals.tracked import TrackedSignals
+
+__all__ = [
+    "SIGNALS",
+    "Cartography",
+    "Signal",
+    "TrackedSignals",
+    "cartography",
+    "el2n",
+    "forgetting_events",
+    "gradient_norm",
+    "head_hessian_trace",
+    "label_probability",
+    "margin",
+    "prediction_changes",
+    "sample_loss",
+    "sample_signals",
+    "self_influence",
+]

@@ -1,0 +1,87 @@
+"""One call of every signal that takes arrays, with its oracle, for every backend case."""
+
+from __future__ import annotations
+
+import numpy as np
+import signal_oracles as oracles
+from scenarios import HEAD, HOOKED, LABELS, SOFT, C, N, Scenario
+
+from gwa_core import signals
+
+LOGITS, TARGETS, LATENTS = HOOKED["logits"], HOOKED["targets"], HEAD["latents"]
+RNG = np.random.default_rng(3)
+PROBABILITIES = RNG.random((4, N))
+PROBABILITIES[1, 2] = np.nan
+CORRECT = RNG.random((5, N)) < 0.6
+CORRECT[:, 4] = False
+BEFORE, AFTER = RNG.integers(-1, C, N), RNG.integers(-1, C, N)
+
+
+def _signal(name: str, variant: str, arrays: dict[str, np.ndarray], **options: object) -> Scenario:
+    function, oracle = getattr(signals, name), getattr(oracles, name)
+    return Scenario(
+        f"signals.{name}",
+        variant,
+        arrays,
+        lambda a: function(**a, **options),
+        lambda **a: oracle(**a, **options),
+        slack=3,
+    )
+
+
+def _scenarios() -> list[Scenario]:
+    of_logits = {"logits": LOGITS, "targets": TARGETS}
+    of_both = {"latents": LATENTS, **of_logits}
+    names = ("margin", "sample_loss", "label_probability", "el2n")
+    out = [_signal(name, "hard", of_logits) for name in names]
+    out += [_signal(name, "hard", of_both) for name in ("gradient_norm", "self_influence")]
+    out += [
+        _signal("el2n", "smoothed", of_logits, label_smoothing=0.1),
+        _signal("el2n", "soft", {"logits": LOGITS, "targets": SOFT}),
+        _signal(
+            "el2n", "sigmoid", {"logits": LOGITS, "targets": LABELS}, loss="binary_cross_entropy"
+        ),
+        _signal("head_hessian_trace", "any", {"latents": LATENTS, "logits": LOGITS}),
+        Scenario(
+            "signals.sample_signals",
+            "all",
+            of_both,
+            lambda a: tuple(signals.sample_signals(TOGETHER, **a).values()),
+            lambda latents, logits, targets: (
+                oracles.margin(logits, targets),
+                oracles.el2n(logits, targets),
+                oracles.gradient_norm(latents, logits, targets),
+                (oracles.margin(logits, targets) > 0).astype(float),
+                logits.argmax(axis=1).astype(float),
+            ),
+            slack=3,
+        ),
+        Scenario(
+            "signals.cartography",
+            "gaps",
+            {"probabilities": PROBABILITIES},
+            lambda a: tuple(signals.cartography(a["probabilities"])),
+            lambda probabilities: oracles.cartography(probabilities),
+        ),
+        Scenario(
+            "signals.forgetting_events",
+            "never learnt",
+            {"correct": CORRECT},
+            lambda a: signals.forgetting_events(a["correct"]),
+            oracles.forgetting_events,
+            "count",
+        ),
+        Scenario(
+            "signals.prediction_changes",
+            "gaps",
+            {"previous": BEFORE, "current": AFTER},
+            lambda a: signals.prediction_changes(a["previous"], a["current"]),
+            oracles.prediction_changes,
+            "count",
+        ),
+    ]
+    return out
+
+
+TOGETHER = ("margin", "el2n", "gradient_norm", "correct", "prediction")
+SIGNAL_SCENARIOS = tuple(_scenarios())

@@ -30,7 +30,7 @@ FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^gwa (.*)$", re.MULTILINE)
 FRAMEWORK = re.compile(r"^import (torch|jax)\b", re.MULTILINE)
 # Folders of pages that are all about one framework.
-OWNERS = {"sklearn", "torch"}
+OWNERS = {"jax", "sklearn", "torch"}
 
 
 class Block(NamedTuple):

@@ -10,14 +10,23 @@ import pytest
 from backends import require
 
 import gwa_core
+import gwa_jax
 import gwa_offline
 import gwa_sklearn
 import gwa_torch
+from gwa_core import signals
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PACKAGES = [gwa_core, gwa_offline, gwa_sklearn, gwa_torch]
-GENERATED = {"backends.md", "bad-input.md", "torch/situations.md", "torch/speed.md"}
+PACKAGES = [gwa_core, signals, gwa_jax, gwa_offline, gwa_sklearn, gwa_torch]
+FOLDERS = {"gwa_core": "", "gwa_core.signals": "signals"}
+GENERATED = {
+    "backends.md",
+    "bad-input.md",
+    "sklearn/cleanlab.md",
+    "torch/situations.md",
+    "torch/speed.md",
+}
 NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
 
@@ -52,6 +61,8 @@ NEEDS = {
     "skorch": ("skorch",),
     "digits": ("matplotlib",),
     "text": ("matplotlib",),
+    "nnx": ("flax", "optax", "orbax"),
+    "equinox": ("equinox", "haiku", "optax"),
 }
 # The packages under test, which may be installed ones.
 PLACES = sorted({str(Path(p.__file__).parent.parent) for p in PACKAGES})
@@ -132,7 +143,7 @@ def test_generated_page_is_up_to_date(name, monkeypatch):
 
 @pytest.mark.parametrize(
     ("package", "folder"),
-    [(p, DOCS / "api" / (p.__name__ if p is not gwa_core else "")) for p in PACKAGES],
+    [(p, DOCS / "api" / FOLDERS.get(p.__name__, p.__name__)) for p in PACKAGES],
     ids=[p.__name__ for p in PACKAGES],
 )
 def test_every_module_has_its_page(package, folder):

@@ -1,0 +1,203 @@
+"""γ of a batch from what the forward pass of a JAX model has: latents, kernel, logits."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+
+from gwa_core import alignment_from_logits, alignment_scores
+from gwa_jax._tracing import automatic, lenient, spec
+
+__all__ = ["Array", "Loss", "head_scores"]
+
+Array: TypeAlias = jax.Array
+Loss: TypeAlias = Literal["cross_entropy", "binary_cross_entropy"]
+
+# Logits made at once where only latents are given.
+BLOCK_BYTES = 160 * 1024 * 1024
+
+
+def head_scores(
+    *,
+    latents: Array,
+    kernel: Array,
+    targets: Array,
+    logits: Array | None = None,
+    bias: Array | None = None,
+    loss: Loss = "cross_entropy",
+    label_smoothing: float = 0.0,
+    where: Array | None = None,
+) -> Array:
+    r"""Return γ of a batch, the alignment of each sample's negative head gradient with the head.
+
+    .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}
+
+    Give the parameters that the forward pass has used, those before the optimiser's update.
+
+    Parameters
+    ----------
+    latents : array of shape (..., D)
+        Inputs of the head; tokens and pixels are samples.
+    kernel : array of shape (D, C)
+        Weight of the head as Flax and Haiku have it. Equinox has (C, D): pass ``weight.T``.
+    targets : integer array of shape (...,) or array of shape (..., C)
+        Class numbers, or probabilities. A class number outside 0..C-1 gives nan.
+    logits : array of shape (..., C), optional
+        Outputs of the head, bias included. Without them they are made in blocks of rows.
+    bias : array of shape (C,), optional
+        Bias of the head, to be taken off the logits.
+    loss : {"cross_entropy", "binary_cross_entropy"}
+        Softmax or sigmoid, default softmax.
+    label_smoothing : float
+        In [0, 1), default 0.
+    where : boolean array of shape (...,), optional
+        True for samples that count; the others get nan.
+
+    Returns
+    -------
+    array of shape (...,)
+        In [-1, 1], float32 (float64 for float64 input). No gradient flows through it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On shapes, dtypes and options that do not fit.
+
+    Notes
+    -----
+    Cost: one read of logits, latents and kernel. Without logits they are a product with the kernel
+    in its own dtype, and where they are larger than 160 MiB they are made in blocks, so that the
+    whole (N, C) is never there. Runs under jit, vmap, scan and shard_map, and on global arrays of
+    any sharding.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Definition 1 and Algorithm 1.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from gwa_jax import head_scores
+    >>> latents = jnp.asarray([[2.0, 0.0], [0.0, 1.0]])
+    >>> head_scores(latents=latents, kernel=jnp.eye(2), targets=jnp.asarray([0, 0])).round(3)
+    Array([ 0.5, -0.5], dtype=float32)
+    """
+    _check_shapes(latents, kernel, targets, logits, where)
+    scores: Array = _scores(
+        latents, kernel, targets, logits, bias, where, loss, float(label_smoothing)
+    )
+    return scores
+
+
+def _check_shapes(
+    latents: Array, kernel: Array, targets: Array, logits: Array | None, where: Array | None
+) -> None:
+    """Check what reshaping would hide."""
+    given = {"latents": latents, "kernel": kernel, "targets": targets}
+    for name, x in (given | {"logits": logits, "where": where}).items():
+        if (name in given or x is not None) and not hasattr(x, "shape"):
+            raise TypeError(f"`{name}` must be an array, got {type(x).__name__}")
+    if kernel.ndim != 2 or latents.ndim < 1 or kernel.shape[0] != latents.shape[-1]:
+        d = latents.shape[-1] if latents.ndim else "D"
+        turned = kernel.ndim == 2 and kernel.shape[1] == d
+        cause = (
+            "the weight of an Equinox layer is (C, D) and must be transposed"
+            if turned
+            else "`latents` must be the input of this head, not of another layer"
+        )
+        raise ValueError(f"`kernel` must be (D, C) = ({d}, C), got {tuple(kernel.shape)}; {cause}")
+    shape, classes = tuple(latents.shape[:-1]), kernel.shape[1]
+    if math.prod(shape) == 0:
+        raise ValueError(
+            f"`latents` must have at least one sample, got shape {tuple(latents.shape)}"
+        )
+    hard = jnp.issubdtype(targets.dtype, jnp.integer) and targets.shape == shape
+    one = classes == 1 and targets.shape == shape
+    expected = {
+        "targets": (shape if hard or one else (*shape, classes), targets),
+        "logits": ((*shape, classes), logits),
+        "where": (shape, where),
+    }
+    for name, (wanted, x) in expected.items():
+        if x is not None and tuple(x.shape) != wanted:
+            also = f"{shape} class numbers or {wanted}" if name == "targets" else f"{wanted}"
+            raise ValueError(
+                f"`{name}` must be {also} for latents {tuple(latents.shape)} and kernel "
+                f"{tuple(kernel.shape)}, got {tuple(x.shape)}"
+            )
+
+
+@functools.partial(jax.jit, static_argnums=(6, 7))
+@lenient
+def _scores(
+    latents: Array,
+    kernel: Array,
+    targets: Array,
+    logits: Array | None,
+    bias: Array | None,
+    where: Array | None,
+    loss: Loss,
+    label_smoothing: float,
+) -> Array:
+    """Score arrays that fit together."""
+    given = jax.lax.stop_gradient((latents, kernel, targets, logits, bias))
+    score = functools.partial(_flat_scores, loss=loss, label_smoothing=label_smoothing)
+    scores: Array = automatic(score, spec(latents, leave=1), *given, where)
+    return scores
+
+
+def _flat_scores(
+    latents: Array,
+    kernel: Array,
+    targets: Array,
+    logits: Array | None,
+    bias: Array | None,
+    where: Array | None,
+    *,
+    loss: Loss,
+    label_smoothing: float,
+) -> Array:
+    shape = latents.shape[:-1]
+    features, classes = kernel.shape
+    latents = latents.reshape(-1, features)
+    rows = latents.shape[0]
+    targets = targets.reshape(rows) if targets.size == rows else targets.reshape(rows, classes)
+    where = None if where is None else where.reshape(rows)
+    options: Any = {"bias": bias, "loss": loss, "label_smoothing": label_smoothing}
+    if logits is not None:
+        logits = logits.reshape(rows, classes)
+        scores: Array = alignment_scores(
+            latents=latents, weight=kernel.T, logits=logits, targets=targets, where=where, **options
+        )
+        return scores.reshape(shape)
+    # In the kernel's dtype, as the model makes them, but not rounded to it.
+    wide = jnp.promote_types(kernel.dtype, jnp.float32)
+    weight_norm = jnp.linalg.norm(kernel.astype(wide))
+
+    def block(rows: tuple[Array, Array]) -> Array:
+        z, target = rows
+        product = jnp.dot(z.astype(kernel.dtype), kernel, preferred_element_type=wide)
+        made: Array = alignment_from_logits(
+            logits=product if bias is None else product + bias.astype(wide),
+            latent_norms=jnp.linalg.norm(z.astype(wide), axis=1),
+            weight_norm=weight_norm,
+            targets=target,
+            **options,
+        )
+        return made
+
+    step = max(1, BLOCK_BYTES // (classes * wide.itemsize))
+    # Whole tiles of a matrix product.
+    step = step // 128 * 128 or step
+    if rows <= step:
+        scores = block((latents, targets))
+    else:
+        scores = jax.lax.map(
+            lambda row: block((row[0][None], row[1][None]))[0], (latents, targets), batch_size=step
+        )
+    scores = scores if where is None else jnp.where(where, scores, jnp.nan)
+    return scores.reshape(shape)

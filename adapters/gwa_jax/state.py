@@ -1,0 +1,317 @@
+"""The scores of an epoch as a pytree, and the pure functions that carry it on."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gwa_core import Moments
+from gwa_jax._tracing import automatic, everywhere, lenient, spec
+from gwa_jax.scoring import Array, Loss, head_scores
+
+__all__ = ["NEVER", "State", "add", "empty", "init", "merge", "update"]
+
+NEVER = np.iinfo(np.int32).max
+
+
+class State(NamedTuple):
+    """The epoch in flight. Make one with `init`.
+
+    Parameters
+    ----------
+    epoch : 0-D int32 array
+        Number of epochs that ended.
+    rows : 0-D int32 array
+        Rows with ids that came in this epoch.
+    omitted : 0-D int32 array
+        Scores that were left out: not finite, or of an id outside 0..N-1.
+    moments : Moments
+        Of scores without ids.
+    order : int32 array of shape (N,)
+        When each sample was seen first in this epoch; 2^31 - 1 where it was not.
+    values : array of shape (N,)
+        Its score then.
+    """
+
+    epoch: Array
+    rows: Array
+    omitted: Array
+    moments: Moments
+    order: Array
+    values: Array
+
+
+def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
+    """Return a state before its first epoch.
+
+    Parameters
+    ----------
+    num_samples : int, optional
+        N, the size of the training set: scores are kept by sample id. Without it moments alone are
+        kept, in O(1) memory.
+    dtype : dtype
+        Of the scores kept, default float32.
+
+    Returns
+    -------
+    State
+        A pytree of arrays, 8 N bytes.
+
+    Raises
+    ------
+    ValueError
+        If `num_samples` is not an integer of at least 1.
+
+    Examples
+    --------
+    >>> import gwa_jax
+    >>> gwa_jax.init(50_000).values.shape
+    (50000,)
+    """
+    if num_samples is not None and not (
+        isinstance(num_samples, int | np.integer)
+        and not isinstance(num_samples, bool)
+        and 1 <= num_samples < NEVER
+    ):
+        raise ValueError(f"`num_samples` must be an integer of at least 1, got {num_samples!r}")
+    size = 0 if num_samples is None else int(num_samples)
+    # What jit returns is bound to no device, and each leaf has a buffer that a step may donate.
+    state: State = jax.jit(empty, static_argnums=(1, 2))(0, size, jnp.dtype(dtype))
+    return state
+
+
+def empty(epoch: Array | int, size: int, dtype: Any) -> State:
+    """Return the state before an epoch."""
+    zero = jnp.zeros((), jnp.int32)
+    return State(
+        epoch=jnp.asarray(epoch, jnp.int32),
+        rows=zero,
+        omitted=zero,
+        moments=Moments.empty(jnp.zeros((), dtype)),
+        order=jnp.full((size,), NEVER, jnp.int32),
+        values=jnp.full((size,), jnp.nan, dtype),
+    )
+
+
+def update(
+    state: State,
+    *,
+    latents: Array,
+    kernel: Array,
+    targets: Array,
+    logits: Array | None = None,
+    bias: Array | None = None,
+    ids: Array | None = None,
+    where: Array | None = None,
+    loss: Loss = "cross_entropy",
+    label_smoothing: float = 0.0,
+    axis_name: Any = None,
+) -> State:
+    """Score a batch and take its scores in.
+
+    Parameters
+    ----------
+    state : State
+        From `init` or the update before; a step may donate it.
+    latents, kernel, targets, logits, bias, loss, label_smoothing
+        See `head_scores`; the kernel is (D, C), the one that the forward pass has used.
+    ids : integer array of the samples' shape
+        Sample numbers in 0..num_samples-1, where the state has `num_samples`. A sample counts once
+        an epoch, with its first score.
+    where : boolean array of the samples' shape, optional
+        True for samples that count, False for padding.
+    axis_name : str or tuple of str, optional
+        Inside `shard_map` or `pmap`: the axes that the batch is split over. Every device then
+        takes in the whole batch, and the state stays the same on all of them. Global arrays under
+        jit need no axis.
+
+    Returns
+    -------
+    State
+        The new one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On shapes, dtypes and options that do not fit, and on ids out of range where they are a
+        NumPy array; other ids out of range are counted in `omitted`.
+
+    Notes
+    -----
+    Cost: that of `head_scores` and O(batch). Nothing goes to the host, no gradient flows through
+    it. Runs under jit, scan and vmap; under vmap one call serves several models or seeds.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Algorithm 1.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import gwa_jax
+    >>> state = gwa_jax.init(4)
+    >>> latents, kernel = jnp.asarray([[2.0, 0.0], [0.0, 1.0]]), jnp.eye(2)
+    >>> targets, ids = jnp.asarray([0, 0]), jnp.asarray([3, 1])
+    >>> state = gwa_jax.update(state, latents=latents, kernel=kernel, targets=targets, ids=ids)
+    >>> gwa_jax.scores(state).round(3)
+    Array([ nan, -0.5,  nan,  0.5], dtype=float32)
+    """
+    found = head_scores(
+        latents=latents,
+        kernel=kernel,
+        targets=targets,
+        logits=logits,
+        bias=bias,
+        loss=loss,
+        label_smoothing=label_smoothing,
+    )
+    return add(state, found, ids=ids, where=where, axis_name=axis_name)
+
+
+def add(
+    state: State,
+    scores: Array,
+    *,
+    ids: Array | None = None,
+    where: Array | None = None,
+    axis_name: Any = None,
+) -> State:
+    """Take in scores that are there already, such as those of `head_scores`.
+
+    Parameters
+    ----------
+    state : State
+        From `init` or the update before.
+    scores : array of any shape
+        Alignment scores.
+    ids, where, axis_name
+        See `update`.
+
+    Returns
+    -------
+    State
+        The new one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `update`.
+    """
+    size = state.order.shape[-1]
+    for name, x in {"ids": ids, "where": where}.items():
+        if x is not None and tuple(x.shape) != tuple(scores.shape):
+            raise ValueError(
+                f"`{name}` must have one entry a sample, {tuple(scores.shape)}, got "
+                f"{tuple(x.shape)}"
+            )
+    if where is not None and where.dtype != bool:
+        raise ValueError(f"`where` must be boolean, got {where.dtype}; True marks what counts")
+    if (ids is None) != (size == 0):
+        raise ValueError(
+            "`ids` and `num_samples` must be given together, got "
+            f"{'no ' if ids is None else ''}ids and num_samples={size or None}; let the dataset "
+            "give its index, and say init(num_samples=len(dataset))"
+        )
+    if ids is not None and not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"`ids` must be integers, got {ids.dtype}")
+    if isinstance(ids, np.ndarray) and ids.size and not 0 <= ids.min() <= ids.max() < size:
+        raise ValueError(
+            f"`ids` must be in 0..{size - 1}, got {ids.min()}..{ids.max()}; ids number the whole "
+            "training set, not the batch"
+        )
+    new: State = _add(state, scores, ids, where, axis_name)
+    return new
+
+
+@functools.partial(jax.jit, static_argnums=4)
+@lenient
+def _add(
+    state: State, scores: Array, ids: Array | None, where: Array | None, axis_name: Any
+) -> State:
+    take_in = functools.partial(_take_in, axis_name=axis_name)
+    new: State = automatic(take_in, jax.tree.map(spec, state), state, scores, ids, where)
+    return new
+
+
+def _take_in(
+    state: State, scores: Array, ids: Array | None, where: Array | None, *, axis_name: Any
+) -> State:
+    scores = jax.lax.stop_gradient(scores).reshape(-1).astype(state.values.dtype)
+    where = jnp.ones(scores.shape, bool) if where is None else where.reshape(-1)
+    if axis_name is not None:
+        scores, where = everywhere(scores, axis_name), everywhere(where, axis_name)
+    if ids is None:
+        counted = where & jnp.isfinite(scores)
+        return state._replace(
+            omitted=state.omitted + _count(where & ~counted),
+            moments=state.moments.merge(Moments.from_batch(scores, where=counted)),
+        )
+    ids = ids.reshape(-1).astype(jnp.int32)
+    if axis_name is not None:
+        ids = everywhere(ids, axis_name)
+    size = state.order.shape[0]
+    known = where & (ids >= 0) & (ids < size)
+    # Places outside are dropped.
+    slots = jnp.where(known, ids, size)
+    moment = state.rows + jnp.arange(len(ids), dtype=jnp.int32)
+    order = state.order.at[slots].min(moment, mode="drop")
+    # One row of a batch is the first of its sample, so that no two write to one place.
+    first = order.at[slots].get(mode="fill", fill_value=-1) == moment
+    return state._replace(
+        rows=state.rows + len(ids),
+        omitted=state.omitted + _count(where & ~known),
+        order=order,
+        values=state.values.at[jnp.where(first, slots, size)].set(scores, mode="drop"),
+    )
+
+
+def _count(x: Array) -> Array:
+    return jnp.sum(x, dtype=jnp.int32)
+
+
+@jax.jit
+@lenient
+def merge(state: State, other: State) -> State:
+    """Return the epoch in flight of two states together, as of two shards of the data.
+
+    Parameters
+    ----------
+    state, other : State
+        Of the same `num_samples`. A sample that both saw keeps the score of the one that saw it
+        in an earlier row.
+
+    Returns
+    -------
+    State
+        Of both.
+
+    Raises
+    ------
+    ValueError
+        If they do not belong together.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import gwa_jax
+    >>> a, b = (gwa_jax.add(gwa_jax.init(), jnp.asarray(x)) for x in ([0.1, 0.2], [0.6]))
+    >>> int(gwa_jax.summary(gwa_jax.merge(a, b)).count)
+    3
+    """
+    if state.order.shape != other.order.shape:
+        raise ValueError(
+            f"`other` must have num_samples={state.order.shape[-1] or None}, got "
+            f"{other.order.shape[-1] or None}"
+        )
+    return State(
+        epoch=jnp.maximum(state.epoch, other.epoch),
+        rows=jnp.maximum(state.rows, other.rows),
+        omitted=state.omitted + other.omitted,
+        moments=state.moments.merge(other.moments),
+        order=jnp.minimum(state.order, other.order),
+        values=jnp.where(other.order < state.order, other.values, state.values),
+    )

@@ -1,0 +1,12 @@
+"""JAX as careful users have it: nothing is promoted or broadcast silently."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _strict():
+    jax = pytest.importorskip("jax")
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        yield

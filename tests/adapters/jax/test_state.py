@@ -1,0 +1,474 @@
+"""The pure functions: against float64 autograd, the core, PyTorch, and a run without a break."""
+
+from __future__ import annotations
+
+import numpy as np
+import oracles
+import pytest
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp
+
+import gwa_core
+import gwa_jax
+from gwa_jax import scoring
+
+N, C, D = 24, 5, 7
+
+
+def batch(rows=N, classes=C, seed=0, scale=1.0):
+    """Latents, kernel, bias and labels, as JAX arrays."""
+    rng = np.random.default_rng(seed)
+    latents = scale * rng.standard_normal((rows, D))
+    kernel, bias = rng.standard_normal((D, classes)), rng.standard_normal(classes)
+    arrays = (jnp.asarray(x, jnp.float32) for x in (latents, kernel, bias))
+    return (*arrays, jnp.asarray(rng.integers(0, max(classes, 2), rows)))
+
+
+def autograd(latents, kernel, bias, targets, loss):
+    """Each sample's γ from its own gradient, by float64 automatic differentiation."""
+    with jax.enable_x64(True), jax.numpy_rank_promotion("allow"):
+        z, w, b = (jnp.asarray(np.asarray(x, np.float64)) for x in (latents, kernel, bias))
+
+        def one(w, z, t):
+            logits = z @ w + b
+            if loss == "cross_entropy":
+                return -jnp.sum(t * jax.nn.log_softmax(logits))
+            return jnp.sum(jnp.logaddexp(0.0, logits) - t * logits)
+
+        t = jnp.asarray(np.asarray(targets, np.float64))
+        gradients = jax.vmap(jax.grad(one), in_axes=(None, 0, 0))(w, z, t)
+        flat, w = np.asarray(gradients).reshape(len(z), -1), np.asarray(w).ravel()
+    return -(flat @ w) / np.linalg.norm(flat, axis=1) / np.linalg.norm(w)
+
+
+# Scores
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+@pytest.mark.parametrize("given", ["latents", "logits"])
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+def test_scores_equal_float64_autograd(loss, given, jitted):
+    latents, kernel, bias, labels = batch()
+    hot = np.eye(C)[np.asarray(labels)]
+    logits = jnp.dot(latents, kernel) + bias[None] if given == "logits" else None
+
+    def score(latents, kernel, bias, targets, logits, smoothing):
+        return gwa_jax.head_scores(
+            latents=latents, kernel=kernel, bias=bias, targets=targets, logits=logits,
+            loss=loss, label_smoothing=smoothing,
+        )  # fmt: skip
+
+    call = jax.jit(score, static_argnums=5) if jitted else score
+    share = 1 / C if loss == "cross_entropy" else 0.5
+    for targets, smoothing, soft in (
+        (labels, 0.0, hot),
+        (labels, 0.1, 0.9 * hot + 0.1 * share),
+        (jnp.asarray(0.7 * hot + 0.3 / C, jnp.float32), 0.0, 0.7 * hot + 0.3 / C),
+    ):
+        found = call(latents, kernel, bias, targets, logits, smoothing)
+        np.testing.assert_allclose(
+            found, autograd(latents, kernel, bias, soft, loss), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_one_output_is_a_sigmoid():
+    latents, kernel, bias, labels = batch(classes=1)
+    found = gwa_jax.head_scores(
+        latents=latents, kernel=kernel, bias=bias, targets=labels, loss="binary_cross_entropy"
+    )
+    wanted = autograd(latents, kernel, bias, labels[:, None], "binary_cross_entropy")
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_the_same_as_the_core_and_as_pytorch():
+    torch = pytest.importorskip("torch")
+    from gwa_torch import head_scores
+
+    latents, kernel, bias, labels = batch(scale=20.0)  # softmax saturates
+    ours = gwa_jax.head_scores(latents=latents, kernel=kernel, bias=bias, targets=labels)
+    z, w, b, y = (np.asarray(x) for x in (latents, kernel.T, bias, labels))
+    core = gwa_core.alignment_scores(latents=z, weight=w, bias=b, targets=y)
+    there = head_scores(
+        latents=torch.tensor(z), weight=torch.tensor(w), bias=torch.tensor(b),
+        targets=torch.tensor(y).long(),
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, core, rtol=2e-5, atol=1e-6)
+    np.testing.assert_allclose(ours, there.numpy(), rtol=2e-5, atol=1e-6)
+
+
+def test_tokens_are_samples():
+    latents, kernel, bias, labels = batch()
+    flat = gwa_jax.head_scores(latents=latents, kernel=kernel, bias=bias, targets=labels)
+    where = jnp.arange(24).reshape(4, 6) < 20
+    tokens = gwa_jax.head_scores(
+        latents=latents.reshape(4, 6, D), kernel=kernel, bias=bias,
+        targets=labels.reshape(4, 6), where=where,
+    )  # fmt: skip
+    assert tokens.shape == (4, 6)
+    np.testing.assert_allclose(tokens.ravel()[:20], flat[:20], rtol=1e-6)
+    assert np.isnan(tokens.ravel()[20:]).all()
+
+
+@pytest.mark.parametrize("rows", [24, 23, 129])
+def test_blocks_of_rows_give_the_same(rows, monkeypatch):
+    latents, kernel, bias, labels = batch(rows)
+    whole = gwa_jax.head_scores(latents=latents, kernel=kernel, bias=bias, targets=labels)
+    monkeypatch.setattr(scoring, "BLOCK_BYTES", 10 * C * 4)
+    jax.clear_caches()
+    parts = gwa_jax.head_scores(latents=latents, kernel=kernel, bias=bias, targets=labels)
+    jax.clear_caches()
+    np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-7)
+
+
+def test_the_logits_of_a_language_model_are_never_there():
+    rows, classes = 8192, 50_000
+    shapes = [(rows, 64), (64, classes)]
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in shapes]
+    labels = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    compiled = jax.jit(
+        lambda z, w, y: gwa_jax.head_scores(latents=z, kernel=w, targets=y)
+    ).lower(*arrays, labels).compile()  # fmt: skip
+    assert compiled.memory_analysis().temp_size_in_bytes < rows * classes * 4 / 2
+
+
+def test_half_precision_is_raised():
+    latents, kernel, bias, labels = batch()
+    z, w, b = (x.astype(jnp.bfloat16) for x in (latents, kernel, bias))
+    found = gwa_jax.head_scores(latents=z, kernel=w, bias=b, targets=labels)
+    assert found.dtype == jnp.float32
+    z, w, b = (np.asarray(x, np.float32) for x in (z, w, b))
+    np.testing.assert_allclose(
+        found, oracles.alignment(z, w.T, np.asarray(labels), bias=b), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_float64_stays_where_jax_has_it():
+    latents, kernel, bias, labels = batch()
+    with jax.enable_x64(True):
+        z, w, b = (jnp.asarray(np.asarray(x, np.float64)) for x in (latents, kernel, bias))
+        found = gwa_jax.head_scores(latents=z, kernel=w, bias=b, targets=labels)
+        assert found.dtype == jnp.float64
+        state = gwa_jax.init(N, dtype=jnp.float64)
+        state = gwa_jax.add(state, found, ids=jnp.arange(N))
+        assert gwa_jax.scores(state).dtype == jnp.float64
+        np.testing.assert_allclose(
+            found, oracles.alignment(z, w.T, np.asarray(labels), bias=b), rtol=1e-12
+        )
+
+
+def test_no_gradient_flows_through():
+    latents, kernel, bias, labels = batch()
+
+    def loss(kernel, watched):
+        logits = jnp.dot(latents, kernel) + bias[None]
+        log_p = jax.nn.log_softmax(logits)
+        value = -jnp.sum(jax.nn.one_hot(labels, C) * log_p)
+        state = gwa_jax.init(N)
+        if watched:
+            state = gwa_jax.update(
+                state, latents=latents, kernel=kernel, logits=logits, bias=bias, targets=labels,
+                ids=jnp.arange(N),
+            )  # fmt: skip
+        return value + 0.0 * jnp.nansum(state.values), state
+
+    plain, _ = jax.grad(loss, has_aux=True)(kernel, watched=False)
+    seen, _ = jax.grad(loss, has_aux=True)(kernel, watched=True)
+    np.testing.assert_array_equal(plain, seen)
+
+
+# The state of an epoch
+
+
+def epoch(state, scores, ids=None, where=None, size=5):
+    for begin in range(0, len(scores), size):
+        part = slice(begin, begin + size)
+        state = gwa_jax.add(
+            state, scores[part], ids=None if ids is None else ids[part],
+            where=None if where is None else where[part],
+        )  # fmt: skip
+    return state
+
+
+def values(rows=40, seed=1):
+    return jnp.asarray(np.random.default_rng(seed).normal(0.1, 0.2, rows), jnp.float32)
+
+
+def same(summary, wanted, rtol=1e-5):
+    """Compare with a summary of the core's tracker."""
+    np.testing.assert_allclose(
+        np.asarray(summary[2:], float), np.asarray(wanted[2:], float), rtol=rtol, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_an_epoch_equals_the_cores_tracker(by_id):
+    scores, rng = values(), np.random.default_rng(2)
+    scores = scores.at[7].set(jnp.nan)
+    ids = jnp.asarray(rng.permutation(40) % 33) if by_id else None  # some come twice
+    where = jnp.asarray(rng.random(40) < 0.8)
+    tracker = gwa_core.GWATracker(33 if by_id else None)
+    state = gwa_jax.init(33 if by_id else None)
+    for _ in range(2):
+        state = epoch(state, scores, ids, where)
+        for begin in range(0, 40, 5):
+            part = slice(begin, begin + 5)
+            tracker.update(
+                np.asarray(scores[part]), ids=np.asarray(ids[part]) if by_id else None,
+                where=np.asarray(where[part]),
+            )  # fmt: skip
+        if by_id:
+            np.testing.assert_array_equal(gwa_jax.scores(state), tracker.scores)
+        state, summary = gwa_jax.end_epoch(state)
+        same(gwa_jax.fetch(summary), tracker.end_epoch())
+    assert int(state.epoch) == 2
+    assert np.isnan(gwa_jax.scores(state)).all()
+
+
+def test_the_first_of_two_rows_in_one_batch_counts():
+    state = gwa_jax.add(
+        gwa_jax.init(3), jnp.asarray([0.1, 0.2, 0.3]), ids=jnp.asarray([2, 2, 0]),
+        where=jnp.asarray([False, True, True]),
+    )  # fmt: skip
+    np.testing.assert_allclose(gwa_jax.scores(state), [0.3, np.nan, 0.2])
+
+
+def test_ids_that_are_not_there_are_counted_and_harm_nobody():
+    state = gwa_jax.add(gwa_jax.init(3), jnp.asarray([0.1, 0.2, 0.3]), ids=jnp.asarray([-1, 3, 1]))
+    np.testing.assert_allclose(gwa_jax.scores(state), [np.nan, 0.3, np.nan])
+    summary = gwa_jax.fetch(gwa_jax.summary(state))
+    assert (summary.count, summary.omitted) == (1, 2)
+
+
+def test_a_hundred_million_scores_keep_their_digits():
+    # Counts beyond 2^24, in float32: the same batch again and again, by doubling.
+    scores = np.random.default_rng(0).normal(0.3, 0.2, 100_000).astype(np.float32)
+    state = gwa_jax.add(gwa_jax.init(), jnp.asarray(scores))
+    for _ in range(10):
+        state = gwa_jax.merge(state, state)
+    summary = gwa_jax.fetch(gwa_jax.summary(state))
+    assert summary.count == 102_400_000
+    wanted = gwa_core.summarize(scores.astype(np.float64))
+    for name in ("mean", "variance", "skewness", "kurtosis", "gwa", "bimodality"):
+        np.testing.assert_allclose(
+            getattr(summary, name), getattr(wanted, name), rtol=1e-5, atol=1e-6
+        )
+
+
+def test_one_more_score_still_counts_after_2_to_the_24():
+    state = gwa_jax.init()
+    many = jnp.full((1 << 22,), 0.25, jnp.float32)
+    for _ in range(5):
+        state = gwa_jax.add(state, many)
+    for _ in range(3):
+        state = gwa_jax.add(state, jnp.asarray([0.5]))
+    moments = state.moments
+    assert float(moments.count) + float(moments.low[0]) == 5 * (1 << 22) + 3
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_shards_merge_to_the_whole(by_id):
+    scores, ids = values(), jnp.arange(40) if by_id else None
+    whole = epoch(gwa_jax.init(40 if by_id else None), scores, ids)
+    parts = [
+        epoch(gwa_jax.init(40 if by_id else None), scores[k::3], ids[k::3] if by_id else None)
+        for k in range(3)
+    ]
+    merged = gwa_jax.merge(gwa_jax.merge(parts[2], parts[0]), parts[1])
+    same(gwa_jax.fetch(gwa_jax.summary(merged)), gwa_jax.fetch(gwa_jax.summary(whole)))
+    np.testing.assert_array_equal(gwa_jax.scores(merged), gwa_jax.scores(whole))
+
+
+def test_of_two_shards_the_earlier_row_stays():
+    a = gwa_jax.add(gwa_jax.init(2), jnp.asarray([0.1, 0.2]), ids=jnp.asarray([0, 1]))
+    b = gwa_jax.add(gwa_jax.init(2), jnp.asarray([0.3]), ids=jnp.asarray([1]))
+    for merged in (gwa_jax.merge(a, b), gwa_jax.merge(b, a)):
+        np.testing.assert_allclose(gwa_jax.scores(merged), [0.1, 0.3])
+
+
+# Transformations
+
+
+def updates(state, batches):
+    """Score five batches of tokens with a kernel each, as a training does."""
+    latents, kernels, labels, ids = batches
+    for k in range(len(latents)):
+        state = gwa_jax.update(
+            state, latents=latents[k], kernel=kernels[k], targets=labels[k], ids=ids[k]
+        )
+    return state
+
+
+def batches(seed=0):
+    rng = np.random.default_rng(seed)
+    return (
+        jnp.asarray(rng.standard_normal((5, 8, D)), jnp.float32),
+        jnp.asarray(rng.standard_normal((5, D, C)), jnp.float32),
+        jnp.asarray(rng.integers(0, C, (5, 8))),
+        jnp.asarray(rng.permutation(40).reshape(5, 8)),
+    )
+
+
+def test_scan_over_the_steps_of_an_epoch():
+    given = batches()
+
+    @jax.jit
+    def run(state):
+        def step(state, given):
+            latents, kernel, labels, ids = given
+            return gwa_jax.update(
+                state, latents=latents, kernel=kernel, targets=labels, ids=ids
+            ), None  # fmt: skip
+
+        state, _ = jax.lax.scan(step, state, given)
+        return gwa_jax.end_epoch(state)
+
+    state, summary = run(gwa_jax.init(40))
+    _, wanted = gwa_jax.end_epoch(updates(gwa_jax.init(40), given))
+    same(gwa_jax.fetch(summary), gwa_jax.fetch(wanted), rtol=1e-5)
+    again, _ = run(state)
+    assert int(again.epoch) == 2
+
+
+def test_vmap_over_seeds():
+    runs = [batches(seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *x: jnp.stack(x), *runs)
+    states = jax.tree.map(lambda *x: jnp.stack(x), *[gwa_jax.init(40)] * 3)
+    states = jax.jit(jax.vmap(updates))(states, stacked)
+    ended, summaries = jax.vmap(gwa_jax.end_epoch)(states)
+    assert summaries.mean.shape == (3,)
+    for k, run in enumerate(runs):
+        alone = updates(gwa_jax.init(40), run)
+        np.testing.assert_allclose(gwa_jax.scores(states)[k], gwa_jax.scores(alone), rtol=1e-5)
+        one = gwa_jax.fetch(jax.tree.map(lambda x, k=k: x[k], summaries))
+        same(one, gwa_jax.fetch(gwa_jax.summary(alone)))
+    with pytest.raises(ValueError, match="one run"):
+        gwa_jax.fetch(summaries)
+    assert ended.epoch.tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("by_id", [False, True])
+def test_one_compilation_and_no_transfer_in_an_epoch_with_a_ragged_end(by_id):
+    latents, kernel, bias, labels = batch(40)
+    traced = []
+
+    def step(state, kernel, bias, latents, labels, ids, where):
+        traced.append(1)
+        return gwa_jax.update(
+            state, latents=latents, kernel=kernel, bias=bias, targets=labels,
+            ids=ids if by_id else None, where=where,
+        )  # fmt: skip
+
+    # The state is donated: its buffers are used again.
+    step = jax.jit(step, donate_argnums=0)
+    end = jax.jit(gwa_jax.end_epoch, donate_argnums=0)
+    padded = []
+    for begin in range(0, 44, 16):
+        rows = jnp.arange(begin, begin + 16)
+        where = rows < 40
+        rows = jnp.minimum(rows, 39)
+        padded.append((latents[rows], labels[rows], rows, where))
+    state = gwa_jax.init(40 if by_id else None)
+    summaries = []
+    with jax.transfer_guard("disallow"):
+        for _ in range(3):
+            for given in padded:
+                state = step(state, kernel, bias, *given)
+            state, summary = end(state)
+            summaries.append(summary)
+    assert len(traced) == 1
+    scores = gwa_jax.head_scores(latents=latents, kernel=kernel, bias=bias, targets=labels)
+    wanted = gwa_core.summarize(np.asarray(scores, np.float64))
+    for k, summary in enumerate(summaries):
+        found = gwa_jax.fetch(summary)
+        assert (found.epoch, found.count, found.omitted) == (k, 40, 0)
+        np.testing.assert_allclose(found.gwa, wanted.gwa, rtol=1e-4)
+
+
+def test_a_state_saved_in_mid_epoch_goes_on(tmp_path):
+    given = batches()
+    half = updates(gwa_jax.init(40), jax.tree.map(lambda x: x[:2], given))
+    leaves, treedef = jax.tree.flatten(half)
+    np.savez(tmp_path / "state.npz", *leaves)
+    with np.load(tmp_path / "state.npz") as saved:
+        loaded = jax.tree.unflatten(treedef, [jnp.asarray(saved[name]) for name in saved.files])
+    ends = [updates(state, jax.tree.map(lambda x: x[2:], given)) for state in (half, loaded)]
+    for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+# What does not fit
+
+
+CASES = [
+    ("kernel of an Equinox layer", {"kernel": (C, D)}, ValueError, "Equinox"),
+    ("kernel of another layer", {"kernel": (D + 1, C)}, ValueError, "input of this head"),
+    ("kernel with its bias", {"kernel": (C,)}, ValueError, "`kernel` must be"),
+    ("targets of another batch", {"targets": (N - 1,)}, ValueError, "`targets` must be"),
+    ("logits of other classes", {"logits": (N, C + 1)}, ValueError, "`logits` must be"),
+    ("mask of another batch", {"where": (N - 1,)}, ValueError, "`where` must"),
+    ("ids of another batch", {"ids": (N - 1,)}, ValueError, "`ids` must"),
+    ("no samples", {"latents": (0, D), "targets": (0,)}, ValueError, "at least one sample"),
+]
+
+
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+@pytest.mark.parametrize(("shapes", "error", "words"), [c[1:] for c in CASES],
+                         ids=[c[0] for c in CASES])  # fmt: skip
+def test_shapes_that_do_not_fit(shapes, error, words, jitted):
+    usual = {"latents": (N, D), "kernel": (D, C), "targets": (N,), "ids": (N,)} | shapes
+    kinds = {"targets": jnp.int32, "ids": jnp.int32, "where": bool}
+    given = {name: jnp.ones(shape, kinds.get(name, jnp.float32)) for name, shape in usual.items()}
+    update = jax.jit(gwa_jax.update) if jitted else gwa_jax.update
+    with pytest.raises(error, match=words):
+        update(gwa_jax.init(N), **given)
+
+
+def test_ids_go_with_num_samples():
+    with pytest.raises(ValueError, match="num_samples=None"):
+        gwa_jax.add(gwa_jax.init(), jnp.zeros(2), ids=jnp.arange(2))
+    with pytest.raises(ValueError, match="no ids and num_samples=4"):
+        gwa_jax.add(gwa_jax.init(4), jnp.zeros(2))
+    with pytest.raises(ValueError, match=r"in 0\.\.3, got 0\.\.4"):
+        gwa_jax.add(gwa_jax.init(4), jnp.zeros(2), ids=np.array([0, 4]))
+    with pytest.raises(TypeError, match="integers"):
+        gwa_jax.add(gwa_jax.init(4), jnp.zeros(2), ids=jnp.zeros(2))
+    with pytest.raises(ValueError, match="num_samples=4"):
+        gwa_jax.merge(gwa_jax.init(4), gwa_jax.init(5))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "10"])
+def test_a_number_of_samples_is_one(size):
+    with pytest.raises(ValueError, match="`num_samples` must be an integer"):
+        gwa_jax.init(size)
+
+
+def test_other_arguments_that_do_not_fit():
+    latents, kernel, _, labels = batch()
+    with pytest.raises(TypeError, match="`targets` must be an array, got list"):
+        gwa_jax.head_scores(latents=latents, kernel=kernel, targets=[0] * N)
+    with pytest.raises(ValueError, match="`loss` must be one of"):
+        gwa_jax.head_scores(latents=latents, kernel=kernel, targets=labels, loss="hinge")
+    with pytest.raises(ValueError, match="`where` must be boolean"):
+        gwa_jax.add(gwa_jax.init(), jnp.zeros(2), where=jnp.ones(2))
+
+
+def test_an_epoch_without_scores_is_said():
+    _, summary = gwa_jax.end_epoch(gwa_jax.init(4))
+    assert int(summary.count) == 0
+    with pytest.raises(ValueError, match="got none since the last"):
+        gwa_jax.fetch(summary)
+    masked = gwa_jax.add(gwa_jax.init(), jnp.zeros(2), where=jnp.zeros(2, bool))
+    with pytest.raises(ValueError, match="got none since the last"):
+        gwa_jax.fetch(gwa_jax.summary(masked))
+
+
+def test_rules_read_the_history():
+    state, history = gwa_jax.init(), []
+    for mean in (0.1, 0.3, 0.2):
+        state = gwa_jax.add(state, values(seed=3) + mean)
+        state, summary = gwa_jax.end_epoch(state)
+        history.append(gwa_jax.fetch(summary))
+    assert gwa_core.select_epoch(history, gwa_core.MaxGWA(warmup=0)).step == 1
+    assert [summary.epoch for summary in history] == [0, 1, 2]

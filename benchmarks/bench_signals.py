@@ -25,6 +25,7 @@ def main() -> None:
     weight = rng.standard_normal((C, D), dtype=np.float32) / 20
     targets = rng.integers(0, C, N)
     logits = latents @ weight.T
+    other, near = logits.copy(), latents.copy()
     norms = np.linalg.norm(latents, axis=1)
     of_logits = {"logits": logits, "targets": targets}
     of_both: dict[str, Any] = {"latents": latents, **of_logits}
@@ -42,11 +43,19 @@ def main() -> None:
         calls[name] = partial(getattr(signals, name), **given)
     together = [*each, "correct", "prediction"]
     calls["all signals of a sample together"] = lambda: signals.sample_signals(together, **of_both)
+    calls["two products of N × N"] = lambda: (logits @ logits.T, latents @ latents.T)
+    # What NumPy does not halve because it sees that the result is symmetric.
+    calls["two products of N × N, unlike factors"] = lambda: (logits @ other.T, latents @ near.T)
+    calls["pairwise_alignment"] = partial(signals.pairwise_alignment, **of_both)
     times = best_of(calls, REPEATS)
     rows: dict[str, Any] = {f"ms, {name}": 1e3 * time for name, time in times.items()}
     for name in ("alignment", "alignment, norms given"):
         rows[f"all signals of a sample together / {name} (must be 1.5 or less)"] = (
             times["all signals of a sample together"] / times[name]
+        )
+    for name in ("two products of N × N", "two products of N × N, unlike factors"):
+        rows[f"pairwise_alignment / {name} (must be 1 or less)"] = (
+            times["pairwise_alignment"] / times[name]
         )
     report("signals", {"N": N, "C": C, "D": D} | rows)
 

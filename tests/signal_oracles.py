@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import combinations, pairwise, permutations, product
 
 import numpy as np
 from oracles import residual, softmax
@@ -66,3 +66,75 @@ def forgetting_events(correct):
         lost = sum(bool(a and not b) for a, b in pairwise(sample))
         out.append(lost if sample.any() else len(sample))
     return np.array(out, np.float64)
+
+
+# Needs: from itertools import combinations, pairwise, permutations, product
+
+
+# Pairs of samples, mini-batches, two runs, matrices
+
+
+def pairwise_alignment(latents, logits, targets, **options):
+    g = gradients(latents, logits, targets, **options).reshape(len(latents), -1)
+    g = g / np.linalg.norm(g, axis=1, keepdims=True)
+    return g @ g.T
+
+
+def mean_pairwise_alignment(latents, logits, targets, **options):
+    pairs = pairwise_alignment(latents, logits, targets, **options)
+    return np.mean([pairs[i, j] for i, j in combinations(range(len(pairs)), 2)])
+
+
+def class_alignment(pairs, targets, num_classes):
+    out = np.full((num_classes, num_classes), np.nan)
+    for a, b in product(range(num_classes), repeat=2):
+        values = [
+            pairs[i, j]
+            for i, j in permutations(range(len(pairs)), 2)
+            if targets[i] == a and targets[j] == b and np.isfinite(pairs[i, j])
+        ]
+        if values:
+            out[a, b] = np.mean(values)
+    return out
+
+
+def gradient_disparity(gradients):
+    return np.mean([np.linalg.norm(a - b) for a, b in combinations(gradients, 2)])
+
+
+def head_gradient_disparity(latents, logits, targets):
+    """Gradients of mean over standard deviation of each mini-batch's losses."""
+    steps = []
+    for z, logit, y in zip(latents, logits, targets, strict=True):
+        losses, n = sample_loss(logit, y), len(y)
+        m, s = losses.mean(), losses.std(ddof=1)
+        parts = 1 / (n * s) - m * (losses - m) / ((n - 1) * s**3)
+        steps.append((parts[:, None, None] * gradients(z, logit, y)).sum(axis=0).ravel())
+    return gradient_disparity(steps)
+
+
+def optimum_alignment(gradient, weights, optimum):
+    g, way = np.ravel(gradient), np.ravel(optimum - weights)
+    return -g @ way / np.linalg.norm(g) / np.linalg.norm(way)
+
+
+def _matrix_entropies(a, b):
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    for gram in (a @ a.T, b @ b.T, (a @ a.T) * (b @ b.T)):
+        values = np.linalg.eigvalsh(gram / len(gram))
+        yield -sum(x * np.log(x) for x in values if x > 1e-14)
+
+
+def matrix_mutual_information_ratio(a, b):
+    first, second, both = _matrix_entropies(a, b)
+    return (first + second - both) / min(first, second)
+
+
+def matrix_entropy_difference_ratio(a, b):
+    first, second, _ = _matrix_entropies(a, b)
+    return abs(first - second) / max(first, second)
+
+
+def centred_class_means(latents, targets, num_classes):
+    means = [latents[targets == c].mean(axis=0) for c in range(num_classes)]
+    return np.array(means) - latents.mean(axis=0)

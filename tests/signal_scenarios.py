@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import signal_oracles as oracles
-from scenarios import HEAD, HOOKED, LABELS, SOFT, C, N, Scenario
+from scenarios import HEAD, HOOKED, LABELS, SOFT, C, D, N, Scenario
 
 from gwa_core import signals
 
@@ -83,5 +83,54 @@ def _scenarios() -> list[Scenario]:
     return out
 
 
+PAIRS = RNG.uniform(-1.0, 1.0, (N, N))
+PAIRS[3], PAIRS[:, 3] = np.nan, np.nan
+BATCHES = {
+    "latents": RNG.normal(size=(4, 5, D)),
+    "logits": RNG.normal(size=(4, 5, C)),
+    "targets": RNG.integers(0, C, (4, 5)),
+}
+WIDE = {**BATCHES, "latents": RNG.normal(size=(4, 5, 50)), "logits": RNG.normal(size=(4, 5, 60))}
+MATRICES = {"a": RNG.normal(size=(9, D)), "b": RNG.normal(size=(9, 12))}
+RUNS = {name: RNG.normal(size=(C, D)) for name in ("gradient", "weights", "optimum")}
+
+
+def _positional(
+    name: str, variant: str, arrays: dict[str, np.ndarray], *options: object
+) -> Scenario:
+    function, oracle = getattr(signals, name), getattr(oracles, name)
+    return Scenario(
+        f"signals.{name}",
+        variant,
+        arrays,
+        lambda a: function(*a.values(), *options),
+        lambda **a: oracle(*a.values(), *options),
+        slack=10,
+    )
+
+
+def _batch_scenarios() -> list[Scenario]:
+    of_both = {"latents": LATENTS, "logits": LOGITS, "targets": TARGETS}
+    out = []
+    for name in ("pairwise_alignment", "mean_pairwise_alignment"):
+        out += [
+            _signal(name, "hard", of_both),
+            _signal(name, "smoothed", of_both, label_smoothing=0.1),
+            _signal(name, "soft", {**of_both, "targets": SOFT}),
+            _signal(name, "sigmoid", {**of_both, "targets": LABELS}, loss="binary_cross_entropy"),
+        ]
+    return [
+        *out,
+        _positional("class_alignment", "gaps", {"pairs": PAIRS, "targets": TARGETS}, C),
+        _positional("centred_class_means", "any", {"latents": LATENTS, "targets": TARGETS}, C),
+        _positional("gradient_disparity", "any", {"gradients": RNG.normal(size=(5, 11))}),
+        _signal("head_gradient_disparity", "gradients", BATCHES),
+        _signal("head_gradient_disparity", "gram", WIDE),
+        _signal("optimum_alignment", "matrix", RUNS),
+        _positional("matrix_mutual_information_ratio", "any", MATRICES),
+        _positional("matrix_entropy_difference_ratio", "any", MATRICES),
+    ]
+
+
 TOGETHER = ("margin", "el2n", "gradient_norm", "correct", "prediction")
-SIGNAL_SCENARIOS = tuple(_scenarios())
+SIGNAL_SCENARIOS = (*_scenarios(), *_batch_scenarios())

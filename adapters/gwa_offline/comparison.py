@@ -1,18 +1,22 @@
-"""Runs beside each other, and alignment beside a metric (Fig. 3)."""
+"""Runs beside each other, and alignment and other signals beside a metric (Fig. 2 and 3)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import summarize_history
+from gwa_offline._view import column, healthy_epochs, metric_names, metric_values
 from gwa_offline.results import Report
 
-__all__ = ["Comparison", "ComparisonRow", "compare"]
+__all__ = ["Comparison", "ComparisonRow", "SignalRow", "compare"]
+
+# Fields of the summaries that stand beside the signals that a run stored.
+OWN_SIGNALS = ("gwa", "mean", "bimodality")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,27 @@ class ComparisonRow:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SignalRow:
+    """One signal of one run beside the metric, over its epochs.
+
+    Parameters
+    ----------
+    run : str
+        Name of the run.
+    signal : str
+        A field of the summaries (gwa, mean, bimodality) or a column that the run stored.
+    pearson, spearman : float or None
+        Correlation with the metric over the epochs that have both; None below three of them, or
+        where one of the two does not change. GWA counts in healthy epochs.
+    """
+
+    run: str
+    signal: str
+    pearson: float | None
+    spearman: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Comparison:
     """Several runs, and how well alignment ranks them.
 
@@ -55,12 +80,15 @@ class Comparison:
         Name of the metric column.
     pearson, spearman : float or None
         Correlation of `max_mean` with the metric over runs; None below three runs that have both.
+    signals : tuple of SignalRow
+        Each signal of each run that has the metric.
     """
 
     rows: tuple[ComparisonRow, ...]
     metric: str | None
     pearson: float | None
     spearman: float | None
+    signals: tuple[SignalRow, ...]
 
 
 def compare(reports: Sequence[Report], *, metric: str | None = None) -> Comparison:
@@ -88,7 +116,7 @@ def compare(reports: Sequence[Report], *, metric: str | None = None) -> Comparis
 
     References
     ----------
-    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.2, Fig. 3.
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.2, Fig. 2 and 3.
     """
     rows = tuple(_row(report, metric) for report in reports)
     if metric is not None and all(row.metric is None for row in rows):
@@ -106,7 +134,28 @@ def compare(reports: Sequence[Report], *, metric: str | None = None) -> Comparis
         metric=metric,
         pearson=_correlation(pairs[:, 0], pairs[:, 1]),
         spearman=_correlation(_ranks(pairs[:, 0]), _ranks(pairs[:, 1])),
+        signals=tuple(row for report in reports for row in _signals(report, metric)),
     )
+
+
+def _signals(report: Report, metric: str | None) -> Iterator[SignalRow]:
+    """Yield the correlation of each signal with the metric over the epochs of a run."""
+    names = metric_names(report)
+    if metric is None or metric not in names:
+        return
+    beside = metric_values(report, metric)
+    own = {name: column(report, name) for name in OWN_SIGNALS}
+    own["gwa"] = np.where(healthy_epochs(report), own["gwa"], np.nan)
+    others = {name: metric_values(report, name) for name in names if name != metric}
+    for name, values in (own | others).items():
+        both = np.isfinite(values) & np.isfinite(beside)
+        a, b = values[both], beside[both]
+        yield SignalRow(
+            run=report.name,
+            signal=name,
+            pearson=_correlation(a, b),
+            spearman=_correlation(_ranks(a), _ranks(b)),
+        )
 
 
 def _row(report: Report, metric: str | None) -> ComparisonRow:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import GWATracker, alignment_scores
+from gwa_core.signals import SIGNALS, TrackedSignals
 from gwa_offline.analysis import analyse
 from gwa_offline.results import Report
 from gwa_offline.store import FeaturesError, RunFolder
@@ -124,18 +125,24 @@ def run_demo(
     network = MLPClassifier(HIDDEN, learning_rate_init=LEARNING_RATE, alpha=0.0, random_state=seed)
     # scikit-learn makes the weights with the first step.
     network.partial_fit(inputs[:BATCH], labels[:BATCH], classes=np.arange(10))
-    tracker = GWATracker(len(labels))
+    tracker, tracked = GWATracker(len(labels)), TrackedSignals(SIGNALS, len(labels))
     for epoch in range(EPOCHS):
         order = rng.permutation(len(labels))
         for start in range(0, len(order), BATCH):
             ids = order[start : start + BATCH]
-            tracker.update(alignment_scores(**_head(network, inputs[ids], labels[ids])), ids=ids)
+            head = _head(network, inputs[ids], labels[ids])
+            logits = head["latents"] @ head["weight"].T + head["bias"]
+            tracker.update(alignment_scores(logits=logits, **head), ids=ids)
+            tracked.update(logits=logits, latents=head["latents"], targets=head["targets"], ids=ids)
             network.partial_fit(inputs[ids], labels[ids])
         run.write_epoch(
             tracker.end_epoch(step=(epoch + 1) * -(-len(order) // BATCH)),
             scores=tracker.scores,
             features=_head(network, inputs, labels, np.float32),
-            metrics={"test_accuracy": network.score(test_inputs, test_labels)},
+            metrics={
+                "test_accuracy": network.score(test_inputs, test_labels),
+                **tracked.end_epoch(),
+            },
         )
         if progress is not None:
             progress(epoch + 1, EPOCHS)

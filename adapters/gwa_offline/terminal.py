@@ -162,6 +162,15 @@ class Terminal:
                     f"{comparison.pearson:.3f}, Spearman {comparison.spearman:.3f}."
                 )
 
+        for run in dict.fromkeys(row.run for row in comparison.signals):
+            shown = [
+                [row.signal, _number(row.pearson), _number(row.spearman)]
+                for row in comparison.signals
+                if row.run == run
+            ]
+            self._line("")
+            self._table(f"{run}: signals beside {metric}", ["signal", "Pearson", "Spearman"], shown)
+
     def wrote(self, paths: Sequence[Path]) -> None:
         """Say where files are."""
         for path in paths:
@@ -195,6 +204,10 @@ class Terminal:
         chosen = report.selection._asdict()
         files = {name: str(values.pop(name)) for name in ("run", "images")}
         self.json({"chosen": chosen, **values, **files, "report": str(page)})
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
 
 
 def _spread(count: int, chosen: int | None) -> list[int]:

@@ -197,3 +197,28 @@ def test_comparison_ranks_runs_as_the_metric_does(tmp_path):
     with pytest.raises(ValueError, match=r"`metric` must be a column.*there is acc"):
         compare(reports, metric="nope")
     assert compare(reports[:2], metric="acc").pearson is None
+
+
+def test_signals_of_a_run_stand_beside_its_metric(tmp_path):
+    run = RunFolder.create(tmp_path / "run", num_samples=60, num_classes=2, adapter="test")
+    tracker = GWATracker()
+    rng = np.random.default_rng(0)
+    accuracy = [0.1, 0.5, 0.3, 0.6, 0.7, 0.65]
+    rising, constant, late = [], [], []
+    for epoch, value in enumerate(accuracy):
+        tracker.update(rng.normal(value, 0.05, 60))
+        rising.append(value**3)
+        constant.append(1.0)
+        late.append(-value if epoch > 1 else None)
+        columns = {"rising": rising[-1], "constant": 1.0, "late": late[-1] or float("nan")}
+        run.write_epoch(tracker.end_epoch(), metrics={"acc": value, **columns})
+    found = {row.signal: row for row in compare([analyse(run.path)], metric="acc").signals}
+    assert list(found) == ["gwa", "mean", "bimodality", "rising", "constant", "late"]
+    wanted = np.corrcoef(accuracy, np.array(accuracy) ** 3)[0, 1]
+    assert found["rising"].pearson == pytest.approx(wanted)
+    assert found["rising"].spearman == pytest.approx(1.0)
+    assert found["mean"].pearson > 0.99
+    # Epochs without it do not count, and what does not change has no correlation.
+    assert found["late"].pearson == pytest.approx(-1.0)
+    assert found["constant"].pearson is None
+    assert compare([analyse(run.path)]).signals == ()

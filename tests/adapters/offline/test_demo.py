@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from gwa_core import gwa_score, summarize
+from gwa_core.signals import SIGNALS
 from gwa_offline.demo import run_demo
 from gwa_offline.store import FeaturesError, RunFolder
 
@@ -19,6 +20,19 @@ def test_chosen_epoch_is_within_a_point_of_the_best(demo):
 def test_most_suspicious_labels_are_the_flipped_ones(demo):
     assert demo.flipped == 130
     assert demo.found / demo.flipped >= 0.90
+
+
+def test_a_run_carries_all_signals(demo):
+    metrics = [record.metrics for record in demo.report.epochs]
+    for name, signal in SIGNALS.items():
+        values = np.array([m[name] for m in metrics[1:]])
+        assert np.isfinite(values).all()
+        low, high = signal.range
+        assert low <= values.min() <= values.max() <= high
+        assert values.std() > 0
+    # The network learns: its loss falls and its margins grow.
+    assert metrics[-1]["sample_loss"] < metrics[0]["sample_loss"] / 2
+    assert metrics[-1]["margin"] > metrics[0]["margin"]
 
 
 def test_same_numbers_at_every_run(demo, tmp_path):

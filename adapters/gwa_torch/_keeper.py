@@ -11,10 +11,12 @@ from typing import Any
 import torch
 
 from gwa_core import EpochSummary, summarize
+from gwa_core.signals import TrackedSignals
 from gwa_torch import _targets
 from gwa_torch._distributed import gather, position
 from gwa_torch._epoch import BySample, ByStream
 from gwa_torch._runs import write_run
+from gwa_torch._signals import load_signals, made_of_tensors
 from gwa_torch.heads import Head, head_device, head_size
 
 __all__ = ["Keeper", "check_count"]
@@ -61,6 +63,7 @@ class Keeper:
         self.beta = beta
         self.loss = loss
         self.process_group = process_group
+        self.signals: TrackedSignals | None = None
         #: Ended epochs in order.
         self.history: list[EpochSummary] = []
         self._updates = 0
@@ -165,6 +168,8 @@ class Keeper:
             step=None if step is None else operator.index(step),
             omitted=omitted,
         )
+        if self.signals is not None:
+            self.signals.end_epoch()
         self.history.append(summary)
         self._epoch, self._ended = epoch, True
         self._updates = 0
@@ -225,7 +230,7 @@ class Keeper:
         run_folder : path
             The folder; made where it does not exist.
         metrics : mapping of str to float, optional
-            Numbers to keep beside the summary.
+            Numbers to keep beside the summary and the means of the signals.
         targets : integer tensor of shape (N,), optional
             Given labels by sample id.
         class_names : sequence of str, optional
@@ -243,7 +248,7 @@ class Keeper:
                 num_classes=self.num_classes,
                 beta=self.beta,
                 loss=self.loss,
-                metrics=metrics,
+                metrics=(self.signals.history[-1] if self.signals else {}) | dict(metrics or {}),
                 targets=targets,
                 class_names=class_names,
             )
@@ -267,6 +272,7 @@ class Keeper:
             "world": world,
             "whole": world == 1 or self._whole,
             "epoch": None if epoch is None else epoch.state_dict(),
+            "signals": None if self.signals is None else made_of_tensors(self.signals.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -298,6 +304,7 @@ class Keeper:
                 )
             epoch = self._new_epoch(head_device(self.head))
             epoch.load_state_dict(state["epoch"])
+        load_signals(self.signals, state.get("signals"))
         history = [EpochSummary(**summary) for summary in state["history"]]
         self.beta, self.history = state["beta"], history
         self._updates = state["updates"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Self
 
 import torch
@@ -13,6 +13,7 @@ from gwa_core import JLSketch
 from gwa_torch import _targets
 from gwa_torch._capture import Capture, Forward, Listener, Recent, same_memory
 from gwa_torch._keeper import Keeper, check_count
+from gwa_torch._signals import check_signals, follow, tracked_signals
 from gwa_torch.heads import head_size, head_sketch, resolve_head
 from gwa_torch.scoring import head_scores
 
@@ -55,6 +56,9 @@ class GWAMonitor(Keeper):
         The loss module, a ``CrossEntropyLoss`` or a ``BCEWithLogitsLoss``. Its calls on the head's
         output itself bring the targets, and `update` is not needed. Label smoothing, class weights
         and ignored class are read from it.
+    signals : str or iterable of str
+        Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none. For class
+        numbers and cross-entropy, in one process.
     process_group : ProcessGroup, optional
         The data-parallel ranks, default all of them once ``torch.distributed`` is initialised.
 
@@ -64,6 +68,8 @@ class GWAMonitor(Keeper):
         Ended epochs in order.
     head : Module
         The head.
+    signals : TrackedSignals or None
+        Their means by epoch, and values by sample. Without label smoothing and class weights.
 
     Raises
     ------
@@ -109,6 +115,7 @@ class GWAMonitor(Keeper):
         projection: JLSketch | int | None = None,
         every: int = 1,
         criterion: nn.Module | None = None,
+        signals: str | Iterable[str] = (),
         process_group: Any = None,
     ) -> None:
         num_samples = None if num_samples is None else check_count("num_samples", num_samples)
@@ -131,6 +138,7 @@ class GWAMonitor(Keeper):
         super().__init__(
             linear, num_samples, beta=beta, loss=self.options.loss, process_group=process_group
         )
+        self.signals = tracked_signals(signals, num_samples, self.options.loss)
         self.every = every
         self._capture = Capture(linear, keep_weight=projection is not None)
         self._loss_hook = None
@@ -219,6 +227,8 @@ class GWAMonitor(Keeper):
         try:
             flat = _targets.flatten(targets, ids, where, self.options, self.head)
             self._check_ids(ids)
+            if self.signals is not None:
+                check_signals(flat, self.process_group)
         except (TypeError, ValueError):
             self._capture.miss()
             raise
@@ -231,7 +241,10 @@ class GWAMonitor(Keeper):
         scores, start = [], 0
         for forward in forwards:
             stop = start + forward.samples
-            scores.append(self._score(forward, flat.part(start, stop)))
+            part = flat.part(start, stop)
+            scores.append(self._score(forward, part))
+            if self.signals is not None:
+                follow(self.signals, forward, part)
             start = stop
         device = scores[0].device
         self._add(

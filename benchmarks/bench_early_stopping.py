@@ -1,16 +1,18 @@
 """GWAEarlyStoppingClassifier on all rows, beside early stopping that gives up a tenth of them.
 
-    python -m benchmarks.bench_early_stopping [folder of Fashion-MNIST, as Debian installs it]
+    python -m benchmarks.bench_early_stopping [--fashion FOLDER, as Debian installs it] [--npz FILE]
 
-The test data judge only. Regret is the best test accuracy of all epochs of the run on all rows, less
+The file has `X`, right labels `y`, and one array of given labels for each kind of noise; ten thousand
+of its rows are trained on, ten thousand others are the test. The test data judge only. Regret is the best test accuracy of all epochs of the run on all rows, less
 that of the epoch kept, in points; where rows were held out it can be negative.
 """
 
 from __future__ import annotations
 
+import argparse
 import gzip
-import sys
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +32,7 @@ SEEDS = range(5)
 NOISES = {"clean": 0.0, "symmetric 20 %": 0.2, "symmetric 40 %": 0.4, "asymmetric 20 %": 0.2}
 EPOCHS = {"digits": 100, "Fashion-MNIST": 50}
 BATCH = {"digits": 200, "Fashion-MNIST": 1000}
-FASHION_ROWS = 10_000
+ROWS = 10_000
 HELD_OUT = 0.1
 PATIENCE = 10
 
@@ -55,6 +57,24 @@ def models(data: str, seed: int) -> dict[str, Any]:
     }
 
 
+@cache
+def _read(file: Path) -> dict[str, Any]:
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def load_noisy(file: Path, noise: str, seed: int) -> tuple[Any, Any, Any, Any]:
+    """Return X, test X, given labels, right test labels, with the columns scaled."""
+    arrays = _read(file)
+    rows = np.random.default_rng(seed).permutation(len(arrays["y"]))[: 2 * ROWS]
+    train, test = rows[:ROWS], rows[ROWS:]
+    given = arrays["y" if noise == "clean" else noise]
+    x = arrays["X"].astype(np.float32)
+    mean, deviation = x[train].mean(axis=0), x[train].std(axis=0)
+    x, test_x = ((x[part] - mean) / deviation for part in (train, test))
+    return x, test_x, given[train].astype(np.int64), arrays["y"][test].astype(np.int64)
+
+
 def load(data: str, seed: int, folder: Path) -> tuple[Any, Any, Any, Any]:
     """Return X, test X, y, test y."""
     if data == "digits":
@@ -62,7 +82,7 @@ def load(data: str, seed: int, folder: Path) -> tuple[Any, Any, Any, Any]:
         x = (x / 16.0).astype(np.float32)
         return tuple(train_test_split(x, y, test_size=500, stratify=y, random_state=seed))
     images, labels = ([_idx(folder, part, kind) for part in ("train", "t10k")] for kind in (3, 1))
-    rows = np.random.default_rng(seed).choice(len(labels[0]), FASHION_ROWS, replace=False)
+    rows = np.random.default_rng(seed).choice(len(labels[0]), ROWS, replace=False)
     x, test = (image.reshape(-1, 784).astype(np.float32) / 255 for image in images)
     return x[rows], test, labels[0][rows], labels[1]
 
@@ -156,10 +176,14 @@ def hold_out(model: Any, data: str, x: Any, y: Any, test: Any) -> tuple[float, i
     return kept, ran
 
 
-def compare(data: str, noise: str, name: str, seed: int, folder: Path) -> dict[str, Any]:
+def compare(data: str, noise: str, name: str, seed: int, place: Path) -> dict[str, Any]:
     """Return accuracy, regret and epochs of each way, of one run."""
-    x, test_x, y, test_y = load(data, seed, folder)
-    y, test = make_wrong(y, noise, seed), (test_x, test_y)
+    if data in ("digits", "Fashion-MNIST"):
+        x, test_x, y, test_y = load(data, seed, place)
+        y = make_wrong(y, noise, seed)
+    else:
+        x, test_x, y, test_y = load_noisy(place, noise, seed)
+    test = test_x, test_y
     history, accuracy = train_on_all(models(data, seed)[name], data, x, y, test)
     ways: dict[str, tuple[float, int]] = {}
     for rule_name, rule in RULES.items():
@@ -187,30 +211,45 @@ def compare(data: str, noise: str, name: str, seed: int, folder: Path) -> dict[s
     }
 
 
+def measure(data: str, name: str, noises: list[str], place: Path) -> dict[str, Any]:
+    """Return the means over the seeds of one model, by way and noise."""
+    found: dict[str, dict[str, Any]] = {}
+    for noise in noises:
+        runs = [compare(data, noise, name, seed, place)["ways"] for seed in SEEDS]
+        for way in runs[0]:
+            of_seeds = np.array([run[way] for run in runs])
+            found.setdefault(way, {})[noise] = {
+                "accuracy": round(float(of_seeds[:, 0].mean()), 2),
+                "regret": round(float(of_seeds[:, 1].mean()), 2),
+                "worst regret": round(float(of_seeds[:, 1].max()), 2),
+                "epochs": round(float(of_seeds[:, 2].mean()), 1),
+            }
+    for way, by_noise in found.items():
+        for figure in ("accuracy", "regret", "epochs"):
+            values = [by_noise[noise][figure] for noise in noises]
+            by_noise[f"mean {figure}"] = round(float(np.mean(values)), 2)
+        print(f"{data}, {name}, {way}: {by_noise}", flush=True)
+    return found
+
+
 def main() -> None:
     """Measure and report."""
-    folder = Path(sys.argv[-1]) if len(sys.argv) > 1 and Path(sys.argv[-1]).is_dir() else FASHION
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--fashion", type=Path, default=FASHION, help="folder of Fashion-MNIST")
+    parser.add_argument("--npz", type=Path, help="one more data set, with its labels")
+    options = parser.parse_args()
     warnings.simplefilter("ignore", ConvergenceWarning)
-    rows: dict[str, Any] = {}
-    for data in EPOCHS:
-        for name in models(data, 0):
-            found: dict[str, dict[str, Any]] = {}
-            for noise in NOISES:
-                runs = [compare(data, noise, name, seed, folder)["ways"] for seed in SEEDS]
-                for way in runs[0]:
-                    of_seeds = np.array([run[way] for run in runs])
-                    found.setdefault(way, {})[noise] = {
-                        "accuracy": round(float(of_seeds[:, 0].mean()), 2),
-                        "regret": round(float(of_seeds[:, 1].mean()), 2),
-                        "worst regret": round(float(of_seeds[:, 1].max()), 2),
-                        "epochs": round(float(of_seeds[:, 2].mean()), 1),
-                    }
-            for way, by_noise in found.items():
-                for figure in ("accuracy", "regret", "epochs"):
-                    values = [by_noise[noise][figure] for noise in NOISES]
-                    by_noise[f"mean {figure}"] = round(float(np.mean(values)), 2)
-                print(f"{data}, {name}, {way}: {by_noise}", flush=True)
-            rows[f"{data}, {name}"] = found
+    sets = {data: (list(NOISES), options.fashion) for data in EPOCHS}
+    if options.npz is not None:
+        noises = [name for name in _read(options.npz) if name not in ("X", "y")]
+        data = options.npz.stem
+        EPOCHS[data], BATCH[data] = EPOCHS["Fashion-MNIST"], BATCH["Fashion-MNIST"]
+        sets[data] = (["clean", *noises], options.npz)
+    rows = {
+        f"{data}, {name}": measure(data, name, noises, place)
+        for data, (noises, place) in sets.items()
+        for name in models(data, 0)
+    }
     report("early_stopping", {"seeds": len(SEEDS), "epochs": EPOCHS, "batch": BATCH, **rows})
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "check_bias",
     "check_choice",
     "check_fraction",
+    "check_labels",
     "check_loss",
     "check_matrix",
     "check_positive_int",
@@ -170,6 +171,16 @@ def check_loss(
         counted = targets if where is None else targets[where]
         if counted.shape[0] > 0:
             _check_target_values(xp, counted, classes, loss)
+
+
+def check_labels(xp: Any, targets: Array, rows: int, classes: int) -> None:
+    """Check class numbers (N,), where soft targets have no meaning."""
+    if targets.ndim != 1:
+        raise ValueError(
+            f"`targets` must be (N,) class numbers, got shape {tuple(targets.shape)}; with soft "
+            "targets no class is the label"
+        )
+    check_loss(xp, targets, rows, classes, "cross_entropy", 0.0)
 
 
 def _check_target_values(xp: Any, targets: Array, classes: int, loss: str) -> None:

@@ -18,7 +18,6 @@ class OverEpochs:
         self.square = np.zeros(size)  # about the mean (Welford)
         self.last = np.full(size, np.nan)
         self.falls = np.zeros(size)
-        self.epochs = np.zeros(())
 
     def add(self, values: np.ndarray[Any, Any]) -> None:
         """Add an epoch; nan where a sample was not seen."""
@@ -31,7 +30,6 @@ class OverEpochs:
         self.square = self.square + step
         self.falls = self.falls + (seen & (values < self.last))
         self.last = np.where(seen, values, self.last)
-        self.epochs = self.epochs + 1
 
     def mean(self) -> np.ndarray[Any, Any]:
         """Return the mean over the epochs in which a sample was seen."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from gwa_core._lib.array import Array, constant, is_host, map_rows, namespace, result_dtype
-from gwa_core._lib.checks import check_loss, check_matrix
+from gwa_core._lib.checks import check_labels, check_matrix
 from gwa_core._lib.numerics import (
     first_argmax,
     log_sigmoid,
@@ -112,12 +112,7 @@ def softmax_rows(logits: Array, targets: Array) -> Rows:
     xp = namespace(logits=logits, targets=targets)
     check_matrix(xp, "logits", logits, shape="(N, C)")
     rows, classes = logits.shape
-    if targets.ndim != 1:
-        raise ValueError(
-            f"`targets` must be (N,) class numbers, got shape {tuple(targets.shape)}; with soft "
-            "targets no class is the label"
-        )
-    check_loss(xp, targets, rows, classes, "cross_entropy", 0.0)
+    check_labels(xp, targets, rows, classes)
     dtype = result_dtype(xp, logits)
     labels, known = _indexable(xp, targets, classes)
 
@@ -126,7 +121,7 @@ def softmax_rows(logits: Array, targets: Array) -> Rows:
         others = replace_at(xp, logit, label, xp.finfo(dtype).min)
         best = first_argmax(xp, others) if not is_host(others) else xp.argmax(others, axis=1)
         own, peak = pick(xp, logit, label), pick(xp, logit, best)
-        weights = _weights(xp, others, peak, label, best)
+        weights = _weights(xp, others, peak, best)
         return (
             xp.squeeze(own - peak, axis=1),
             best,
@@ -148,13 +143,13 @@ def _finite(xp: Any, logits: Array) -> Array:
     return xp.all(xp.isfinite(logits), axis=1)
 
 
-def _weights(xp: Any, others: Array, peak: Array, label: Array, best: Array) -> Array:
+def _weights(xp: Any, others: Array, peak: Array, best: Array) -> Array:
     """Return exp(logit - peak) of the classes but y and j, 0 at those."""
     if is_host(others):
         # `others` is this block's own copy.
         others -= peak
         weights = xp.exp(others, out=others)
-        weights[xp.arange(label.shape[0]), best] = 0.0  # on the host
+        weights[xp.arange(best.shape[0]), best] = 0.0  # on the host
         return weights
     zero = constant(xp, 0.0, others)
     return xp.where(one_hot_mask(xp, best, others.shape[1]), zero, xp.exp(others - peak))

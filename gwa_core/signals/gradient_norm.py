@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 from gwa_core._lib.array import Array, map_rows, namespace, result_dtype
 from gwa_core._lib.checks import Loss, check_matrix
 from gwa_core._lib.numerics import norm
@@ -135,4 +133,4 @@ def latent_norms(latents: Array, *, rows: int) -> Array:
     def part(z: Array) -> Array:
         return norm(xp, xp.astype(z, dtype, copy=False))
 
-    return map_rows(partial(part), xp, latents, row_bytes=4 * latents.shape[1])
+    return map_rows(part, xp, latents, row_bytes=4 * latents.shape[1])

@@ -12,7 +12,7 @@ from gwa_core._lib.array import (
     quiet,
     result_dtype,
 )
-from gwa_core._lib.checks import check_loss, check_matrix, check_positive_int
+from gwa_core._lib.checks import check_labels, check_matrix, check_positive_int
 from gwa_core._lib.numerics import divide_or_zero, norm, one_hot_mask
 
 __all__ = [
@@ -173,12 +173,7 @@ def centred_class_means(latents: Array, targets: Array, num_classes: int) -> Arr
     xp = namespace(latents=latents, targets=targets)
     check_matrix(xp, "latents", latents, shape="(N, D)")
     check_positive_int("num_classes", num_classes)
-    if targets.ndim != 1:
-        raise ValueError(
-            f"`targets` must be (N,) class numbers, got shape {tuple(targets.shape)}; with soft "
-            "targets no class is the label"
-        )
-    check_loss(xp, targets, latents.shape[0], max(num_classes, 2), "cross_entropy", 0.0)
+    check_labels(xp, targets, latents.shape[0], max(num_classes, 2))
     dtype = result_dtype(xp, latents)
     labels = xp.astype(targets, index_dtype(xp, targets))
     finite = xp.all(xp.isfinite(latents), axis=1)

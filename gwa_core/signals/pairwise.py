@@ -15,7 +15,7 @@ from gwa_core._lib.array import (
     quiet,
     result_dtype,
 )
-from gwa_core._lib.checks import Loss, check_loss, check_matrix, check_positive_int
+from gwa_core._lib.checks import Loss, check_labels, check_loss, check_matrix, check_positive_int
 from gwa_core._lib.numerics import divide_or_zero, norm, one_hot_mask, replace_at, row_sum
 from gwa_core.residual import _others, _scaled_residual
 from gwa_core.targets import _indexable
@@ -218,12 +218,7 @@ def class_alignment(pairs: Array, targets: Array, num_classes: int) -> Array:
             f"`pairs` must be (N, N), got shape {tuple(pairs.shape)}; it has one row and one "
             "column a sample"
         )
-    if targets.ndim != 1:
-        raise ValueError(
-            f"`targets` must be (N,) class numbers, got shape {tuple(targets.shape)}; with soft "
-            "targets no class is the label"
-        )
-    check_loss(xp, targets, rows, max(num_classes, 2), "cross_entropy", 0.0)
+    check_labels(xp, targets, rows, max(num_classes, 2))
     dtype, labels = result_dtype(xp, pairs), xp.astype(targets, index_dtype(xp, targets))
     numbers = xp.arange(rows, dtype=labels.dtype, device=device_of(pairs))
     counted = xp.isfinite(pairs) & ~one_hot_mask(xp, numbers, rows)

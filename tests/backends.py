@@ -170,6 +170,8 @@ ARRAY_FUNCTIONS = (
     "signals.mean_pairwise_alignment",
     "signals.optimum_alignment",
     "signals.pairwise_alignment",
+    "signals.rescaled_loss",
+    "signals.OverEpochs",
 )
 HOST_FUNCTIONS = ("GWATracker", "signals.TrackedSignals")
 FUNCTIONS = ARRAY_FUNCTIONS + HOST_FUNCTIONS

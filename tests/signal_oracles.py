@@ -56,6 +56,26 @@ def prediction_changes(previous, current):
     return np.mean([a != b for a, b in both])
 
 
+def rescaled_loss(losses):
+    return np.mean(losses) / np.std(losses, ddof=1)
+
+
+def over_epochs(label_probability, correct, prediction):
+    """What each sample's epochs say, from the list of those in which it was seen."""
+    mean, deviation, forgotten = [], [], []
+    for p, c in zip(label_probability.T, correct.T, strict=True):
+        p, c = p[np.isfinite(p)], c[np.isfinite(c)]
+        mean.append(p.mean() if len(p) else np.nan)
+        deviation.append(p.std() if len(p) else np.nan)
+        falls = sum(a > b for a, b in pairwise(c)) if c.any() else len(c)
+        forgotten.append(falls if len(c) else np.nan)
+    known = np.isfinite(prediction[:-1]).any(axis=0) & np.isfinite(prediction[-1])
+    before = [x[np.isfinite(x)][-1] for x in prediction[:-1, known].T]
+    # `prediction_changes` divides in float32.
+    share = np.float32(np.mean(before != prediction[-1, known]))
+    return np.array(mean), np.array(deviation), np.array(forgotten), share
+
+
 def cartography(probabilities):
     return np.nanmean(probabilities, axis=0), np.nanstd(probabilities, axis=0)
 

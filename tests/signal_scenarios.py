@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import signal_oracles as oracles
 from scenarios import HEAD, HOOKED, LABELS, SOFT, C, D, N, Scenario
@@ -14,6 +16,13 @@ PROBABILITIES = RNG.random((4, N))
 PROBABILITIES[1, 2] = np.nan
 CORRECT = RNG.random((5, N)) < 0.6
 CORRECT[:, 4] = False
+# A sample that is never seen, one that is never right, and others that are absent at times.
+SEEN, HITS = RNG.random((4, N)), (RNG.random((4, N)) < 0.6).astype(float)
+CLASSES = RNG.integers(0, C, (4, N)).astype(float)
+HITS[:, 3] = 0.0
+for epochs in (SEEN, HITS, CLASSES):
+    epochs[:, 2] = np.nan
+    epochs[RNG.random((4, N)) < 0.2] = np.nan
 BEFORE, AFTER = RNG.integers(-1, C, N), RNG.integers(-1, C, N)
 
 
@@ -79,8 +88,24 @@ def _scenarios() -> list[Scenario]:
             oracles.prediction_changes,
             "count",
         ),
+        Scenario(
+            "signals.OverEpochs",
+            "gaps",
+            {"label_probability": SEEN, "correct": HITS, "prediction": CLASSES},
+            _over_epochs,
+            oracles.over_epochs,
+            slack=3,
+        ),
     ]
     return out
+
+
+def _over_epochs(arrays: dict[str, Any]) -> tuple[Any, ...]:
+    names = ("label_probability", "variability", "forgetting_events", "prediction_changes")
+    run = signals.OverEpochs.begin(names, arrays["correct"][0, :])
+    for epoch in range(SEEN.shape[0]):
+        run = run.add({name: x[epoch, :] for name, x in arrays.items()})
+    return *run.by_sample().values(), run.means()["prediction_changes"]
 
 
 PAIRS = RNG.uniform(-1.0, 1.0, (N, N))
@@ -124,6 +149,7 @@ def _batch_scenarios() -> list[Scenario]:
         _positional("class_alignment", "gaps", {"pairs": PAIRS, "targets": TARGETS}, C),
         _positional("centred_class_means", "any", {"latents": LATENTS, "targets": TARGETS}, C),
         _positional("gradient_disparity", "any", {"gradients": RNG.normal(size=(5, 11))}),
+        _positional("rescaled_loss", "any", {"losses": RNG.random(9)}),
         _signal("head_gradient_disparity", "gradients", BATCHES),
         _signal("head_gradient_disparity", "gram", WIDE),
         _signal("optimum_alignment", "matrix", RUNS),

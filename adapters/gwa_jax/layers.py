@@ -1,28 +1,22 @@
-"""γ of any part of a JAX network, from explicit per-sample gradients (Fig. 7)."""
+"""Parts of a network, from explicit gradients: γ, norms, and how far mini-batches lie apart."""
 
 from __future__ import annotations
 
-import difflib
-import re
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gwa_core import gradient_alignment
-from gwa_jax._tracing import automatic, lenient, spec
+from gwa_core.signals import gradient_disparity, rescaled_loss
+from gwa_jax._stages import Gradients, LossFn, Stages
 from gwa_jax.scoring import Array
 
-__all__ = ["layer_alignment"]
-
-Stages: TypeAlias = Mapping[str, str | Sequence[str]] | Sequence[str]
+__all__ = ["layer_alignment", "layer_gradient_disparity", "layer_gradient_norms"]
 
 
 def layer_alignment(
-    loss_fn: Callable[[Any, Any, Any], Any],
+    loss_fn: LossFn,
     params: Any,
     inputs: Any,
     targets: Any,
@@ -107,179 +101,136 @@ def layer_alignment(
     >>> {name: score.shape for name, score in measure(params, x, y).items()}
     {'full': (6,), 'head': (6,)}
     """
-    samples = _count(inputs, targets)
-    step = samples if chunk_size is None else chunk_size
-    if not isinstance(step, int) or isinstance(step, bool) or step < 1:
-        raise ValueError(f"`chunk_size` must be an integer of at least 1, got {chunk_size!r}")
-    nnx: Any = sys.modules.get("flax.nnx")
-    loss_of = loss_fn
-    if nnx and isinstance(params, nnx.Module):
-        graph, params = nnx.split(params)
 
-        def loss_of(params: Any, x: Any, y: Any) -> Any:
-            return loss_fn(nnx.merge(graph, params), x, y)
+    def measure(gradient: Array, weights: Array) -> Array:
+        score: Array = gradient_alignment(gradient[None], weights)[0]
+        return score
 
-    leaves, tree = jax.tree.flatten(params)
-    members = _members(_names(params, nnx), stages)
-    wanted = sorted(set().union(*members.values()))
-    arrays = {k: x for k, x in enumerate(leaves) if _is_array(x)}
-
-    def measure(arrays: dict[int, Array], inputs: Any, targets: Any) -> dict[str, Array]:
-        known = dict(enumerate(leaves)) | arrays
-        weights = {k: _varying(arrays[k], (inputs, targets)) for k in wanted}
-
-        def loss(weights: dict[int, Array], x: Any, y: Any) -> Any:
-            return _one_number(loss_of(jax.tree.unflatten(tree, (known | weights).values()), x, y))
-
-        flat = {stage: _flat(weights[k] for k in some) for stage, some in members.items()}
-
-        def score(sample: tuple[Any, Any]) -> dict[str, Array]:
-            found = jax.grad(loss)(weights, *sample)
-            return {
-                stage: _score(_flat(found[k] for k in some), flat[stage])
-                for stage, some in members.items()
-            }
-
-        if step < samples:
-            made: dict[str, Array] = jax.lax.map(score, (inputs, targets), batch_size=step)
-        else:
-            made = jax.vmap(score)((inputs, targets))
-        return made
-
-    args = jax.lax.stop_gradient((arrays, inputs, targets))
-    first = jax.tree.leaves((inputs, targets))[0]
-    rows = spec(first, leave=first.ndim - 1)
-    scores = automatic(measure, dict.fromkeys(members, rows), *args)
-    # In the order that was asked for; JAX has sorted them.
-    return {stage: jax.lax.stop_gradient(scores[stage]) for stage in members}
+    return Gradients(loss_fn, params, stages).of_samples(measure, inputs, targets, chunk_size)
 
 
-@lenient
-def _flat(arrays: Iterable[Array]) -> Array:
-    """Join the arrays of a stage, in the widest of their dtypes but at least float32."""
-    arrays = list(arrays)
-    wide = jnp.result_type(jnp.float32, *(x.dtype for x in arrays))
-    return jnp.concatenate([jnp.ravel(x).astype(wide) for x in arrays])
+def layer_gradient_norms(
+    loss_fn: LossFn,
+    params: Any,
+    inputs: Any,
+    targets: Any,
+    stages: Stages | None = None,
+    *,
+    chunk_size: int | None = None,
+) -> dict[str, Array]:
+    r"""Return the norm of each sample's gradient for chosen parts of a network (GraNd).
 
+    .. math:: \|\nabla_w \mathcal L_i\|_2
 
-@lenient
-def _score(gradient: Array, weights: Array) -> Array:
-    score: Array = gradient_alignment(gradient[None], weights)[0]
-    return score
+    High is suspicious, or hard. For the head alone `gwa_core.signals.gradient_norm` needs no
+    gradient. TracIn's self-influence at a checkpoint is its square times the learning rate.
 
+    Parameters
+    ----------
+    loss_fn, params, inputs, targets, stages, chunk_size
+        As for `layer_alignment`.
 
-def _varying(x: Array, data: Any) -> Array:
-    """Let a parameter differ between the devices of `shard_map` where the samples do.
+    Returns
+    -------
+    dict of str to array of shape (N,)
+        At least 0 for each stage, float32 (float64 for float64 parameters); not finite where a
+        gradient is not. No gradient flows through it.
 
-    JAX would take the gradient of one that is the same on all devices as the sum over them.
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_alignment`.
+
+    Notes
+    -----
+    Parameters, cost and memory are those of `layer_alignment`. GraNd is the mean over several
+    initialisations, and TracIn's self-influence the sum over checkpoints.
+
+    References
+    ----------
+    Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet", NeurIPS 2021; Pruthi et al.,
+    "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> from gwa_jax import layer_gradient_norms
+    >>> def loss_fn(params, x, y):
+    ...     return 0.5 * (params["w"] @ x + params["b"] - y) ** 2
+    >>> params = {"w": jnp.asarray([1.0, 0.0]), "b": jnp.asarray(0.0)}
+    >>> x, y = jnp.asarray([[3.0, 4.0], [0.0, 0.0]]), jnp.asarray([2.0, 1.0])
+    >>> layer_gradient_norms(loss_fn, params, x, y, ["w", ""])
+    {'w': Array([5., 0.], dtype=float32), '': Array([5.0990195, 1.       ], dtype=float32)}
     """
-    axes = {axis for leaf in jax.tree.leaves(data) for axis in _axes(leaf)} - _axes(x)
-    lax: Any = jax.lax
-    if axes and hasattr(lax, "pcast"):
-        x = lax.pcast(x, tuple(axes), to="varying")
-    elif axes:  # JAX 0.7 and 0.8
-        x = lax.pvary(x, tuple(axes))
-    return x
+
+    def measure(gradient: Array, _: Array) -> Array:
+        length: Array = jnp.linalg.norm(gradient)
+        return length
+
+    return Gradients(loss_fn, params, stages).of_samples(measure, inputs, targets, chunk_size)
 
 
-def _axes(x: Any) -> frozenset[Any]:
-    """Return the axes of a mesh over which an array varies inside `shard_map`."""
-    kind: Any = jax.typeof(x) if isinstance(x, jax.Array) else None
-    # JAX 0.10 has renamed it.
-    axes: frozenset[Any] = getattr(
-        getattr(kind, "manual_axis_type", None), "varying", getattr(kind, "vma", frozenset())
-    )
-    return axes
+def layer_gradient_disparity(
+    loss_fn: LossFn,
+    params: Any,
+    batches: Iterable[tuple[Any, Any]],
+    stages: Stages | None = None,
+) -> dict[str, Array]:
+    r"""Return how far the gradients of mini-batches lie apart for chosen parts of a network.
 
+    .. math:: \frac{2}{S (S - 1)} \sum_{s < t} \left\|\nabla_w \frac{m_s}{\sigma_s} -
+       \nabla_w \frac{m_t}{\sigma_t}\right\|_2
 
-def _is_array(x: Any) -> bool:
-    """Tell arrays from what else is a leaf of an Equinox module."""
-    return isinstance(x, jax.Array | np.ndarray | np.generic)
+    with :math:`m_s` the mean and :math:`\sigma_s` the deviation of the losses of mini-batch s, as
+    `gwa_core.signals.rescaled_loss` has it. A rise from epoch to epoch is taken for overfitting;
+    see `gwa_core.GradientDisparity`. For the head alone `gwa_core.signals.head_gradient_disparity`
+    needs no gradient.
 
+    Parameters
+    ----------
+    loss_fn, params, stages
+        As for `layer_alignment`; the loss is that of one sample.
+    batches : iterable of pairs (inputs, targets)
+        S mini-batches of one size, at least two samples, each as `layer_alignment` takes one. The
+        paper takes S = 5.
 
-def _one_number(value: Any) -> Any:
-    if not _is_array(value) or value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
-        got = f"{value.dtype}{list(value.shape)}" if _is_array(value) else type(value).__name__
-        raise ValueError(
-            f"`loss_fn` must return one floating-point number, a 0-D array, got {got}; it is called "
-            "for one sample without an axis for the batch, and returns the loss alone"
-        )
-    return value
+    Returns
+    -------
+    dict of str to 0-D array
+        At least 0 for each stage, float32 (float64 for float64 parameters). Lower is better; nan
+        where a gradient is not finite, and where all losses of a mini-batch are equal. No gradient
+        flows through it.
 
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_alignment`, and on fewer than two mini-batches, on sizes that differ, and on
+        mini-batches of one sample.
 
-def _names(params: Any, nnx: Any) -> dict[int, str]:
-    """Return the dotted paths of all parameters by their place among the leaves."""
-    kind = nnx.Variable if nnx else ()
-    nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, kind))
-    names: dict[int, str] = {}
-    place = 0
-    for path, node in nodes:
-        name = jax.tree_util.keystr(path, simple=True, separator=".")
-        trained = not isinstance(node, kind) or isinstance(node, nnx.Param)
-        for leaf in jax.tree.leaves(node):
-            floating = _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
-            if trained and floating and not name.startswith("batch_stats."):
-                names[place] = name
-            place += 1
-    return names
+    Notes
+    -----
+    Cost: a forward and a backward pass of each mini-batch, one after the other, and O(S² P) for
+    the distances. Memory: S × P gradients for the P parameters of all stages together. Each sample
+    is alone in its pass, as in `layer_alignment`. Runs under jit, scan and vmap, and on global
+    arrays of any sharding; in shard_map a mini-batch must be whole on its device.
 
+    References
+    ----------
+    Forouzesh and Thiran, "Disparity Between Batches as a Signal for Early Stopping", ECML PKDD
+    2021.
 
-def _members(names: dict[int, str], stages: Stages | None) -> dict[str, list[int]]:
-    """Return the places of the parameters of each stage, in the order of the tree."""
-    if stages is None:
-        stages = {"full": ""}
-    if isinstance(stages, str):
-        stages = [stages]
-    if not isinstance(stages, Mapping):
-        stages = {prefix: [prefix] for prefix in stages}
-    if not stages:
-        raise ValueError("`stages` must name at least one part of the tree, got none")
-    # Haiku writes a module inside another as "outer/~/inner".
-    places = {name[: end.start()] for name in names.values() for end in re.finditer("[./]", name)}
-    places |= {"", *names.values()}
-    found = {}
-    for stage, given in stages.items():
-        prefixes = [given] if isinstance(given, str) else list(given)
-        for prefix in prefixes:
-            if prefix not in places:
-                near = difflib.get_close_matches(prefix, sorted(places - {""}), n=3) or sorted(
-                    {re.split("[./]", name)[0] for name in names.values()}
-                )
-                raise ValueError(
-                    "`stages` must name sub-trees or arrays with parameters, got "
-                    f"{prefix!r} in stage {stage!r}; there are {', '.join(near) or 'none'}"
-                )
-        found[stage] = [
-            place
-            for place, name in names.items()
-            if any(
-                not prefix or name == prefix or name.startswith((f"{prefix}.", f"{prefix}/"))
-                for prefix in prefixes
-            )
-        ]
-        if not found[stage]:
-            raise ValueError(
-                f"`stages` must have parameters, got stage {stage!r} of {prefixes} with none; they "
-                "are arrays of floating point"
-            )
-    return found
-
-
-def _count(inputs: Any, targets: Any) -> int:
-    """Return how many samples there are."""
-    arrays = jax.tree.leaves((inputs, targets))
-    if not all(_is_array(x) and x.ndim for x in arrays):
-        kinds = ", ".join(
-            f"{x.dtype}{list(x.shape)}" if _is_array(x) else type(x).__name__ for x in arrays[:8]
-        )
-        raise TypeError(
-            f"`inputs` and `targets` must be arrays with the samples first, got {kinds}; convert "
-            "lists with `jax.numpy.asarray`"
-        )
-    sizes = [x.shape[0] for x in arrays]
-    if len(set(sizes)) != 1 or sizes[0] == 0:
-        raise ValueError(
-            "`inputs` and `targets` must have the same number of samples, at least one, got "
-            f"{', '.join(map(str, sizes)) or 'no array'}"
-        )
-    return int(sizes[0])
+    Examples
+    --------
+    >>> import jax
+    >>> from gwa_jax import layer_gradient_disparity
+    >>> def loss_fn(kernel, x, y):
+    ...     return -jax.nn.log_softmax(x @ kernel)[y]
+    >>> keys = jax.random.split(jax.random.key(0), 6)
+    >>> y = jax.numpy.arange(6) % 3
+    >>> batches = [(jax.random.normal(key, (6, 8)), y) for key in keys[1:]]
+    >>> found = layer_gradient_disparity(loss_fn, jax.random.normal(keys[0], (8, 3)), batches)
+    >>> found["full"].shape, bool(found["full"] > 0)
+    ((), True)
+    """
+    gradients = Gradients(loss_fn, params, stages)
+    return gradients.of_batches(rescaled_loss, gradient_disparity, batches)

@@ -7,15 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from gwa_core import Moments
+from gwa_jax._rows import NEVER, check_rows, check_size, count, place, seen
 from gwa_jax._tracing import automatic, everywhere, lenient, spec
 from gwa_jax.scoring import Array, Loss, head_scores
 
-__all__ = ["NEVER", "State", "add", "empty", "init", "merge", "update"]
-
-NEVER = np.iinfo(np.int32).max
+__all__ = ["State", "add", "empty", "init", "merge", "update"]
 
 
 class State(NamedTuple):
@@ -72,13 +70,7 @@ def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
     >>> gwa_jax.init(50_000).values.shape
     (50000,)
     """
-    if num_samples is not None and not (
-        isinstance(num_samples, int | np.integer)
-        and not isinstance(num_samples, bool)
-        and 1 <= num_samples < NEVER
-    ):
-        raise ValueError(f"`num_samples` must be an integer of at least 1, got {num_samples!r}")
-    size = 0 if num_samples is None else int(num_samples)
+    size = check_size(num_samples)
     # What jit returns is bound to no device, and each leaf has a buffer that a step may donate.
     state: State = jax.jit(empty, static_argnums=(1, 2))(0, size, jnp.dtype(dtype))
     return state
@@ -201,28 +193,7 @@ def add(
     TypeError, ValueError
         As `update`.
     """
-    size = state.order.shape[-1]
-    for name, x in {"ids": ids, "where": where}.items():
-        if x is not None and tuple(x.shape) != tuple(scores.shape):
-            raise ValueError(
-                f"`{name}` must have one entry a sample, {tuple(scores.shape)}, got "
-                f"{tuple(x.shape)}"
-            )
-    if where is not None and where.dtype != bool:
-        raise ValueError(f"`where` must be boolean, got {where.dtype}; True marks what counts")
-    if (ids is None) != (size == 0):
-        raise ValueError(
-            "`ids` and `num_samples` must be given together, got "
-            f"{'no ' if ids is None else ''}ids and num_samples={size or None}; let the dataset "
-            "give its index, and say init(num_samples=len(dataset))"
-        )
-    if ids is not None and not jnp.issubdtype(ids.dtype, jnp.integer):
-        raise TypeError(f"`ids` must be integers, got {ids.dtype}")
-    if isinstance(ids, np.ndarray) and ids.size and not 0 <= ids.min() <= ids.max() < size:
-        raise ValueError(
-            f"`ids` must be in 0..{size - 1}, got {ids.min()}..{ids.max()}; ids number the whole "
-            "training set, not the batch"
-        )
+    check_rows(tuple(scores.shape), state.order.shape[-1], ids=ids, where=where)
     new: State = _add(state, scores, ids, where, axis_name)
     return new
 
@@ -241,36 +212,22 @@ def _take_in(
     state: State, scores: Array, ids: Array | None, where: Array | None, *, axis_name: Any
 ) -> State:
     scores = jax.lax.stop_gradient(scores).reshape(-1).astype(state.values.dtype)
-    where = jnp.ones(scores.shape, bool) if where is None else where.reshape(-1)
+    where = seen(where, len(scores), axis_name)
     if axis_name is not None:
-        scores, where = everywhere(scores, axis_name), everywhere(where, axis_name)
+        scores = everywhere(scores, axis_name)
     if ids is None:
         counted = where & jnp.isfinite(scores)
         return state._replace(
-            omitted=state.omitted + _count(where & ~counted),
+            omitted=state.omitted + count(where & ~counted),
             moments=state.moments.merge(Moments.from_batch(scores, where=counted)),
         )
-    ids = ids.reshape(-1).astype(jnp.int32)
-    if axis_name is not None:
-        ids = everywhere(ids, axis_name)
-    size = state.order.shape[0]
-    known = where & (ids >= 0) & (ids < size)
-    # Places outside are dropped.
-    slots = jnp.where(known, ids, size)
-    moment = state.rows + jnp.arange(len(ids), dtype=jnp.int32)
-    order = state.order.at[slots].min(moment, mode="drop")
-    # One row of a batch is the first of its sample, so that no two write to one place.
-    first = order.at[slots].get(mode="fill", fill_value=-1) == moment
+    rows = place(state.order, state.rows, ids, where, axis_name)
     return state._replace(
-        rows=state.rows + len(ids),
-        omitted=state.omitted + _count(where & ~known),
-        order=order,
-        values=state.values.at[jnp.where(first, slots, size)].set(scores, mode="drop"),
+        rows=state.rows + len(scores),
+        omitted=state.omitted + rows.unknown,
+        order=rows.order,
+        values=state.values.at[rows.slots].set(scores, mode="drop"),
     )
-
-
-def _count(x: Array) -> Array:
-    return jnp.sum(x, dtype=jnp.int32)
 
 
 @jax.jit

@@ -10,9 +10,10 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from gwa_core import EpochSummary, Moments, summarize
+from gwa_jax._rows import NEVER
 from gwa_jax._tracing import automatic, lenient, spec
 from gwa_jax.scoring import Array
-from gwa_jax.state import NEVER, State, empty
+from gwa_jax.state import State, empty
 
 __all__ = ["end_epoch", "fetch", "scores", "summary"]
 

@@ -4,7 +4,11 @@ Signals of a sample rank labels; signals of an epoch or of a batch choose betwee
 """
 
 from gwa_core.signals.catalogue import SIGNALS, Signal
-from gwa_core.signals.disparity import gradient_disparity, head_gradient_disparity
+from gwa_core.signals.disparity import (
+    gradient_disparity,
+    head_gradient_disparity,
+    rescaled_loss,
+)
 from gwa_core.signals.dynamics import (
     Cartography,
     cartography,
@@ -21,6 +25,7 @@ from gwa_core.signals.information import (
 )
 from gwa_core.signals.margin import margin
 from gwa_core.signals.optimum import optimum_alignment
+from gwa_core.signals.over_epochs import OverEpochs
 from gwa_core.signals.pairwise import class_alignment, mean_pairwise_alignment, pairwise_alignment
 from gwa_core.signals.prediction_changes import prediction_changes
 from gwa_core.signals.sample_loss import sample_loss
@@ -30,6 +35,7 @@ from gwa_core.signals.tracked import TrackedSignals
 __all__ = [
     "SIGNALS",
     "Cartography",
+    "OverEpochs",
     "Signal",
     "TrackedSignals",
     "cartography",
@@ -49,6 +55,7 @@ __all__ = [
     "optimum_alignment",
     "pairwise_alignment",
     "prediction_changes",
+    "rescaled_loss",
     "sample_loss",
     "sample_signals",
     "self_influence",

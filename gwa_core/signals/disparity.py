@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from gwa_core._lib.array import Array, accumulator_dtype, namespace, quiet, result_dtype
-from gwa_core._lib.checks import Loss, check_loss, check_matrix
+from gwa_core._lib.checks import Loss, check_loss, check_matrix, check_scores
 from gwa_core._lib.numerics import first_argmax, log_sigmoid, norm, replace_at, row_sum
 from gwa_core.residual import _scaled_residual
 from gwa_core.targets import _indexable, _soft_targets
 
-__all__ = ["gradient_disparity", "head_gradient_disparity"]
+__all__ = ["gradient_disparity", "head_gradient_disparity", "rescaled_loss"]
 
 
 def gradient_disparity(gradients: Array, /) -> Array:
@@ -24,7 +24,7 @@ def gradient_disparity(gradients: Array, /) -> Array:
     ----------
     gradients : array of shape (S, P)
         Gradient of each mini-batch's loss at the same weights, flattened. Its paper takes S = 5
-        and the loss of each mini-batch divided by its deviation, ``(loss / loss.std()).mean()``.
+        and the loss of each mini-batch divided by its deviation, `rescaled_loss`.
 
     Returns
     -------
@@ -64,6 +64,58 @@ def gradient_disparity(gradients: Array, /) -> Array:
         ]
         mean = xp.mean(xp.concat(distances))
         return xp.where(xp.isfinite(mean), mean, xp.nan)
+
+
+def rescaled_loss(losses: Array, /) -> Array:
+    r"""Return the loss of a mini-batch over its deviation, whose gradients `gradient_disparity` takes.
+
+    .. math:: \frac{m}{\sigma}, \qquad m = \frac 1 B \sum_i \mathcal L_i, \quad
+       \sigma^2 = \frac 1 {B - 1} \sum_i (\mathcal L_i - m)^2
+
+    A falling loss alone then does not lower the disparity.
+
+    Parameters
+    ----------
+    losses : array of shape (B,)
+        Loss of each sample. To be differentiated, by the library that made them.
+
+    Returns
+    -------
+    0-D array
+        At least 0 for losses that are; not finite where all losses are equal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the losses are not floating, not (B,), or fewer than two.
+
+    Notes
+    -----
+    The deviation is differentiated too, as the authors' code does. Cost: O(B). Runs under jit.
+
+    References
+    ----------
+    Forouzesh and Thiran, "Disparity Between Batches as a Signal for Early Stopping", ECML PKDD
+    2021.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_core.signals import rescaled_loss
+    >>> float(rescaled_loss(np.asarray([1.0, 2.0, 3.0])))
+    2.0
+    """
+    xp = namespace(losses=losses)
+    check_scores(xp, "losses", losses)
+    if losses.shape[0] < 2:
+        raise ValueError(
+            f"`losses` must be (B,) with B >= 2, got shape {tuple(losses.shape)}; the deviation of "
+            "one loss is none"
+        )
+    losses = xp.astype(losses, result_dtype(xp, losses), copy=False)
+    with quiet(xp):
+        # Against the first, so that equal losses have no deviation, not one of rounding.
+        return xp.mean(losses) / xp.std(losses - losses[:1], correction=1.0)
 
 
 def head_gradient_disparity(

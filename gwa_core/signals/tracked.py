@@ -8,22 +8,13 @@ from typing import Any
 import numpy as np
 
 from gwa_core._lib.array import Array
-from gwa_core.signals._over_epochs import OverEpochs
-from gwa_core.signals.catalogue import SIGNALS
-from gwa_core.signals.prediction_changes import prediction_changes
-from gwa_core.signals.together import sample_signals, unknown
+from gwa_core.signals.over_epochs import OverEpochs, check_names
+from gwa_core.signals.together import sample_signals
 from gwa_core.tracker import GWATracker
 
 __all__ = ["TrackedSignals"]
 
-STATE_VERSION = 1
-
-# What a batch must give for the signals that compare epochs.
-SOURCE = {
-    "variability": "label_probability",
-    "forgetting_events": "correct",
-    "prediction_changes": "prediction",
-}
+STATE_VERSION = 2
 
 
 class TrackedSignals:
@@ -52,7 +43,7 @@ class TrackedSignals:
     Notes
     -----
     Values wait on their device and are fetched about once in 65,536. Cost: see `sample_signals`.
-    Memory: about 8 N bytes a signal.
+    Memory: about 20 to 50 N bytes a signal.
 
     Examples
     --------
@@ -70,24 +61,14 @@ class TrackedSignals:
     """
 
     def __init__(self, names: Iterable[str], num_samples: int | None = None) -> None:
-        self.names = (names,) if isinstance(names, str) else tuple(names)
-        for name in self.names:
-            if name not in SIGNALS:
-                raise unknown(name, SIGNALS)
-            if num_samples is None and "ids" in SIGNALS[name].needs:
-                raise ValueError(
-                    f"`num_samples` must be given for {name!r}, got None: it compares each sample "
-                    "between epochs; say TrackedSignals(names, num_samples=len(dataset))"
-                )
-        if not self.names:
-            raise ValueError(f"`names` must have at least one of {', '.join(SIGNALS)}, got none")
+        self.names = check_names(names, num_samples)
         self.num_samples = num_samples
         self.history: list[dict[str, float]] = []
-        sources = dict.fromkeys(SOURCE.get(name, name) for name in self.names)
+        self._run = OverEpochs.begin(self.names, np.zeros(num_samples or 0))
         self._trackers = {
-            name: GWATracker(num_samples, keep_scores=num_samples is not None) for name in sources
+            name: GWATracker(num_samples, keep_scores=num_samples is not None)
+            for name in self._run.sources
         }
-        self._run = {name: OverEpochs(num_samples or 0) for name in sources}
 
     def update(
         self,
@@ -139,32 +120,20 @@ class TrackedSignals:
             If no batch came since the last call.
         """
         means = {name: tracker.end_epoch().mean for name, tracker in self._trackers.items()}
-        changes = float("nan")
         if self.num_samples is not None:
-            for name, tracker in self._trackers.items():
-                values = np.asarray(tracker.scores)
-                if name == "prediction":
-                    changes = _changes(self._run[name].last, values)
-                self._run[name].add(values)
-        summary = {}
-        for name in self.names:
-            if name == "prediction_changes":
-                summary[name] = changes
-            elif name in SOURCE:
-                summary[name] = _mean(self._over(name))
-            else:
-                summary[name] = means[name]
+            self._run = self._run.add(self._scores())
+            means |= {name: float(mean) for name, mean in self._run.means().items()}
+        summary = {name: means[name] for name in self.names}
         self.history.append(summary)
         return summary
 
     @property
     def values(self) -> dict[str, np.ndarray[Any, Any]]:
         """Each sample's value of the last epoch: (N,) by id, nan where it was not seen."""
-        return {
-            name: np.asarray(self._trackers[name].scores)
-            for name in self.names
-            if name not in SOURCE
-        }
+        return {name: x for name, x in self._scores().items() if name in self.names}
+
+    def _scores(self) -> dict[str, np.ndarray[Any, Any]]:
+        return {name: np.asarray(x.scores) for name, x in self._trackers.items()}
 
     @property
     def over_epochs(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -179,13 +148,7 @@ class TrackedSignals:
                 "`num_samples` must be given to compare epochs, got None; say "
                 "TrackedSignals(names, num_samples=len(dataset))"
             )
-        return {name: self._over(name) for name in self.names if name != "prediction_changes"}
-
-    def _over(self, name: str) -> np.ndarray[Any, Any]:
-        run = self._run[SOURCE.get(name, name)]
-        if name == "variability":
-            return run.deviation()
-        return run.forgotten() if name == "forgetting_events" else run.mean()
+        return self._run.by_sample()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain NumPy and Python values, with a version."""
@@ -195,10 +158,7 @@ class TrackedSignals:
             "num_samples": self.num_samples,
             "history": [dict(summary) for summary in self.history],
             "trackers": {name: x.state_dict() for name, x in self._trackers.items()},
-            "run": {
-                name: {key: np.array(value) for key, value in vars(x).items()}
-                for name, x in self._run.items()
-            },
+            "run": _copied(self._run.kept),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -224,17 +184,8 @@ class TrackedSignals:
         self.history = [dict(summary) for summary in state["history"]]
         for name, tracker in self._trackers.items():
             tracker.load_state_dict(state["trackers"][name])
-            for key, value in state["run"][name].items():
-                setattr(self._run[name], key, np.array(value))
+        self._run = OverEpochs(_copied(state["run"]))
 
 
-def _changes(previous: np.ndarray[Any, Any], current: np.ndarray[Any, Any]) -> float:
-    known = np.isfinite(previous) & np.isfinite(current)
-    if not known.any():
-        return float("nan")
-    return float(prediction_changes(previous[known].astype(int), current[known].astype(int)))
-
-
-def _mean(values: np.ndarray[Any, Any]) -> float:
-    known = np.isfinite(values)
-    return float(values[known].mean()) if known.any() else float("nan")
+def _copied(kept: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {name: {key: np.array(x) for key, x in some.items()} for name, some in kept.items()}

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scenarios import HEAD, HOOKED, LABELS, SOFT, C, D, N
 
-from gwa_core.signals.disparity import gradient_disparity, head_gradient_disparity
+from gwa_core.signals.disparity import gradient_disparity, head_gradient_disparity, rescaled_loss
 from gwa_core.signals.information import (
     centred_class_means,
     matrix_entropy_difference_ratio,
@@ -645,6 +645,8 @@ WRONG = {
     "no classes": (lambda: class_alignment(np.zeros((2, 2)), np.asarray([0, 0]), 0), "`num_classes` must be"),
     "one gradient": (lambda: gradient_disparity(np.zeros((1, 4))), "S >= 2"),
     "gradients not flattened": (lambda: gradient_disparity(np.zeros((2, 4, 3))), "`gradients` must be"),
+    "one loss": (lambda: rescaled_loss(np.ones(1)), "B >= 2"),
+    "losses already reduced": (lambda: rescaled_loss(np.asarray(1.0)), "`losses` must be"),
     "one mini-batch": (lambda: head_gradient_disparity(**{k: x[:1] for k, x in batches("gram").items()}), "S >= 2"),
     "mini-batches of one": (lambda: head_gradient_disparity(**{k: x[:, :1] for k, x in batches("gram").items()}), "B >= 2"),
     "mini-batches not stacked": (lambda: head_gradient_disparity(**BATCH), r"`latents` must be \(S, B"),

@@ -1,0 +1,98 @@
+"""The rows of a batch by sample: which of them count, and where their values go."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gwa_jax._tracing import everywhere
+
+__all__ = ["NEVER", "Rows", "check_rows", "check_size", "count", "place", "seen"]
+
+# The order of a sample that has not come.
+NEVER = np.iinfo(np.int32).max
+
+
+class Rows(NamedTuple):
+    """Where the rows of a batch go.
+
+    Parameters
+    ----------
+    order : int32 array of shape (N,)
+        When each sample was seen first in this epoch, with this batch.
+    slots : int32 array of shape (rows,)
+        Place of each row's value; N, which is none, where the row is not the first of its sample.
+    unknown : 0-D int32 array
+        Rows that count, of an id outside 0..N-1.
+    """
+
+    order: jax.Array
+    slots: jax.Array
+    unknown: jax.Array
+
+
+def check_size(num_samples: int | None) -> int:
+    """Return how many samples are kept by id, 0 for none."""
+    if num_samples is not None and not (
+        isinstance(num_samples, int | np.integer)
+        and not isinstance(num_samples, bool)
+        and 1 <= num_samples < NEVER
+    ):
+        raise ValueError(f"`num_samples` must be an integer of at least 1, got {num_samples!r}")
+    return 0 if num_samples is None else int(num_samples)
+
+
+def check_rows(shape: tuple[int, ...], size: int, *, ids: Any, where: Any) -> None:
+    """Check ids and mask of a batch of samples of this shape, for a state of `size` samples."""
+    for name, x in {"ids": ids, "where": where}.items():
+        if x is not None and tuple(x.shape) != shape:
+            raise ValueError(
+                f"`{name}` must have one entry a sample, {shape}, got {tuple(x.shape)}"
+            )
+    if where is not None and where.dtype != bool:
+        raise ValueError(f"`where` must be boolean, got {where.dtype}; True marks what counts")
+    if (ids is None) != (size == 0):
+        raise ValueError(
+            "`ids` and `num_samples` must be given together, got "
+            f"{'no ' if ids is None else ''}ids and num_samples={size or None}; let the dataset "
+            "give its index, and say init(num_samples=len(dataset))"
+        )
+    if ids is not None and not jnp.issubdtype(ids.dtype, jnp.integer):
+        raise TypeError(f"`ids` must be integers, got {ids.dtype}")
+    if isinstance(ids, np.ndarray) and ids.size and not 0 <= ids.min() <= ids.max() < size:
+        raise ValueError(
+            f"`ids` must be in 0..{size - 1}, got {ids.min()}..{ids.max()}; ids number the whole "
+            "training set, not the batch"
+        )
+
+
+def seen(where: jax.Array | None, rows: int, axis_name: Any) -> jax.Array:
+    """Return which rows of all devices count."""
+    where = jnp.ones((rows,), bool) if where is None else where.reshape(-1)
+    return where if axis_name is None else everywhere(where, axis_name)
+
+
+def place(
+    order: jax.Array, begin: jax.Array, ids: jax.Array, where: jax.Array, axis_name: Any
+) -> Rows:
+    """Find the rows that are the first of their sample, after `begin` rows of the epoch."""
+    ids = ids.reshape(-1).astype(jnp.int32)
+    if axis_name is not None:
+        ids = everywhere(ids, axis_name)
+    size = order.shape[0]
+    known = where & (ids >= 0) & (ids < size)
+    # Places outside are dropped.
+    slots = jnp.where(known, ids, size)
+    moment = begin + jnp.arange(len(ids), dtype=jnp.int32)
+    order = order.at[slots].min(moment, mode="drop")
+    # One row of a batch is the first of its sample, so that no two write to one place.
+    first = order.at[slots].get(mode="fill", fill_value=-1) == moment
+    return Rows(order, jnp.where(first, slots, size), count(where & ~known))
+
+
+def count(x: jax.Array) -> jax.Array:
+    """Count what is true."""
+    return jnp.sum(x, dtype=jnp.int32)

@@ -5,7 +5,7 @@ Adapters to trainers stand in `gwa_torch.lightning`, `gwa_torch.transformers` an
 """
 
 from gwa_torch.heads import find_head
-from gwa_torch.layers import layer_alignment
+from gwa_torch.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
 from gwa_torch.monitor import GWAMonitor
 from gwa_torch.offline import alignment_scores
 from gwa_torch.scoring import frobenius_norm, head_scores
@@ -19,4 +19,6 @@ __all__ = [
     "frobenius_norm",
     "head_scores",
     "layer_alignment",
+    "layer_gradient_disparity",
+    "layer_gradient_norms",
 ]

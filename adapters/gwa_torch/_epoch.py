@@ -80,6 +80,13 @@ class BySample:
         """Take over what the other ranks saw."""
         self.first = minimum(self.first, group)
 
+    def seen(self, group: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return (N,) which samples were seen and which first on this rank, after `synchronize`."""
+        rank, world = position(group)
+        first = self.first[:-1].cpu()
+        seen = first != NEVER
+        return seen, seen & ((first >> 32) % world == rank)
+
     def finish(self, group: Any = None) -> tuple[Moments, int]:
         """Return the moments of all ranks and how many scores were not finite."""
         self.synchronize(group)

@@ -11,12 +11,11 @@ from typing import Any
 import torch
 
 from gwa_core import EpochSummary, summarize
-from gwa_core.signals import TrackedSignals
 from gwa_torch import _targets
 from gwa_torch._distributed import gather, position
 from gwa_torch._epoch import BySample, ByStream
 from gwa_torch._runs import write_run
-from gwa_torch._signals import load_signals, made_of_tensors
+from gwa_torch._signals import Followed
 from gwa_torch.heads import Head, head_device, head_size
 
 __all__ = ["Keeper", "check_count"]
@@ -63,7 +62,7 @@ class Keeper:
         self.beta = beta
         self.loss = loss
         self.process_group = process_group
-        self.signals: TrackedSignals | None = None
+        self._followed = Followed((), num_samples, loss)
         #: Ended epochs in order.
         self.history: list[EpochSummary] = []
         self._updates = 0
@@ -168,8 +167,7 @@ class Keeper:
             step=None if step is None else operator.index(step),
             omitted=omitted,
         )
-        if self.signals is not None:
-            self.signals.end_epoch()
+        self._followed.end_epoch(epoch, self.process_group)
         self.history.append(summary)
         self._epoch, self._ended = epoch, True
         self._updates = 0
@@ -200,6 +198,7 @@ class Keeper:
         self._agree()
         epoch.synchronize(self.process_group)
         if not epoch.empty:
+            self._followed.synchronize(epoch, self.process_group)
             self._epoch, self._ended, self._whole = epoch, False, True
 
     @property
@@ -248,7 +247,7 @@ class Keeper:
                 num_classes=self.num_classes,
                 beta=self.beta,
                 loss=self.loss,
-                metrics=(self.signals.history[-1] if self.signals else {}) | dict(metrics or {}),
+                metrics=self._followed.means | dict(metrics or {}),
                 targets=targets,
                 class_names=class_names,
             )
@@ -272,7 +271,7 @@ class Keeper:
             "world": world,
             "whole": world == 1 or self._whole,
             "epoch": None if epoch is None else epoch.state_dict(),
-            "signals": None if self.signals is None else made_of_tensors(self.signals.state_dict()),
+            "signals": self._followed.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -304,7 +303,7 @@ class Keeper:
                 )
             epoch = self._new_epoch(head_device(self.head))
             epoch.load_state_dict(state["epoch"])
-        load_signals(self.signals, state.get("signals"))
+        self._followed.load_state_dict(state.get("signals"), in_flight=epoch is not None)
         history = [EpochSummary(**summary) for summary in state["history"]]
         self.beta, self.history = state["beta"], history
         self._updates = state["updates"]

@@ -137,14 +137,17 @@ def _pick(name: str, batch: Any, pick: Pick, place: int, keys: tuple[str, ...]) 
     return found
 
 
-def log_values(summary: EpochSummary, prefix: str = "train/") -> dict[str, float]:
-    """Return the numbers to log for an epoch."""
+def log_values(monitor: GWAMonitor, prefix: str) -> dict[str, float]:
+    """Return the numbers to log for the epoch that ended last."""
+    summary = monitor.history[-1]
+    means = monitor.signals.history[-1] if monitor.signals else {}
     return {
         f"{prefix}gwa": summary.gwa,
         f"{prefix}gwa_mean": summary.mean,
         f"{prefix}gwa_kurtosis": summary.kurtosis,
         f"{prefix}gwa_se": summary.gwa_standard_error,
         f"{prefix}gwa_bimodality": summary.bimodality,
+        **{f"{prefix}{name}": mean for name, mean in means.items()},
     }
 
 

@@ -1,30 +1,27 @@
-"""γ of any part of a network, from explicit per-sample gradients (Fig. 7)."""
+"""Parts of a network, from explicit gradients: γ, norms, and how far mini-batches lie apart."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from gwa_core import gradient_alignment
-from gwa_torch.heads import uncompiled, unwrap
+from gwa_core.signals import gradient_disparity, rescaled_loss
+from gwa_torch._stages import Gradients, LossFn, Stages
 
-__all__ = ["layer_alignment"]
+__all__ = ["layer_alignment", "layer_gradient_disparity", "layer_gradient_norms"]
 
 
 @torch.no_grad()
 def layer_alignment(
     model: nn.Module,
-    loss_fn: Callable[[Any, torch.Tensor], torch.Tensor],
+    loss_fn: LossFn,
     inputs: Any,
     targets: torch.Tensor,
-    stages: Mapping[str, str | Sequence[str]] | Sequence[str],
+    stages: Stages,
     *,
     chunk_size: int | None = None,
 ) -> dict[str, torch.Tensor]:
@@ -89,128 +86,142 @@ def layer_alignment(
     >>> {name: score.shape for name, score in scores.items()}
     {'head': torch.Size([6]), 'full': torch.Size([6])}
     """
-    bare = unwrap(model)
-    _check_norms(bare)
-    names = _stages(bare, stages)
-    arguments, keywords = _arguments(inputs)
-    samples = _count([*arguments, *keywords.values()], targets)
-    step = samples if chunk_size is None else chunk_size
-    if not isinstance(step, int) or step < 1:
-        raise ValueError(f"`chunk_size` must be an integer of at least 1, got {chunk_size!r}")
-
-    state = dict(bare.named_parameters()) | dict(bare.named_buffers())
-    state = {name: x.detach() for name, x in state.items()}
-    wanted = {name for stage in names.values() for name in stage}
-    chosen = {name: state.pop(name) for name in list(state) if name in wanted}
-
-    def loss(chosen: Any, arguments: Any, keywords: Any, target: torch.Tensor) -> torch.Tensor:
-        one = tuple(x[None] for x in arguments)
-        output = functional_call(
-            bare, chosen | state, one, {name: x[None] for name, x in keywords.items()}
-        )
-        value = loss_fn(output, target[None])
-        if not isinstance(value, torch.Tensor) or value.ndim:
-            got = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
-            raise ValueError(
-                f"`loss_fn` must return one number, a 0-D tensor, got {got}; "
-                "reduce by mean or sum over the batch of one sample"
-            )
-        return value
-
-    gradients = vmap(grad(loss), in_dims=(None, 0, 0, 0), randomness="different")
-    parts: dict[str, list[torch.Tensor]] = {stage: [] for stage in names}
-    for start in range(0, samples, step):
-        rows = slice(start, start + step)
-        some = tuple(x[rows] for x in arguments)
-        named = {name: x[rows] for name, x in keywords.items()}
-        # Fused attention can't be vectorised; PyTorch would warn and loop.
-        with uncompiled(), sdpa_kernel(SDPBackend.MATH):
-            found = gradients(chosen, some, named, targets[rows])
-        for stage, members in names.items():
-            flat = torch.cat([found[name].flatten(1) for name in members], dim=1)
-            weights = torch.cat([chosen[name].flatten() for name in members])
-            parts[stage].append(gradient_alignment(flat, weights))
+    gradients = Gradients(model, loss_fn, stages)
+    weights = {stage: gradients.weights(stage) for stage in gradients.stages}
+    parts: dict[str, list[torch.Tensor]] = {stage: [] for stage in weights}
+    for stage, some in gradients.of_samples(inputs, targets, chunk_size):
+        parts[stage].append(gradient_alignment(some, weights[stage]))
     return {stage: torch.cat(scores) for stage, scores in parts.items()}
 
 
-def _stages(
-    model: nn.Module, stages: Mapping[str, str | Sequence[str]] | Sequence[str]
-) -> dict[str, list[str]]:
-    """Return the names of the parameters of each stage, in the order of the model."""
-    if isinstance(stages, str):
-        stages = [stages]
-    if not isinstance(stages, Mapping):
-        stages = {prefix: [prefix] for prefix in stages}
-    if not stages:
-        raise ValueError("`stages` must name at least one part of the model, got none")
-    own = {id(x): name for name, x in model.named_parameters()}
-    # Under every name that a tied parameter has.
-    known = {name: own[id(x)] for name, x in model.named_parameters(remove_duplicate=False)}
-    places = [name for name, _ in model.named_modules()]
-    found = {}
-    for stage, given in stages.items():
-        prefixes = [given] if isinstance(given, str) else list(given)
-        members = set()
-        for prefix in prefixes:
-            if prefix not in known and prefix not in places:
-                everything = [name for name in (*places, *known) if name]
-                near = difflib.get_close_matches(prefix, everything, n=3) or [
-                    name for name, _ in model.named_children()
-                ]
-                raise ValueError(
-                    f"`stages` must name modules or parameters of {type(model).__name__}, got "
-                    f"{prefix!r} in stage {stage!r}; it has {', '.join(near)}"
-                )
-            dotted = f"{prefix}." if prefix else ""
-            members |= {
-                first for name, first in known.items() if name == prefix or name.startswith(dotted)
-            }
-        if not members:
-            raise ValueError(
-                f"`stages` must have parameters, got stage {stage!r} of {prefixes} with none"
-            )
-        found[stage] = [name for name in own.values() if name in members]
-    return found
+@torch.no_grad()
+def layer_gradient_norms(
+    model: nn.Module,
+    loss_fn: LossFn,
+    inputs: Any,
+    targets: torch.Tensor,
+    stages: Stages,
+    *,
+    chunk_size: int | None = None,
+) -> dict[str, torch.Tensor]:
+    r"""Return the norm of each sample's gradient for chosen parts of a network (GraNd).
+
+    .. math:: \|\nabla_w \mathcal L_i\|_2
+
+    High is suspicious, or hard. For the head alone `gwa_core.signals.gradient_norm` needs no
+    gradient. TracIn's self-influence at a checkpoint is its square times the learning rate.
+
+    Parameters
+    ----------
+    model, loss_fn, inputs, targets, stages, chunk_size
+        As for `layer_alignment`.
+
+    Returns
+    -------
+    dict of str to tensor of shape (N,)
+        At least 0 for each stage, float32 (float64 for float64 weights), on the device of the
+        weights; not finite where a gradient is not.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_alignment`.
+
+    Notes
+    -----
+    Cost and memory: those of `layer_alignment`. GraNd is the mean over several initialisations, and
+    TracIn's self-influence the sum over checkpoints.
+
+    References
+    ----------
+    Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet", NeurIPS 2021; Pruthi et al.,
+    "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from gwa_torch import layer_gradient_norms
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    >>> x, y = torch.randn(6, 8), torch.arange(6) % 3
+    >>> norms = layer_gradient_norms(model, nn.CrossEntropyLoss(), x, y, {"full": ""})
+    >>> norms["full"].shape, bool((norms["full"] > 0).all())
+    (torch.Size([6]), True)
+    """
+    gradients = Gradients(model, loss_fn, stages)
+    parts: dict[str, list[torch.Tensor]] = {stage: [] for stage in gradients.stages}
+    for stage, some in gradients.of_samples(inputs, targets, chunk_size):
+        wide = torch.promote_types(some.dtype, torch.float32)
+        parts[stage].append(torch.linalg.vector_norm(some, dim=1, dtype=wide))
+    return {stage: torch.cat(norms) for stage, norms in parts.items()}
 
 
-def _arguments(inputs: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, torch.Tensor]]:
-    if isinstance(inputs, torch.Tensor):
-        return (inputs,), {}
-    if isinstance(inputs, Mapping):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
-    raise TypeError(
-        f"`inputs` must be a tensor, or a tuple or dict of tensors, got {type(inputs).__name__}"
-    )
+@torch.no_grad()
+def layer_gradient_disparity(
+    model: nn.Module,
+    loss_fn: LossFn,
+    batches: Iterable[tuple[Any, torch.Tensor]],
+    stages: Stages,
+) -> dict[str, torch.Tensor]:
+    r"""Return how far the gradients of mini-batches lie apart for chosen parts of a network.
 
+    .. math:: \frac{2}{S (S - 1)} \sum_{s < t} \left\|\nabla_w \frac{m_s}{\sigma_s} -
+       \nabla_w \frac{m_t}{\sigma_t}\right\|_2
 
-def _count(inputs: Sequence[Any], targets: Any) -> int:
-    """Return how many samples there are."""
-    tensors = [*inputs, targets]
-    if len(tensors) == 1 or not all(isinstance(x, torch.Tensor) and x.ndim for x in tensors):
-        kinds = ", ".join(type(x).__name__ for x in tensors)
-        raise TypeError(
-            f"`inputs` and `targets` must be tensors with the samples first, got {kinds}"
-        )
-    sizes = [x.shape[0] for x in tensors]
-    if len(set(sizes)) > 1 or sizes[0] == 0:
+    with :math:`m_s` the mean and :math:`\sigma_s` the deviation of the losses of mini-batch s, as
+    `gwa_core.signals.rescaled_loss` has it. A rise from epoch to epoch is taken for overfitting;
+    see `gwa_core.GradientDisparity`. For the head alone `gwa_core.signals.head_gradient_disparity`
+    needs no gradient.
+
+    Parameters
+    ----------
+    model, loss_fn, stages
+        As for `layer_alignment`.
+    batches : iterable of pairs (inputs, targets)
+        S mini-batches as `layer_alignment` takes one, of two samples or more each. The paper takes
+        S = 5.
+
+    Returns
+    -------
+    dict of str to 0-D tensor
+        At least 0 for each stage, float32 (float64 for float64 weights), on the device of the
+        weights. Lower is better; nan where a gradient is not finite, and where all losses of a
+        mini-batch are equal.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `layer_alignment`, and on fewer than two mini-batches or samples in one.
+
+    Notes
+    -----
+    Cost: a forward and a backward pass of each mini-batch, and S² P / 2 for the distances. Memory:
+    S × P gradients for the P parameters of all stages together. Like the other functions of this
+    module it takes each sample alone, so that batch norm must be in eval mode.
+
+    References
+    ----------
+    Forouzesh and Thiran, "Disparity Between Batches as a Signal for Early Stopping", ECML PKDD
+    2021.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch import nn
+    >>> from gwa_torch import layer_gradient_disparity
+    >>> model = nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 3))
+    >>> batches = [(torch.randn(6, 8), torch.arange(6) % 3) for _ in range(5)]
+    >>> found = layer_gradient_disparity(model, nn.CrossEntropyLoss(), batches, {"full": ""})
+    >>> found["full"].shape, bool(found["full"] > 0)
+    (torch.Size([]), True)
+    """
+    gradients = Gradients(model, loss_fn, stages)
+    found = [gradients.of_batch(x, y, rescaled_loss) for x, y in batches]
+    if len(found) < 2:
         raise ValueError(
-            f"`inputs` and `targets` must have the same number of samples, at least one, got "
-            f"{', '.join(map(str, sizes))}"
+            f"`batches` must have S >= 2 mini-batches, got {len(found)}; a distance is between two"
         )
-    return int(sizes[0])
-
-
-def _check_norms(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if not isinstance(module, _NormBase):
-            continue
-        always = isinstance(module, _BatchNorm) and module.running_mean is None
-        if always or (module.training and module.track_running_stats):
-            how = "without running ones" if always else "in train mode"
-            cure = "take another norm" if always else "call model.eval() first"
-            raise ValueError(
-                f"`model` must not take statistics of a batch, got {type(module).__name__} at "
-                f"{name!r} {how}; the samples are measured one by one, so {cure}"
-            )
+    return {
+        stage: gradient_disparity(torch.stack([one[stage] for one in found]))
+        for stage in gradients.stages
+    }

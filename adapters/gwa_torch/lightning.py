@@ -35,8 +35,9 @@ class GWACallback(Watched, Callback):
     """Log gradient-weight alignment in a Lightning Trainer, and stop by it.
 
     Each training epoch logs ``train/gwa``, ``train/gwa_mean``, ``train/gwa_kurtosis``,
-    ``train/gwa_se`` and ``train/gwa_bimodality``, which ``EarlyStopping`` and ``ModelCheckpoint``
-    can watch. The order of the callbacks does not matter.
+    ``train/gwa_se`` and ``train/gwa_bimodality``, and the mean of each of ``signals``, such as
+    ``train/margin``. ``EarlyStopping`` and ``ModelCheckpoint`` can watch them; the order of the
+    callbacks does not matter.
 
     Parameters
     ----------
@@ -59,7 +60,8 @@ class GWACallback(Watched, Callback):
     dirpath : path, optional
         Folder of the best checkpoint, default that of ``ModelCheckpoint``.
     **options : Any
-        Those of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``, ``every``, ...
+        Those of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``, ``every``,
+        ``signals``, ...
 
     Attributes
     ----------
@@ -186,7 +188,7 @@ class GWACallback(Watched, Callback):
         # that epoch again.
         self._hooked.load_state_dict(self._hooked.state_dict() | {"epoch": None})
         self._open = None
-        self._log(pl_module, self.history[-1])
+        self._log(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that the best checkpoint is there."""
@@ -249,7 +251,7 @@ class GWACallback(Watched, Callback):
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
         summary = self._hooked.end_epoch(step=trainer.global_step)
         self._open, self._ended = None, epoch
-        self._log(pl_module, summary)
+        self._log(pl_module)
         if self.run_folder:
             self._hooked.save(self.run_folder)
         if self.stopper is None:
@@ -262,7 +264,7 @@ class GWACallback(Watched, Callback):
             trainer.should_stop = True  # on every rank: they have the same history
             rank_zero_info(f"GWACallback: keep epoch {self.best_epoch}, {self.stopper.reason}.")
 
-    def _log(self, pl_module: LightningModule, summary: EpochSummary) -> None:
+    def _log(self, pl_module: LightningModule) -> None:
         # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.
-        values = log_values(summary, self.prefix)
+        values = log_values(self._hooked, self.prefix)
         pl_module.log_dict(values, batch_size=1, sync_dist=True, rank_zero_only=True)

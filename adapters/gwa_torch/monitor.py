@@ -13,7 +13,7 @@ from gwa_core import JLSketch
 from gwa_torch import _targets
 from gwa_torch._capture import Capture, Forward, Listener, Recent, same_memory
 from gwa_torch._keeper import Keeper, check_count
-from gwa_torch._signals import check_signals, follow, tracked_signals
+from gwa_torch._signals import Followed
 from gwa_torch.heads import head_size, head_sketch, resolve_head
 from gwa_torch.scoring import head_scores
 
@@ -58,7 +58,7 @@ class GWAMonitor(Keeper):
         and ignored class are read from it.
     signals : str or iterable of str
         Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none. For class
-        numbers and cross-entropy, in one process.
+        numbers and cross-entropy; merged over the ranks as the scores are.
     process_group : ProcessGroup, optional
         The data-parallel ranks, default all of them once ``torch.distributed`` is initialised.
 
@@ -138,7 +138,8 @@ class GWAMonitor(Keeper):
         super().__init__(
             linear, num_samples, beta=beta, loss=self.options.loss, process_group=process_group
         )
-        self.signals = tracked_signals(signals, num_samples, self.options.loss)
+        self._followed = Followed(signals, num_samples, self.options.loss)
+        self.signals = self._followed.tracked
         self.every = every
         self._capture = Capture(linear, keep_weight=projection is not None)
         self._loss_hook = None
@@ -227,8 +228,7 @@ class GWAMonitor(Keeper):
         try:
             flat = _targets.flatten(targets, ids, where, self.options, self.head)
             self._check_ids(ids)
-            if self.signals is not None:
-                check_signals(flat, self.process_group)
+            self._followed.check(flat)
         except (TypeError, ValueError):
             self._capture.miss()
             raise
@@ -243,8 +243,7 @@ class GWAMonitor(Keeper):
             stop = start + forward.samples
             part = flat.part(start, stop)
             scores.append(self._score(forward, part))
-            if self.signals is not None:
-                follow(self.signals, forward, part)
+            self._followed.follow(forward, part)
             start = stop
         device = scores[0].device
         self._add(

@@ -50,8 +50,8 @@ class GWACallback(Watched, TrainerCallback):
     .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}, \qquad
        \mathrm{GWA} = \frac{\mathrm{mean}(\gamma)}{\mathrm{kurtosis}(\gamma) + \beta}
 
-    Each training epoch logs ``gwa``, ``gwa_mean``, ``gwa_kurtosis``, ``gwa_se`` and
-    ``gwa_bimodality``, which trackers show as ``train/gwa`` and so on.
+    Each training epoch logs ``gwa``, ``gwa_mean``, ``gwa_kurtosis``, ``gwa_se``, ``gwa_bimodality``
+    and the mean of each of ``signals``, which trackers show as ``train/gwa``, ``train/margin``, ...
 
     Parameters
     ----------
@@ -77,8 +77,8 @@ class GWACallback(Watched, TrainerCallback):
         Write each epoch to this run folder (see `gwa_offline.RunFolder`).
     **options : Any
         Further options of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``,
-        ``ignore_index``, ``projection``, ``beta``, ``every``, ``process_group``. Loss and label
-        smoothing are those of the model and of the trainer where you do not say.
+        ``ignore_index``, ``projection``, ``beta``, ``every``, ``signals``, ``process_group``. Loss
+        and label smoothing are those of the model and of the trainer where you do not say.
 
     Attributes
     ----------
@@ -266,7 +266,7 @@ class GWACallback(Watched, TrainerCallback):
             self._hooked.save(self.run_folder)
         # To log means to be done with what was to be logged; the loss may wait for it, too.
         wanted = control.should_log
-        self.trainer.log(log_values(summary, self.prefix))
+        self.trainer.log(log_values(self._hooked, self.prefix))
         control.should_log = wanted
         if self.stopper is None:
             return

@@ -14,9 +14,11 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from gwa_core import EarlyStopper, MaxBimodality
-from gwa_torch import GWAMonitor
+from gwa_core.signals import SIGNALS, margin
+from gwa_torch import GWAMonitor, head_scores
 
 SAMPLES, BATCH, EPOCHS = 53, 8, 4
+STREAMED = [name for name, signal in SIGNALS.items() if "ids" not in signal.needs]
 
 
 def begin(rank: int, world: int, folder: str, work: str, backend: str = "gloo") -> None:
@@ -61,10 +63,12 @@ def train(
     model = network().to(device)
     x, y = (t.to(device) for t in batch(SAMPLES))
     wrapped: Any = model if rank is None else DistributedDataParallel(model)
-    monitor = GWAMonitor(model.head, SAMPLES if by_id else None)
+    options: Any = {"num_samples": SAMPLES if by_id else None}
+    options["signals"] = SIGNALS if by_id else STREAMED
+    monitor = GWAMonitor(model.head, **options)
     stopper = EarlyStopper(MaxBimodality(warmup=0, patience=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    scores, decisions = [], []
+    scores, decisions, values = [], [], []
     for epoch in range(EPOCHS):
         every = shards(world, epoch, padded=padded)
         mine = every if rank is None else [every[rank]]
@@ -82,14 +86,17 @@ def train(
                 shared: list[Any] = [monitor.state_dict() if rank == 0 else None]
                 dist.broadcast_object_list(shared)
                 monitor.close()
-                monitor = GWAMonitor(model.head, SAMPLES if by_id else None)
+                monitor = GWAMonitor(model.head, **options)
                 monitor.load_state_dict(shared[0])
         summary = monitor.end_epoch()
         stopper.update(summary.bimodality, step=epoch, healthy=summary.healthy)
         scores.append(monitor.scores)
         decisions.append((stopper.should_stop, stopper.best_step))
+        values.append(monitor.signals.values if by_id else {})
     history = [tuple(summary) for summary in monitor.history]
-    return {"history": history, "scores": scores, "decisions": decisions}
+    signals = [*monitor.signals.history, *values, monitor.signals.over_epochs if by_id else {}]
+    signals = [{name: torch.as_tensor(x) for name, x in one.items()} for one in signals]
+    return {"history": history, "scores": scores, "decisions": decisions, "signals": signals}
 
 
 def padded_ids(rank: int | None, world: int) -> Any:
@@ -133,7 +140,7 @@ def idle_rank(rank: int, world: int) -> Any:
     x, y = batch()
     out = []
     for num_samples in (12, None):
-        monitor = GWAMonitor(model.head, num_samples)
+        monitor = GWAMonitor(model.head, num_samples, signals="margin")
         if rank == 0:
             model(x)
             monitor.update(y, torch.arange(12) if num_samples else None)
@@ -142,8 +149,31 @@ def idle_rank(rank: int, world: int) -> Any:
             monitor.end_epoch()
         except ValueError as error:
             out.append(str(error))
+        out.append(monitor.signals.history)
         monitor.close()
     return out
+
+
+def shared_samples(rank: int, world: int) -> Any:
+    """Each rank sees all samples, in batches of its own size."""
+    model = network(seed=rank)  # so that one can see whose values they are
+    x, y = batch()
+    order = torch.randperm(12, generator=torch.Generator().manual_seed(rank))
+    monitor = GWAMonitor(model.head, 12, signals="margin")
+    for ids in order.split(3 + 2 * rank):
+        model(x[ids])
+        monitor.update(y[ids], ids)
+    monitor.end_epoch()
+    with torch.no_grad():
+        latents = model.body(x)
+        logits = model.head(latents)
+    head = {"weight": model.head.weight, "bias": model.head.bias}
+    own = {
+        "scores": head_scores(latents=latents, targets=y, logits=logits, **head),
+        "margin": margin(logits=logits, targets=y),
+        "order": order,
+    }
+    return own, {"scores": monitor.scores, "margin": torch.tensor(monitor.signals.values["margin"])}
 
 
 def disagreeing(rank: int, world: int) -> Any:
@@ -193,6 +223,7 @@ WORKS = {
     "resumed in mid-epoch": resumed_ids,
     "resumed in mid-epoch, without ids": resumed_stream,
     "an idle rank": idle_rank,
+    "samples on several ranks": shared_samples,
     "ranks that disagree in `num_samples`": disagreeing,
     "FSDP2": fsdp,
 }

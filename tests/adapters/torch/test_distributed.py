@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch")
 
 import ranks
 import torch.multiprocessing as multiprocessing
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 
 WORLD = 2
 
@@ -31,6 +31,10 @@ def same(got, want):
         if ours is not None:
             assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     assert got["decisions"] == want["decisions"]
+    for ours, theirs in zip(got["signals"], want["signals"], strict=True):
+        assert list(ours) == list(theirs)
+        for name, values in ours.items():
+            assert_allclose(values, theirs[name], rtol=1e-4, atol=1e-6, err_msg=name)
 
 
 @pytest.mark.parametrize("work", ["padded_ids", "uneven_ids", "uneven_stream"])
@@ -42,6 +46,9 @@ def test_two_processes_equal_one(work, tmp_path):
         same(one, want)
     # Between the ranks nothing differs at all, or they would decide differently one day.
     assert got[0]["history"] == got[1]["history"]
+    for ours, theirs in zip(*(one["signals"] for one in got), strict=True):
+        for name, values in ours.items():
+            assert_array_equal(values, theirs[name])
 
 
 @pytest.mark.parametrize(
@@ -56,8 +63,21 @@ def test_one_state_taken_in_mid_epoch_serves_all_ranks(work, whole, tmp_path):
 def test_a_rank_without_samples_does_no_harm(tmp_path):
     first, second = run("idle_rank", tmp_path)
     assert first == second
-    assert first[0][2] == first[2][2] == 12
+    assert first[0][2] == first[3][2] == 12
     assert "an epoch must have scores" in first[1]
+    assert len(first[2]) == 1
+    assert first[2][0]["margin"] == pytest.approx(first[5][0]["margin"])
+
+
+def test_a_sample_on_several_ranks_has_its_score_and_signals_of_one(tmp_path):
+    (first, got), (second, same) = run("shared_samples", tmp_path)
+    places = [one["order"].argsort() for one in (first, second)]
+    mine = places[0] <= places[1]  # drawn in turn, the first rank first
+    assert 0 < mine.sum() < 12
+    for name in ("scores", "margin"):
+        want = torch.where(mine, first[name], second[name])
+        assert_allclose(got[name], want, rtol=1e-5, atol=1e-6)
+        assert_array_equal(got[name], same[name])
 
 
 def test_ranks_that_disagree_are_told(tmp_path):

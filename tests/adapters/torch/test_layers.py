@@ -1,4 +1,4 @@
-"""Alignment of parts of a network, against a loop of autograd in float64."""
+"""What parts of a network give, against a loop of autograd in float64."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from gwa_torch import GWAMonitor, head_scores, layer_alignment
+from gwa_core.signals import head_gradient_disparity, self_influence
+from gwa_torch import (
+    GWAMonitor,
+    head_scores,
+    layer_alignment,
+    layer_gradient_disparity,
+    layer_gradient_norms,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -21,18 +28,29 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def by_loop(model, loss_fn, inputs, targets, members):
-    """One backward pass a sample in float64, through the parameters of these names."""
+def gradient(model, members, loss_of):
+    """The gradient in float64 by the parameters of these names, and those parameters."""
     model = copy.deepcopy(model).double()
     parameters = [x for name, x in model.named_parameters() if name in members]
-    weights = torch.cat([x.detach().flatten() for x in parameters])
-    scores = []
+    found = torch.autograd.grad(loss_of(model), parameters)
+    flat = lambda many: torch.cat([x.detach().flatten() for x in many])  # noqa: E731
+    return flat(found), flat(parameters)
+
+
+def gradients(model, loss_fn, inputs, targets, members):
+    """One backward pass a sample."""
     for x, t in zip(inputs, targets, strict=True):
         x = x.double() if x.is_floating_point() else x
-        loss = loss_fn(model(x[None]), t[None])
-        gradient = torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
-        scores.append(F.cosine_similarity(-gradient, weights, dim=0, eps=0))
-    return torch.stack(scores)
+        yield gradient(model, members, lambda net, x=x, t=t: loss_fn(net(x[None]), t[None]))
+
+
+def by_loop(model, loss_fn, inputs, targets, members):
+    return torch.stack(
+        [
+            F.cosine_similarity(-found, weights, dim=0, eps=0)
+            for found, weights in gradients(model, loss_fn, inputs, targets, members)
+        ]
+    )
 
 
 def close(got, expected, atol=2e-6):
@@ -94,6 +112,75 @@ def test_every_stage_of_a_convolutional_network_equals_the_loop(smoothing):
     for stage, prefixes in STAGES.items():
         close(scores[stage], by_loop(model, loss, x, y, members_of(model, prefixes)))
     assert not torch.allclose(scores["head"], scores["full"], atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [None, 4])
+def test_gradient_norms_equal_the_loop(size):
+    model, (x, y) = convolutional().double(), images()
+    norms = layer_gradient_norms(
+        model, nn.CrossEntropyLoss(), x.double(), y, STAGES, chunk_size=size
+    )
+    assert list(norms) == list(STAGES)
+    for stage, prefixes in STAGES.items():
+        found = gradients(model, nn.CrossEntropyLoss(), x, y, members_of(model, prefixes))
+        want = torch.stack([g.norm() for g, _ in found])
+        assert_allclose(norms[stage], want, rtol=1e-12)
+
+
+def test_the_square_of_the_norm_at_the_head_is_the_self_influence():
+    model, (x, y) = network(), batch()
+    norms = layer_gradient_norms(model, nn.CrossEntropyLoss(), x, y, ["head.weight"])
+    with torch.no_grad():
+        latents = model.body(x)
+        want = self_influence(latents=latents, logits=model.head(latents), targets=y)
+    assert norms["head.weight"].dtype == torch.float32
+    assert_allclose(norms["head.weight"] ** 2, want, rtol=1e-5)
+
+
+def test_gradient_disparity_equals_the_loop():
+    model = convolutional().double()
+    x, y = images(15)
+    batches = [(x[i::3].double(), y[i::3]) for i in range(3)]
+    got = layer_gradient_disparity(model, nn.CrossEntropyLoss(), iter(batches), STAGES)
+    assert list(got) == list(STAGES)
+
+    def rescaled(net, x, y):
+        losses = F.cross_entropy(net(x), y, reduction="none")
+        return losses.mean() / losses.std()
+
+    for stage, prefixes in STAGES.items():
+        members = members_of(model, prefixes)
+        found = [
+            gradient(model, members, lambda net, some=some: rescaled(net, *some))[0]
+            for some in batches
+        ]
+        pairs = [(found[i] - found[j]).norm() for i in range(3) for j in range(i)]
+        assert got[stage].shape == ()
+        assert_allclose(got[stage], sum(pairs) / 3, rtol=1e-10)
+
+
+def test_the_disparity_at_the_head_is_that_in_closed_form():
+    model, (x, y) = network(), batch(40)
+    batches = [(x[i::5], y[i::5]) for i in range(5)]
+    got = layer_gradient_disparity(model, nn.CrossEntropyLoss(), batches, ["head.weight"])
+    with torch.no_grad():
+        latents = torch.stack([model.body(x) for x, _ in batches])
+        given = {"latents": latents, "logits": model.head(latents)}
+        want = head_gradient_disparity(**given, targets=torch.stack([y for _, y in batches]))
+    assert_allclose(got["head.weight"], want, rtol=1e-4)
+
+
+def test_mini_batches_that_do_not_fit_are_refused():
+    model, (x, y) = network(), batch()
+    measure = lambda *batches: layer_gradient_disparity(  # noqa: E731
+        model, nn.CrossEntropyLoss(), batches, ["head"]
+    )
+    with pytest.raises(ValueError, match="`batches` must have S >= 2 mini-batches, got 1"):
+        measure((x, y))
+    with pytest.raises(ValueError, match=r"must be \(B,\) with B >= 2, got shape \(1,\)"):
+        measure((x[:1], y[:1]), (x[1:2], y[1:2]))
+    same = x[:1].expand(4, -1), y[:1].expand(4)
+    assert measure(same, (x, y))["head"].isnan(), "equal losses have no deviation"
 
 
 def test_float64_is_exact():

@@ -155,7 +155,7 @@ def plain_loop(epochs, num_samples=ROWS, accumulate=1, bf16=False):
     """What the callback must give: the same training, written out."""
     model, loader = Net(), Loader()
     optimizer = model.configure_optimizers()
-    with GWAMonitor(model.head, num_samples) as monitor:
+    with GWAMonitor(model.head, num_samples, signals=["margin", "el2n"]) as monitor:
         step = 0
         for epoch in range(epochs):
             loader.set_epoch(epoch)
@@ -183,7 +183,7 @@ def plain_loop(epochs, num_samples=ROWS, accumulate=1, bf16=False):
     ids=["ids", "moments", "accumulation", "bf16"],
 )
 def test_the_numbers_are_those_of_a_plain_loop(num_samples, options, loop, tmp_path):
-    callback = GWACallback("head", num_samples)
+    callback = GWACallback("head", num_samples, signals=["margin", "el2n"])
     logger = CSVLogger(tmp_path)
     # With a validation loop between, and a sanity check before.
     fit = trainer(tmp_path, callback, logger=logger, log_every_n_steps=5, max_epochs=3, **options)
@@ -207,6 +207,10 @@ def test_the_numbers_are_those_of_a_plain_loop(num_samples, options, loop, tmp_p
             "gwa_bimodality": summary.bimodality,
         }.items():
             assert float(row[f"train/{name}"]) == pytest.approx(value, rel=1e-5)
+    assert callback.monitor.signals.history == expected.signals.history
+    for row, means in zip(logged, expected.signals.history, strict=True):
+        for name, mean in means.items():
+            assert float(row[f"train/{name}"]) == pytest.approx(mean, rel=1e-5)
 
 
 def test_a_compiled_module(tmp_path):
@@ -267,6 +271,7 @@ def resumable(folder, num_samples, **save):
         rule=MaxBimodality(patience=3),
         run_folder=folder / "run",
         dirpath=folder / "best",
+        signals=["margin"],
     )
     return callback, ModelCheckpoint(folder / "saved", "{step}", save_last=True, **save)
 
@@ -311,8 +316,10 @@ def test_a_killed_run_goes_on(kill, save, num_samples, tmp_path):
     if num_samples:
         assert torch.equal(resumed.scores, whole.scores)
     same_weights(resumed.best_model_path, weights.epochs[whole.best_epoch])
-    written = [summary for summary, _ in RunFolder.open(tmp_path / "run").epochs()]
-    assert written == whole.history
+    written = list(RunFolder.open(tmp_path / "run").epochs())
+    assert [summary for summary, _ in written] == whole.history
+    assert resumed.monitor.signals.history == whole.monitor.signals.history
+    assert written[-1][1] == whole.monitor.signals.history[-1]
 
 
 def test_a_strategy_that_restores_late(tmp_path):

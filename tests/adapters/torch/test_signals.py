@@ -141,6 +141,28 @@ def test_a_resumed_run_is_the_whole_run(stop):
         np.testing.assert_array_equal(second.signals.over_epochs[name], values)
 
 
+@pytest.mark.parametrize("size", [N, None])
+def test_an_epoch_that_is_left_out_of_a_state_is_left_out_whole(size):
+    x, y, ids = torch.randn(8, D), torch.randint(C, (8,)), torch.arange(8)
+    monitors = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        monitors.append(GWAMonitor(torch.nn.Linear(D, C), size, signals="margin"))
+
+    def see(monitor, rows):
+        monitor.head(x[rows])
+        monitor.update(y[rows], None if size is None else ids[rows])
+
+    again, wanted = monitors
+    see(again, slice(0, 6))
+    # What trainers do where a resumed run begins an epoch anew.
+    again.load_state_dict(again.state_dict() | {"epoch": None})
+    for monitor in monitors:
+        see(monitor, slice(4, 8))
+        assert monitor.end_epoch().count == 4
+    assert again.signals.history == wanted.signals.history
+
+
 def test_a_run_folder_has_their_means(tmp_path):
     net = model()
     monitor = GWAMonitor(net[2], num_samples=N, signals=["margin", "prediction_changes"])

@@ -354,11 +354,14 @@ def test_numbers_reach_the_log_and_every_callback(tmp_path):
 
     # Before the adapter, as integrations are.
     trainer = make(tmp_path, callbacks=[Tracker()], logging_strategy="epoch")
-    gwa = watch(trainer, prefix="demo/")
+    gwa = watch(trainer, prefix="demo/", signals=["margin", "el2n"])
     trainer.train()
     history = [row for row in trainer.state.log_history if "demo/gwa" in row]
     assert [row["demo/gwa"] for row in seen] == [s.gwa for s in gwa.history]
     assert [row["demo/gwa_mean"] for row in history] == [s.mean for s in gwa.history]
+    for name in ("margin", "el2n"):
+        means = [one[name] for one in gwa.monitor.signals.history]
+        assert [row[f"demo/{name}"] for row in history] == means
     assert [row["step"] for row in history] == [STEPS, 2 * STEPS, 3 * STEPS]
     assert [summary.step for summary in gwa.history] == [STEPS, 2 * STEPS, 3 * STEPS]
     assert len(losses(trainer)) == 3
@@ -450,7 +453,7 @@ def killed_and_resumed(folder, event, step, options, **gwa):
 
 @pytest.fixture(scope="module", params=[ROWS, None], ids=["by sample", "moments"])
 def uninterrupted(request, tmp_path_factory):
-    own = {"num_samples": request.param, "rule": KEEPS_SECOND}
+    own = {"num_samples": request.param, "rule": KEEPS_SECOND, "signals": ["margin"]}
     trainer = make(tmp_path_factory.mktemp("whole"), num_train_epochs=8)
     gwa = watch(trainer, **own)
     trainer.train()
@@ -540,11 +543,12 @@ def test_models_that_are_saved_under_other_names(sharded, tmp_path, monkeypatch)
 
 def test_scores_and_run_folder_of_a_resumed_run(tmp_path):
     options = {"save_strategy": "steps", "save_steps": 3}
-    own = {"num_samples": ROWS, "run_folder": tmp_path / "run"}
+    own = {"num_samples": ROWS, "run_folder": tmp_path / "run", "signals": "forgetting_events"}
     _, gwa = killed_and_resumed(tmp_path / "killed", "step", 7, options, **own)
     epochs = list(RunFolder.open(tmp_path / "run").epochs())
     assert [summary.gwa for summary, _ in epochs] == [s.gwa for s in gwa.history]
     assert len(epochs) == 3
+    assert [metrics for _, metrics in epochs][-1] == gwa.monitor.signals.history[-1]
     trainer = make(tmp_path / "killed", **options)
     watch(trainer, **own)
     with pytest.raises(ValueError, match="`run_folder` must be new"):

@@ -13,6 +13,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
@@ -20,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
 from gwa_core import MaxBimodality, MaxGWA, alignment_scores, select_epoch  # noqa: E402
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE  # noqa: E402
 from gwa_offline.demo import NOISE, DemoResult, run_demo  # noqa: E402
-from gwa_offline.displays import DistributionDisplay  # noqa: E402
+from gwa_offline.displays import DistributionDisplay, SignalsDisplay  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 
@@ -94,6 +95,16 @@ def draw_stopping(result: DemoResult) -> None:
     save(figure, "stopping")
 
 
+def draw_signals(result: DemoResult) -> None:
+    """The picture of the page of signals, in few colours so that it is small."""
+    figure = SignalsDisplay.from_report(result.report).plot().figure_
+    save(figure, "signals")
+    path = IMAGES / "signals.png"
+    Image.open(path).convert("RGB").quantize(96, Image.Quantize.FASTOCTREE).save(
+        path, optimize=True
+    )
+
+
 def draw_saturation() -> None:
     """Relative error of the textbook formula, and of this package, as logits grow."""
     rng = np.random.default_rng(0)
@@ -141,6 +152,7 @@ def main() -> None:
         result = run_demo(folder)
         draw_demo(result)
         draw_stopping(result)
+        draw_signals(result)
         draw_saturation()
 
 

@@ -208,9 +208,10 @@ def report(
     terminal = Terminal(json=False, quiet=quiet)
     source = _open(run, weight, targets, loss)
     found = _report(source, _rule(rule, metric, mode), terminal, label_smoothing)
-    written = [found.to_html(out, images=images)]
+    shown: dict[str, Any] = {"images": images, "metric": metric, "mode": mode}
+    written = [found.to_html(out, **shown)]
     if figures is not None:
-        written += found.to_figures(figures, images=images)
+        written += found.to_figures(figures, **shown)
     terminal.wrote(written)
 
 

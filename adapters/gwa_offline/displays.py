@@ -24,6 +24,7 @@ from gwa_offline._drawing import (
     split_axes,
 )
 from gwa_offline._samples import DistributionDisplay, SamplesDisplay
+from gwa_offline._signals_display import SignalsDisplay
 from gwa_offline._view import (
     column,
     curve_limits,
@@ -32,6 +33,7 @@ from gwa_offline._view import (
     metric_names,
     metric_values,
 )
+from gwa_offline.curves import stored_signals
 from gwa_offline.results import Report
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ __all__ = [
     "GWACurveDisplay",
     "MomentsDisplay",
     "SamplesDisplay",
+    "SignalsDisplay",
     "save_figures",
 ]
 
@@ -240,6 +243,8 @@ def save_figures(
     folder: str | os.PathLike[str],
     *,
     images: ImageSource | None = None,
+    metric: str | None = None,
+    mode: Literal["max", "min"] = "max",
     format: Literal["png", "svg"] = "png",  # noqa: A002
 ) -> list[Path]:
     """Save the pictures of a report.
@@ -252,20 +257,26 @@ def save_figures(
         Made where missing.
     images : str, path, array, Images or None
         Images of the samples, as in `gwa_offline.images.open_images`.
+    metric : str or None
+        A column that the run stored, drawn beside GWA and the signals; default the first there is,
+        and beside the signals the first that is none of them.
+    mode : {"max", "min"}
+        Which end of `metric` is better.
     format : {"png", "svg"}
         Pixels or vectors.
 
     Returns
     -------
     list of pathlib.Path
-        ``gwa``, ``moments``, ``distribution``, ``histogram`` and ``samples``, those there are.
+        ``gwa``, ``moments``, ``signals``, ``distribution``, ``histogram`` and ``samples``, those
+        there are.
 
     Raises
     ------
     FeaturesError
         The images cannot be read or are not N.
     ValueError
-        `format` is unknown.
+        `format` is unknown, or the report has no such metric.
     """
     if format not in ("png", "svg"):
         raise ValueError(f"`format` must be 'png' or 'svg', got {format!r}")
@@ -274,9 +285,11 @@ def save_figures(
     distribution = DistributionDisplay.from_report(report)
     shown = epoch_numbers(report)[report.shown]
     if len(report.epochs) > 1:
-        metric = next(iter(metric_names(report)), None)
-        displays["gwa"] = GWACurveDisplay.from_report(report, metric=metric).plot
+        beside = next(iter(metric_names(report)), None) if metric is None else metric
+        displays["gwa"] = GWACurveDisplay.from_report(report, metric=beside).plot
         displays["moments"] = MomentsDisplay.from_report(report).plot
+        if stored_signals(report):
+            displays["signals"] = SignalsDisplay.from_report(report, metric=metric, mode=mode).plot
         displays["distribution"] = distribution.plot
     displays["histogram"] = lambda: distribution.plot(epoch=shown)
     if images is not None:

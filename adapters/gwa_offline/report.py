@@ -9,11 +9,12 @@ import math
 import os
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from gwa_offline._view import class_ends, format_number, metric_names
+from gwa_offline._view import class_ends, epoch_numbers, format_number, metric_names
+from gwa_offline.curves import signal_curves, stored_signals
 from gwa_offline.figures import BARS, make_figures
 from gwa_offline.images import Images, ImageSource, match_images
 from gwa_offline.results import Report
@@ -34,7 +35,12 @@ _CLASSES = 20  # classes with images; the lowest ones where there are more
 
 
 def write_html(
-    report: Report, path: str | os.PathLike[str], *, images: ImageSource | None = None
+    report: Report,
+    path: str | os.PathLike[str],
+    *,
+    images: ImageSource | None = None,
+    metric: str | None = None,
+    mode: Literal["max", "min"] = "max",
 ) -> Path:
     """Write a report as one self-contained HTML file.
 
@@ -46,6 +52,11 @@ def write_html(
         The file to write; its folder is made where missing.
     images : str, path, array, Images or None
         The N images by sample id, as `gwa_offline.images.open_images` takes them.
+    metric : str or None
+        A column that the run stored, drawn beside GWA and the signals; default the first there is,
+        and beside the signals the first that is none of them.
+    mode : {"max", "min"}
+        Which end of `metric` is better.
 
     Returns
     -------
@@ -57,7 +68,7 @@ def write_html(
     FeaturesError
         The images cannot be read or are not N.
     ValueError
-        The report has no epochs.
+        The report has no epochs, or no such metric.
 
     Notes
     -----
@@ -86,7 +97,9 @@ def write_html(
     if not report.epochs:
         raise ValueError("`report` must have at least one epoch, got none; the run may be empty")
     found = None if images is None else match_images(images, report.num_samples)
-    page = _render(report, found)
+    if metric is not None and metric not in metric_names(report):
+        raise ValueError(f"`metric` must be one of {metric_names(report)}, got {metric!r}")
+    page = _render(report, found, metric, mode)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -98,25 +111,34 @@ def write_html(
     return path
 
 
-def _render(report: Report, images: Images | None) -> str:
+def _render(
+    report: Report, images: Images | None, metric: str | None, mode: Literal["max", "min"]
+) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {"number": format_number, "thumbnail": _thumbnail}
     template = resources.files("gwa_offline").joinpath("report.html.jinja")
     shown = report.shown
-    figures = make_figures(report)
+    several = len(report.epochs) > 1
+    curves = None
+    if several and stored_signals(report):
+        curves = signal_curves(report, metric=metric, mode=mode)
+    figures = make_figures(report, curves)
     summaries = [record.summary for record in report.epochs]
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         report=report,
         images=images,
-        several=len(report.epochs) > 1,
+        several=several,
         shown=summaries[shown],
         summaries=summaries,
         gwa=_measure(summaries[shown].gwa, summaries[shown].gwa_standard_error),
         measure=_measure,
         value_is_gwa=math.isclose(report.selection.value, summaries[shown].gwa, rel_tol=1e-6),
         metrics=metric_names(report),
+        metric=metric,
+        curves=curves,
+        numbers=epoch_numbers(report),
         figures={name: json.loads(figure.to_json()) for name, figure in figures.items()},
         bars=BARS,
         classes=_class_samples(report),

@@ -162,20 +162,29 @@ class Report:
 
         return write_parquet(self, folder)
 
-    def to_html(self, path: str | os.PathLike[str], *, images: Any = None) -> Path:
+    def to_html(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        images: Any = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> Path:
         """Write one self-contained HTML file (``gwa-core[report]``); see `write_html`."""
         from gwa_offline.report import write_html
 
-        return write_html(self, path, images=images)
+        return write_html(self, path, images=images, metric=metric, mode=mode)
 
     def to_figures(
         self,
         folder: str | os.PathLike[str],
         *,
         images: Any = None,
+        metric: str | None = None,
+        mode: Literal["max", "min"] = "max",
         format: Literal["png", "svg"] = "png",  # noqa: A002  (Matplotlib's word)
     ) -> list[Path]:
         """Write one picture a figure (``gwa-core[report]``); see `save_figures`."""
         from gwa_offline.displays import save_figures
 
-        return save_figures(self, folder, images=images, format=format)
+        return save_figures(self, folder, images=images, metric=metric, mode=mode, format=format)

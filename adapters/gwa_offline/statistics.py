@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import EpochSummary, Moments, informative_epochs, label_quality, summarize
 
-__all__ = ["histograms_of", "moments_of", "per_class", "quality_of"]
+__all__ = ["histograms_of", "moments_of", "per_class", "quality_of", "scaled"]
 
 # Scores summarised at once; their moments take ten times their memory.
 CHUNK = 1 << 18
@@ -87,3 +87,18 @@ def per_class(
                 mean[row, label] = summary.mean
                 gwa[row, label] = summary.gwa if summary.healthy else np.nan
     return gwa, mean
+
+
+def scaled(
+    values: NDArray[np.float64], *, better: Literal["low", "high"], begin: int = 0
+) -> NDArray[np.float64]:
+    """Return a (T,) curve turned so that larger is better, its own range from `begin` on as [0, 1].
+
+    What comes before `begin` may lie outside. A curve that does not change is at one half.
+    """
+    turned = values if better == "high" else -values
+    counted = turned[begin:][np.isfinite(turned[begin:])]
+    low, high = (counted.min(), counted.max()) if len(counted) else (0.0, 0.0)
+    if high == low:
+        return np.where(np.isfinite(turned), 0.5, np.nan)
+    return (turned - low) / (high - low)

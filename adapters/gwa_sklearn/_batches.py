@@ -13,6 +13,8 @@ from sklearn.utils import gen_batches
 from sklearn.utils.extmath import row_norms
 
 import gwa_core
+from gwa_core.signals import TrackedSignals
+from gwa_sklearn._softmax import check_softmax, of_softmax
 from gwa_sklearn.heads import find_classifiers
 
 __all__ = ["BatchScorer", "batches", "floating"]
@@ -56,10 +58,16 @@ class BatchScorer:
         After its first step, which makes the weights. It may be trained on.
     X : array or sparse array of shape (N, D)
         The whole training set.
+    signals : TrackedSignals or None
+        What follows signals of the same batches, by row of X.
     """
 
-    def __init__(self, model: Any, X: Any) -> None:
+    def __init__(self, model: Any, X: Any, signals: TrackedSignals | None = None) -> None:
         found = next(find_classifiers(model, floating(X[:1])))
+        self.signals = signals
+        if signals is not None:
+            check_softmax(found, model)
+            self.ids = np.arange(X.shape[0])
         self.model = model
         self.loss = found.loss
         self.hidden = isinstance(model, MLPClassifier) and model.n_layers_ > 2
@@ -70,9 +78,13 @@ class BatchScorer:
         """Return the alignment scores of a batch X, which are these rows of the training set."""
         if self.norms is None:
             found = next(find_classifiers(self.model, X))
+            latents = found.latents()
+            logits = latents @ found.weight.T + found.bias
+            self._follow(logits, latents, targets, rows)
             return gwa_core.alignment_scores(
-                latents=found.latents(),
+                latents=latents,
                 weight=found.weight,
+                logits=logits,
                 bias=found.bias,
                 targets=targets,
                 loss=self.loss,
@@ -80,6 +92,8 @@ class BatchScorer:
         weight, bias = _linear_head(self.model)
         logits = _product(X, weight)
         logits += bias
+        # Of the latents only the norms are looked at.
+        self._follow(logits, self.norms[rows, None], targets, rows)
         return gwa_core.alignment_from_logits(
             logits=logits,
             latent_norms=self.norms[rows],
@@ -88,6 +102,11 @@ class BatchScorer:
             targets=targets,
             loss=self.loss,
         )
+
+    def _follow(self, logits: Any, latents: Any, targets: NDArray[np.intp], rows: Rows) -> None:
+        if self.signals is not None:
+            logits, latents = of_softmax(logits, latents)
+            self.signals.update(logits=logits, latents=latents, targets=targets, ids=self.ids[rows])
 
 
 def _linear_head(model: Any) -> tuple[Any, Any]:

@@ -14,10 +14,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_sample_weight, validate_data
 
 from gwa_core import EarlyStopper, EpochSummary, GWATracker, Rule
+from gwa_core.signals import TrackedSignals
 from gwa_sklearn._batches import BatchScorer, batches, floating
 from gwa_sklearn.heads import find_classifiers
 
@@ -27,6 +29,7 @@ __all__ = [
     "default_batch_size",
     "first_steps",
     "last_step",
+    "names_and_labels",
     "train",
     "training_set",
     "untrained",
@@ -61,6 +64,15 @@ def untrained(estimator: Any, rng: np.random.RandomState) -> Any:
         if name.rpartition("__")[2] == "random_state" and value is None
     }
     return estimator.set_params(**unset)
+
+
+def names_and_labels(owner: Any, X: Any, y: Any, *, reset: bool) -> tuple[Any, NDArray[Any]]:
+    """Check y, and of X the names alone: the first step of a pipeline may take text."""
+    X, y = validate_data(owner, X, y, skip_check_array=True, reset=reset)
+    y = column_or_1d(y, warn=True)
+    assert_all_finite(y, input_name="y")
+    check_consistent_length(X, y)
+    return X, y
 
 
 def first_steps(pipeline: Pipeline, X: Any, y: NDArray[Any], options: dict[str, Any] | None) -> Any:
@@ -174,6 +186,7 @@ def train(
     rng: np.random.RandomState | None,
     before: Kept | None,
     history: list[EpochSummary],
+    signals: TrackedSignals | None,
 ) -> tuple[Kept, str]:
     """Train the model on; return the epoch that the rule keeps, and why.
 
@@ -191,6 +204,8 @@ def train(
         What an earlier fit kept, from which `model` goes on; it competes with the new epochs.
     history : list of EpochSummary
         Epochs up to the one kept before; the new ones are appended.
+    signals : TrackedSignals or None
+        Follows the new epochs.
 
     Returns
     -------
@@ -206,7 +221,7 @@ def train(
     tracker.history = history
     stopper = EarlyStopper(rule, total_steps=len(history) + max_epochs)
     kept = before if before is not None and _is_best(stopper, history[-1]) else None
-    scorer = None if before is None else BatchScorer(model, data.X)
+    scorer = None if before is None else BatchScorer(model, data.X, signals)
     # The whole of X was checked once.
     with config_context(assume_finite=True):
         for epoch in range(len(history), len(history) + max_epochs):
@@ -216,12 +231,14 @@ def train(
                 if scorer is None:
                     # The first step makes the weights.
                     model.partial_fit(X, y, classes=data.classes, **options)
-                    scorer = BatchScorer(model, data.X)
+                    scorer = BatchScorer(model, data.X, signals)
                     scores[rows] = scorer.score(X, data.targets[rows], rows)
                 else:
                     scores[rows] = scorer.score(X, data.targets[rows], rows)
                     model.partial_fit(X, y, **options)
             _add(tracker, scores if isinstance(data.rows, int) else scores[data.rows])
+            if signals is not None:
+                signals.end_epoch()
             if _is_best(stopper, tracker.end_epoch()):
                 kept = Kept(copy.deepcopy(model), scores, epoch)
             if stopper.should_stop:

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from numbers import Integral
 from typing import Any, ClassVar, Self
 
-from sklearn.base import (
-    BaseEstimator,
-    ClassifierMixin,
-    MetaEstimatorMixin,
-    _fit_context,
-)
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import Pipeline
-from sklearn.utils import (
-    assert_all_finite,
-    check_array,
-    check_consistent_length,
-    check_random_state,
-    column_or_1d,
-    get_tags,
-)
+from sklearn.utils import check_array, check_random_state, get_tags
 from sklearn.utils._param_validation import HasMethods, Interval
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
@@ -34,12 +22,14 @@ from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from gwa_core import EpochSummary, MaxBimodality, Rule
+from gwa_core.signals import TrackedSignals
 from gwa_sklearn._training import (
     Kept,
     TrainingSet,
     default_batch_size,
     first_steps,
     last_step,
+    names_and_labels,
     train,
     training_set,
     untrained,
@@ -88,6 +78,9 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     warm_start : bool
         Let a further ``fit`` go on from the kept epoch, for `max_epochs` more. The history is cut
         there, and the kept epoch competes with the new ones.
+    signals : str or collection of str
+        Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none. The rule
+        does not look at them.
     random_state : int, RandomState or None
         Of the shuffling, and of the seeds that `estimator` leaves unset.
 
@@ -111,12 +104,15 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         Number of epochs in `history_`.
     alignment_ : array of shape (n_samples,)
         Score of each row in the kept epoch, low = suspicious; nan for rows of weight 0.
+    signals_ : TrackedSignals or None
+        The signals of the last ``fit``, of all its epochs, also those after the kept one.
 
     Raises
     ------
     TypeError, ValueError
         In ``fit``, on an estimator that can't be trained in this way, with the reason; on data
-        that don't fit.
+        that don't fit; on signals of an estimator with a sigmoid for each of several classes, as
+        the default one has.
 
     Notes
     -----
@@ -153,6 +149,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "shuffle": ["boolean"],
         "warm_start": ["boolean"],
+        "signals": [Collection],
         "random_state": ["random_state"],
     }
 
@@ -160,6 +157,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     alignment_: Any
     best_epoch_: int
     history_: list[EpochSummary]
+    signals_: TrackedSignals | None
 
     def __init__(
         self,
@@ -170,6 +168,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         batch_size: int | None = None,
         shuffle: bool = True,
         warm_start: bool = False,
+        signals: Collection[str] = (),
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -178,6 +177,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         self.batch_size = batch_size
         self.shuffle = shuffle
         self.warm_start = warm_start
+        self.signals = signals
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
@@ -208,6 +208,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
             # What came after the kept epoch belongs to weights that are gone.
             history = self.history_[: self.best_epoch_ + 1]
             before = Kept(last_step(self.estimator_), self.alignment_, self.best_epoch_)
+        signals = TrackedSignals(self.signals, data.X.shape[0]) if len(self.signals) else None
         rows = data.rows if isinstance(data.rows, int) else len(data.rows)
         kept, reason = train(
             last_step(estimator),
@@ -218,6 +219,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
             rng=rng if self.shuffle else None,
             before=before,
             history=history,
+            signals=signals,
         )
         if isinstance(estimator, Pipeline):
             estimator.steps[-1] = (estimator.steps[-1][0], kept.model)
@@ -225,7 +227,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         self.classes_ = data.classes
         self.history_, self.n_iter_ = history, len(history)
         self.alignment_, self.best_epoch_ = kept.scores, kept.epoch
-        self.stopping_reason_ = reason
+        self.stopping_reason_, self.signals_ = reason, signals
         return self
 
     def _template(self) -> Any:
@@ -242,11 +244,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         """Check the data, and let the first steps of a pipeline work on them."""
         first_options, weighted = self._route(sample_weight)
         if isinstance(estimator, Pipeline):
-            # Its first step may take text: only names and y can be checked before.
-            X, y = validate_data(self, X, y, skip_check_array=True, reset=not going_on)
-            y = column_or_1d(y, warn=True)
-            assert_all_finite(y, input_name="y")
-            check_consistent_length(X, y)
+            X, y = names_and_labels(self, X, y, reset=not going_on)
             if len(estimator) > 1:
                 X = first_steps(estimator, X, y, None if going_on else first_options)
             X = check_array(X, accept_sparse="csr", dtype="numeric", estimator=self)

@@ -20,6 +20,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 __all__ = ["Head", "latents_and_head"]
 
+# Latents of a network and logits are made in blocks of this size.
+BLOCK_BYTES = 8 * 1024 * 1024
+
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "identity": lambda z: z,
     "logistic": expit,
@@ -83,6 +86,14 @@ class Classifier(NamedTuple):
         inputs = self.inputs if rows == slice(None) else self.inputs[rows]
         return inputs if self.encode is None else self.encode(inputs)
 
+    def blocks(self) -> Iterator[slice]:
+        """Yield all rows, in blocks whose latents and logits take 8 MiB at most."""
+        outputs, features = self.weight.shape
+        width = outputs if self.encode is None else max(outputs, features)
+        step = max(BLOCK_BYTES // (8 * width), 256)
+        for begin in range(0, self.inputs.shape[0], step):
+            yield slice(begin, begin + step)
+
 
 def latents_and_head(estimator: Any, X: Any) -> Head:
     """Return the linear head of a fitted classifier, with the input that it sees for X.
@@ -135,14 +146,19 @@ def latents_and_head(estimator: Any, X: Any) -> Head:
     >>> head.latents.shape, head.weight.shape, head.loss
     ((150, 4), (3, 4), 'cross_entropy')
     """
-    found = find_classifiers(estimator, X)
-    first = next(found)
-    if next(found, None) is not None:
+    found = one_classifier(estimator, X)
+    return Head(found.latents(), *found[2:])
+
+
+def one_classifier(estimator: Any, X: Any) -> Classifier:
+    """Return the classifier inside an estimator that holds one."""
+    first, *others = find_classifiers(estimator, X)
+    if others:
         raise ValueError(
             "`estimator` must have one head, got a CalibratedClassifierCV of several fitted "
             "estimators; `alignment_scores` averages over them, and ensemble=False keeps one"
         )
-    return Head(first.latents(), *first[2:])
+    return first
 
 
 def find_classifiers(estimator: Any, X: Any) -> Iterator[Classifier]:

@@ -19,9 +19,6 @@ from gwa_sklearn.heads import Classifier, find_classifiers
 
 __all__ = ["alignment_scores", "gwa_score", "gwa_scorer"]
 
-# Latents of a network and logits of sparse rows are made in blocks of this size.
-BLOCK_BYTES = 8 * 1024 * 1024
-
 
 def alignment_scores(estimator: Any, X: Any, y: Any, *, sample_weight: Any = None) -> Any:
     r"""Return the alignment of each sample's negative head gradient with the head's weights.
@@ -240,12 +237,8 @@ def _scores(found: Classifier, targets: NDArray[Any], where: NDArray[Any]) -> An
             **head,
         )
     weight_norm = np.linalg.norm(found.weight)
-    outputs, features = found.weight.shape
-    width = outputs if found.encode is None else max(outputs, features)
-    step = max(BLOCK_BYTES // (8 * width), 256)
     parts = []
-    for begin in range(0, len(targets), step):
-        rows = slice(begin, begin + step)
+    for rows in found.blocks():
         latents = found.latents(rows)
         head |= {"targets": targets[rows], "where": where[rows]}
         if sp.issparse(latents):

@@ -108,6 +108,9 @@ def test_compare_and_report(demo, tmp_path):
     assert done.returncode == 0, done.stderr
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     assert (tmp_path / "gwa.png").exists()
+    assert (tmp_path / "signals.png").exists()
+    done = gwa("report", demo.run, "--out", page, "--metric", "el2n", "--mode", "min")
+    assert "Correlations are with el2n" in page.read_text(encoding="utf-8")
 
 
 def test_demo_says_the_same_to_people_and_machines(tmp_path, demo):
@@ -132,6 +135,7 @@ def test_demo_says_the_same_to_people_and_machines(tmp_path, demo):
         (["analyse", "f.npz", "--loss", "hinge"], "`loss` must be one of"),
         (["analyse", "f.npz", "--label-smoothing", "2"], "`label_smoothing` must be in"),
         (["samples", "f.npz", "--images", "nowhere"], "nowhere"),
+        (["report", "f.npz", "--metric", "acc"], "`metric` must be one of"),
         (["report", "f.npz", "--out", "text.npz/x.html"], "text.npz"),
     ],
 )

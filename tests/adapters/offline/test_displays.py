@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from adapters.offline.reports import CHOSEN, SICK, N, T, make_report
+from adapters.offline.test_curves import COLUMNS, run
 from PIL import Image
 
 from gwa_offline.displays import (
@@ -20,6 +21,7 @@ from gwa_offline.displays import (
     GWACurveDisplay,
     MomentsDisplay,
     SamplesDisplay,
+    SignalsDisplay,
     save_figures,
 )
 from gwa_offline.store import FeaturesError
@@ -115,6 +117,30 @@ def test_moments_stand_apart() -> None:
     assert -report.beta in [found.get_ydata()[0] for found in below.get_lines()]
 
 
+def test_signals_have_a_panel_each_beside_gwa_and_the_metric() -> None:
+    display = SignalsDisplay.from_report(run(COLUMNS), metric="accuracy").plot()
+    assert [ax.get_title("left") for ax in display.axes_] == [c.name for c in display.curves]
+    for ax, curve in zip(display.axes_, display.curves, strict=True):
+        curves = [line(ax, label) for label in ("the signal", "GWA, Pearson", "accuracy")]
+        for drawn, known in zip(curves, (curve, display.gwa, display.metric), strict=True):
+            np.testing.assert_array_equal(drawn.get_ydata(), known.values)
+        stars = [one.get_xdata() for one in ax.get_lines() if one.get_marker() == "*"]
+        assert [int(x[0]) for x in stars if len(x)] == [
+            display.metric.pick, display.gwa.pick, curve.pick,
+        ]  # fmt: skip
+    display.figure_.canvas.draw()
+    boxes = [
+        text.get_window_extent()
+        for ax in display.axes_
+        for text in (ax.title, ax._left_title, *ax.texts)
+        if text.get_text()
+    ]
+    boxes.append(display.figure_.axes[1].get_legend().get_window_extent())
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    alone = SignalsDisplay(epochs=display.epochs, curves=display.curves[:1]).plot()
+    assert len(alone.axes_) == 1
+
+
 def test_samples_stand_at_their_ends() -> None:
     report = make_report()
     display = SamplesDisplay.from_report(report, IMAGES).plot()
@@ -140,6 +166,13 @@ def test_save_figures(tmp_path: Path, format: str, start: bytes) -> None:  # noq
     assert plt.get_fignums() == []
     again = save_figures(report, tmp_path / "c", images=IMAGES, format=format)
     assert [p.read_bytes() for p in again] == [p.read_bytes() for p in paths]
+
+
+def test_signals_are_saved_where_a_run_has_them(tmp_path: Path) -> None:
+    paths = save_figures(run(COLUMNS), tmp_path, metric="test_loss", mode="min")
+    assert "signals.png" in [path.name for path in paths]
+    with pytest.raises(ValueError, match="`metric`"):
+        save_figures(run(COLUMNS), tmp_path, metric="acc")
 
 
 def test_save_figures_with_little_to_show(tmp_path: Path) -> None:

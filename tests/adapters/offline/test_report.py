@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from adapters.offline.reports import CHOSEN, NAMES, SICK, UNSCORED, UNSEEN, N, make_report
+from adapters.offline.test_curves import COLUMNS, run
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from gwa_core import Selection
+from gwa_offline.curves import signal_curves
 from gwa_offline.report import write_html
 from gwa_offline.store import FeaturesError
 
@@ -136,6 +138,26 @@ def test_unhealthy_epochs_are_crosses_outside_the_line(page: Page) -> None:
     assert low < cross["y"][0] < high
     line = trace(page, "GWA")["y"]
     assert [epoch for epoch, value in enumerate(line) if value is None] == [SICK]
+
+
+def test_signals_stand_beside_gwa_and_the_metric(open_page: Open, tmp_path: Path) -> None:
+    report = run(COLUMNS)
+    page = open_page(write_html(report, tmp_path / "r.html", metric="test_loss", mode="min"))
+    found = signal_curves(report, metric="test_loss", mode="min")
+    for curve in found.signals:
+        figure = f"signal-{curve.name}"
+        assert trace(page, curve.name, figure)["y"] == pytest.approx(curve.values.tolist())
+        assert trace(page, "test_loss", figure)["line"]["dash"] == "dot"
+        caption = page.locator(f"figure:has(#plot-{figure}) figcaption").inner_text()
+        assert caption == f"keeps {curve.pick}, {curve.correlations}"
+    assert page.locator("#metric").input_value() == "test_loss"
+    assert page.locator("nav a[href='#signals']").count() == 1
+    boxes = [box.bounding_box() for box in page.locator(".three > div").all()]
+    assert len({round(box["x"]) for box in boxes}) == 3
+    page = open_page(tmp_path / "r.html", viewport={"width": 390, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    with pytest.raises(ValueError, match="`metric` must be one of"):
+        write_html(report, tmp_path / "r.html", metric="acc")
 
 
 def test_metric_is_chosen_by_name(page: Page) -> None:

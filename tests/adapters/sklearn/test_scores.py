@@ -401,7 +401,7 @@ def test_tensors_where_scikit_learn_dispatches():
 
 DISPATCHED = """
 import numpy as np, sklearn, torch
-from gwa_sklearn import alignment_scores, gwa_score, latents_and_head
+from gwa_sklearn import alignment_scores, gwa_score, latents_and_head, sample_signals
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -418,11 +418,17 @@ with sklearn.config_context(array_api_dispatch=True):
     scores = alignment_scores(model, inputs, labels, sample_weight=labels)
     number = gwa_score(model, inputs, labels)
     named = alignment_scores(model.fit(inputs, names), inputs, names)
+    signals = sample_signals(model, inputs, names)
+    two = sample_signals(model.fit(inputs[:100], labels[:100]), inputs[:100], labels[:100])
 assert isinstance(scores, torch.Tensor) and isinstance(named, torch.Tensor)
 assert abs(number - gwa_score(model.fit(X, y), X, y)) < 1e-6
 np.testing.assert_allclose(named.numpy(), base, atol=1e-6)
 np.testing.assert_allclose(scores.numpy()[50:], base[50:], atol=1e-6)
 assert np.isnan(scores.numpy()[:50]).all()
+for found, count in ((signals, 150), (two, 100)):
+    for name, values in sample_signals(model.fit(X[:count], y[:count]), X[:count], y[:count]).items():
+        assert isinstance(found[name], torch.Tensor)
+        np.testing.assert_allclose(found[name].numpy(), values, atol=1e-5)
 """
 
 

@@ -1,0 +1,145 @@
+"""Command line of the experiments."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.plan import Settings, plan, studies
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(prog="python -m experiments", description=main.__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="train what is missing; goes on where it stopped")
+    run.add_argument("study", nargs="+", help=f"of {', '.join(studies())}, or a .toml file")
+    run.add_argument("--data", type=Path, required=True, help="folder with the data sets")
+    run.add_argument("--out", type=Path, default=Path("runs"), help="where run folders go")
+    run.add_argument("--budget-minutes", type=float, default=math.inf)
+    run.add_argument("--device", help="default cuda where there is one")
+    run.add_argument("--share", default="1/1", help="K/N: of N processes the K-th")
+    status = commands.add_parser("status", help="what is done and what is missing")
+    status.add_argument("study", nargs="*", default=studies())
+    status.add_argument("--out", type=Path, default=Path("runs"))
+    for command in (run, status):
+        command.add_argument("--results", type=Path, default=RESULTS)
+        command.add_argument(
+            "--only", nargs="*", default=[], help="labels=worse seed=0 percent=100"
+        )
+    table = commands.add_parser("table", help="print a table, drawn from the results")
+    table.add_argument("name", choices=["stopping", "correlations", "label-errors"])
+    figure = commands.add_parser("figure", help="draw a figure from the results")
+    figure.add_argument("name", choices=["curves", "parts", "distributions", "detection"])
+    figure.add_argument("--study", default="convnext")
+    figure.add_argument("--png", type=Path, required=True)
+    for command in (table, figure):
+        command.add_argument("--results", type=Path, default=RESULTS)
+    pack = commands.add_parser("pack", help="write the images of a .parquet file to one .npz")
+    pack.add_argument("parquet", type=Path)
+    pack.add_argument("npz", type=Path)
+    given = parser.parse_args(arguments)
+    commanded = {
+        "run": _run,
+        "status": _status,
+        "table": _table,
+        "figure": _figure,
+        "pack": _pack,
+    }
+    commanded[given.command](given)
+
+
+def _chosen(given: Any) -> list[Settings]:
+    only: dict[str, Any] = dict(x.split("=", 1) for x in given.only)
+    only = {k: int(v) if v.isdigit() else v for k, v in only.items()}
+    return [run for study in given.study for run in plan(study, **only)]
+
+
+def _done(settings: Settings, results: Path) -> bool:
+    return (results / f"{settings.name}.json").exists()
+
+
+def _run(given: Any) -> None:
+    import torch
+
+    from experiments.data import load
+    from experiments.training import Engine, Run
+
+    deadline = time.monotonic() + 60 * given.budget_minutes
+    place, processes = map(int, given.share.split("/"))
+    device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    loaded: dict[str, Any] = {}
+    engine = None
+    given.results.mkdir(parents=True, exist_ok=True)
+    for settings in _chosen(given)[place - 1 :: processes]:
+        if _done(settings, given.results):
+            continue
+        if settings.data not in loaded:
+            loaded[settings.data] = load(_find(given.data, settings.data))
+        images = loaded[settings.data]
+        kind = settings.network, len(images.class_names)
+        if engine is None or (engine.network, engine.classes) != kind:
+            engine = Engine(*kind, device)
+        begin = time.monotonic()
+        run = Run(settings, images, given.out, engine)
+        result = run.train(deadline)
+        took = f"{time.monotonic() - begin:.0f} s"
+        if result is None:
+            print(f"{settings.name}: {run.step} of {run.steps} steps, {took}; goes on", flush=True)
+            return
+        target = given.results / f"{settings.name}.json"
+        target.write_text(json.dumps(result, separators=(",", ":")))
+        best = max(result["epochs"]["test_accuracy"])
+        print(f"{settings.name}: done in {took}, best test accuracy {best:.2%}", flush=True)
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / f"{name}.parquet", folder / f"{name}.npz", folder / name):
+        if candidate.exists():
+            return candidate
+    raise FileNotFoundError(
+        f"`--data` must be a folder with {name}.parquet, {name}.npz or {name}/, got {folder}"
+    )
+
+
+def _status(given: Any) -> None:
+    for settings in _chosen(given):
+        here = given.out / settings.name
+        state = "missing"
+        if _done(settings, given.results):
+            state = "done"
+        elif (here / "checkpoint.pt").exists():
+            state = "stopped, goes on"
+        print(f"{settings.name:40} {state}")
+
+
+def _table(given: Any) -> None:
+    from experiments.criteria import read
+    from experiments.tables import TABLES
+
+    print(TABLES[given.name](read(given.results)))
+
+
+def _figure(given: Any) -> None:
+    from experiments.criteria import read
+    from experiments.figures import draw
+
+    if not draw(given.name, read(given.results), given.study, given.png):
+        raise SystemExit(f"no results of {given.study} in {given.results}")
+
+
+def _pack(given: Any) -> None:
+    from experiments.data import pack
+
+    pack(given.parquet, given.npz)
+
+
+if __name__ == "__main__":
+    main()

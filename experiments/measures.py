@@ -1,0 +1,172 @@
+"""What is measured of a network between two epochs, and of the samples after the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+
+from gwa_core import EpochSummary, informative_epochs, label_quality, summarize
+from gwa_core.signals import (
+    SIGNALS,
+    centred_class_means,
+    gradient_disparity,
+    head_gradient_disparity,
+    matrix_entropy_difference_ratio,
+    matrix_mutual_information_ratio,
+    mean_pairwise_alignment,
+    optimum_alignment,
+    rescaled_loss,
+)
+from gwa_torch import head_scores
+
+if TYPE_CHECKING:
+    from experiments.training import Engine
+
+__all__ = ["Measures", "detection"]
+
+BATCHES, BATCH = 5, 512
+
+
+class Measures:
+    """Signals that need a pass of their own, on the same training images each time.
+
+    Parameters
+    ----------
+    engine : Engine
+        The network.
+    images, labels : tensors
+        Those that are trained on.
+    """
+
+    def __init__(self, engine: Engine, images: torch.Tensor, labels: torch.Tensor) -> None:
+        self.engine, self.images, self.labels = engine, images, labels
+        self.size = min(BATCH, len(labels) // BATCHES)
+        #: The head's weight and gradient after each epoch, for the way to the optimum.
+        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def epoch(self, *, offline: bool = False) -> dict[str, float]:
+        """Return the signals at the weights of now.
+
+        Parameters
+        ----------
+        offline : bool
+            Also the alignment of all training images at these weights (Fig. 6).
+        """
+        head, classes = self.engine.model.head, self.engine.classes
+        count = BATCHES * self.size
+        images, labels = self.images[:count], self.labels[:count]
+        latents, logits = self.engine.evaluate(images)
+        parts = {
+            "latents": latents.unflatten(0, (BATCHES, self.size)),
+            "logits": logits.unflatten(0, (BATCHES, self.size)),
+            "targets": labels.unflatten(0, (BATCHES, self.size)),
+        }
+        one = {name: x[0] for name, x in parts.items()}
+        means = centred_class_means(latents, labels, classes)
+        residual = F.one_hot(labels, classes) - logits.softmax(1)
+        self.kept.append(
+            (head.weight.detach().cpu().clone(), (-residual.T @ latents / count).cpu())
+        )
+        found = {
+            "pairwise_alignment": mean_pairwise_alignment(**one),
+            "head_gradient_disparity": head_gradient_disparity(**parts),
+            "gradient_disparity": self._disparity(),
+            "mir": matrix_mutual_information_ratio(means, head.weight.detach()),
+            "hdr": matrix_entropy_difference_ratio(means, head.weight.detach()),
+            "latent_norm": latents.norm(dim=1).mean(),
+            "weight_norm": head.weight.detach().norm(),
+        }
+        if offline:
+            latents, logits = self.engine.evaluate(self.images)
+            scores = head_scores(
+                latents=latents, logits=logits, targets=self.labels,
+                weight=head.weight.detach(), bias=head.bias.detach(),
+            )  # fmt: skip
+            summary = summarize(scores)
+            found |= {"offline_gwa": summary.gwa, "offline_mean": summary.mean}
+        return {name: float(value) for name, value in found.items()}
+
+    def _disparity(self) -> torch.Tensor:
+        """Return the mean distance between the gradients of batches, of the whole network."""
+        model, size = self.engine.model, self.size
+        gradients = []
+        hook = model.head.training
+        model.head.eval()  # what the monitor does not look at
+        for k in range(BATCHES):
+            rows = slice(k * size, (k + 1) * size)
+            logits = self.engine.forward(self.images[rows].float() / 255)
+            losses = F.cross_entropy(logits.float(), self.labels[rows], reduction="none")
+            rescaled_loss(losses).backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+            model.zero_grad()
+        model.head.train(hook)
+        return gradient_disparity(torch.stack(gradients))
+
+    def towards(self, best: int) -> list[float]:
+        """Return the alignment of each epoch's gradient with the way to the weights of `best`."""
+        optimum = self.kept[best][0]
+        return [
+            float(optimum_alignment(gradient=gradient, weights=weights, optimum=optimum))
+            for weights, gradient in self.kept
+        ]
+
+
+def detection(
+    samples: dict[str, np.ndarray[Any, Any]],
+    history: Sequence[EpochSummary],
+    wrong: np.ndarray[Any, Any],
+    device: str,
+) -> dict[str, Any]:
+    """Return how well each signal finds the wrong labels: by epoch, and by its mean so far.
+
+    Parameters
+    ----------
+    samples : mapping of str to array of shape (T, N)
+        Values of each epoch; variability and forgetting events are over the epochs already.
+    history : sequence of EpochSummary
+        All epochs.
+    wrong : boolean array of shape (N,)
+        The truth.
+    device : str
+        Where to sort.
+    """
+    if not wrong.any():
+        return {}
+    truth = torch.as_tensor(wrong, device=device).long()
+
+    def judged(suspicion: Any) -> tuple[float, float]:
+        x = torch.as_tensor(suspicion, device=device).double()
+        # Ranks in [0, 1]: numbers outside would be taken for logits. Ties stay ties.
+        x = torch.nan_to_num(x, nan=float(x.nanmean())).unique(return_inverse=True)[1].double()
+        x = x / x.max().clamp_min(1)
+        area, precision = binary_auroc(x, truth), binary_average_precision(x, truth)
+        return round(float(area), 5), round(float(precision), 5)
+
+    found: dict[str, Any] = {}
+    for name, values in samples.items():
+        if name == "alignment":
+            sign = -1
+        elif name in SIGNALS and SIGNALS[name].suspicious is not None:
+            sign = -1 if SIGNALS[name].suspicious == "low" else 1
+        else:
+            continue
+        x = sign * torch.as_tensor(values, device=device)
+        of_runs = name in ("variability", "forgetting_events")
+        means = x if of_runs else x.nan_to_num().cumsum(0) / x.isfinite().cumsum(0).clamp_min(1)
+        single = [] if of_runs else [judged(row) for row in x]
+        mean = [judged(row) for row in means]
+        found[name] = {
+            "auroc": [a for a, _ in single],
+            "average_precision": [b for _, b in single],
+            "mean_auroc": [a for a, _ in mean],
+            "mean_average_precision": [b for _, b in mean],
+        }
+    until = informative_epochs(history)
+    area, precision = judged(-label_quality(samples["alignment"], until=until))
+    found["label_quality"] = {"until": until, "auroc": area, "average_precision": precision}
+    return found

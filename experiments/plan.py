@@ -1,0 +1,110 @@
+"""Which runs there are: a configuration file a study, each naming a grid of runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+__all__ = ["CONFIGS", "Settings", "plan", "studies"]
+
+CONFIGS = Path(__file__).parent / "configs"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run.
+
+    Parameters
+    ----------
+    study : str
+        Name of its configuration file.
+    data : str
+        Name of the data in the folder of `--data`.
+    network : str
+        A key of ``networks.NETWORKS``.
+    labels : str
+        Which labels to train on, see ``data.with_noise``.
+    percent : int
+        Share of the training images that is trained on; the rest validates, with its labels.
+    seed : int
+        Of weights, order and split.
+    steps, batch_size : int
+        Of the optimiser.
+    optimizer : {"adam", "sgd"}
+        SGD has momentum 0.9.
+    learning_rate, weight_decay : float
+        Of the optimiser; a decay makes Adam AdamW.
+    schedule : {"cosine", "constant"}
+        Of the learning rate.
+    augmentation : str
+        A key of ``augmentation.AUGMENTATIONS``.
+    mixup : float
+        Strength, 0 for none.
+    offline : bool
+        Whether to measure all training images anew at the end of each epoch (Fig. 6).
+    """
+
+    study: str
+    data: str = "cifar10n"
+    network: str = "convnext"
+    labels: str = "label"
+    percent: int = 100
+    seed: int = 0
+    steps: int = 6000
+    batch_size: int = 512
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    augmentation: str = "crop"
+    mixup: float = 0.0
+    offline: bool = False
+
+    @property
+    def name(self) -> str:
+        """The run's folder."""
+        return f"{self.study}-{self.labels}-{self.percent}-s{self.seed}"
+
+
+def studies() -> list[str]:
+    """Return the names of the configuration files, the most important first."""
+    found = {path.stem: tomllib.loads(path.read_text()) for path in CONFIGS.glob("*.toml")}
+    return sorted(found, key=lambda name: (found[name]["priority"], name))
+
+
+def plan(study: str, **only: Any) -> list[Settings]:
+    """Return the runs of a study, those first that complete a table earliest.
+
+    Parameters
+    ----------
+    study : str
+        Name of a configuration file, or a path of one.
+    **only
+        Fields of `Settings` that runs must have.
+
+    Returns
+    -------
+    list of Settings
+    """
+    path = Path(study) if study.endswith(".toml") else CONFIGS / f"{study}.toml"
+    if not path.exists():
+        raise ValueError(f"`study` must be one of {', '.join(studies())}, got {study!r}")
+    values = tomllib.loads(path.read_text())
+    values.pop("priority", None)
+    known = {field.name for field in dataclasses.fields(Settings)} - {"study"}
+    grid = {}
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"{path.name} must have fields of Settings, got {name!r}")
+        grid[name] = value if isinstance(value, list) else [value]
+    # The last of these varies fastest: all labels of one seed come first.
+    order = sorted(grid, key=lambda name: {"seed": 0, "percent": 1, "labels": 2}.get(name, -1))
+    runs = [
+        Settings(study=path.stem, **dict(zip(order, values, strict=True)))
+        for values in itertools.product(*(grid[name] for name in order))
+    ]
+    return [run for run in runs if all(getattr(run, k) == v for k, v in only.items())]

@@ -1,0 +1,318 @@
+"""One run: a network trained with the monitor on, and everything measured at the end of an epoch."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F  # noqa: N812
+
+from experiments.augmentation import AUGMENTATIONS, mixed, scaled
+from experiments.data import Images, with_noise
+from experiments.measures import Measures, detection
+from experiments.networks import Classifier, build
+from experiments.plan import Settings
+from gwa_torch import GWAMonitor
+
+__all__ = ["Engine", "Run"]
+
+SIGNALS = (
+    "margin",
+    "sample_loss",
+    "label_probability",
+    "variability",
+    "el2n",
+    "gradient_norm",
+    "self_influence",
+    "head_hessian_trace",
+    "forgetting_events",
+    "prediction_changes",
+)
+
+
+class Engine:
+    """A network that is compiled once and serves one run after another.
+
+    Parameters
+    ----------
+    network : str
+        A key of ``networks.NETWORKS``.
+    classes : int
+        C.
+    device : str
+        Where it runs; on a GPU in bfloat16 and compiled.
+    """
+
+    def __init__(self, network: str, classes: int, device: str) -> None:
+        self.network, self.classes, self.device = network, classes, device
+        self.fast = device != "cpu"
+        torch.set_float32_matmul_precision("high")
+        self.model: Classifier = build(network, classes, 0).to(device)
+        self.latents = self.model.latents
+        if self.fast:
+            self.model.to(memory_format=torch.channels_last)
+            self.latents = torch.compile(self.latents, dynamic=False)
+
+    def begin(self, seed: int) -> None:
+        """Take the weights that a seed draws."""
+        self.model.load_state_dict(build(self.network, self.classes, seed).state_dict())
+        self.model.train()
+
+    def precision(self) -> torch.autocast:
+        """Return the context of a forward pass."""
+        return torch.autocast(self.device, torch.bfloat16, enabled=self.fast)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Return the logits of images in [0, 1], by way of the head that the monitor watches."""
+        images = scaled(images)
+        if self.fast:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with self.precision():
+            logits: torch.Tensor = self.model.head(self.latents(images))
+        return logits
+
+    @torch.no_grad()
+    def evaluate(self, images: torch.Tensor, size: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return latents and logits of bytes as they are, in float32, unseen by the monitor."""
+        found = []
+        for part in images.split(size):
+            rows = len(part)
+            if self.fast and rows < size:
+                # One shape for all, so that nothing is compiled anew.
+                part = F.pad(part, (0, 0) * 3 + (0, size - rows))
+            x = scaled(part)
+            if self.fast:
+                x = x.contiguous(memory_format=torch.channels_last)
+            with self.precision():
+                found.append(self.latents(x)[:rows].float())
+        latents = torch.cat(found)
+        return latents, F.linear(latents, self.model.head.weight, self.model.head.bias)
+
+
+class Run:
+    """A training, from its beginning or from where a budget has ended it.
+
+    Parameters
+    ----------
+    settings : Settings
+        What to train.
+    images : Images
+        The data.
+    folder : path
+        Where the run folder goes.
+    engine : Engine
+        The network, on its device.
+    corrupted : mapping of str to (images, labels), optional
+        Test sets to measure beside the clean one.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        images: Images,
+        folder: Path,
+        engine: Engine,
+        corrupted: dict[str, tuple[Any, Any]] | None = None,
+    ) -> None:
+        self.settings, self.folder, self.engine = settings, folder / settings.name, engine
+        device = engine.device
+        labels = with_noise(images, settings.labels, settings.seed)
+        rows = np.random.default_rng(settings.seed).permutation(len(labels))
+        self.rows = np.sort(rows[: round(len(rows) * settings.percent / 100)])
+        held = np.setdiff1d(rows, self.rows)
+
+        def there(x: Any) -> torch.Tensor:
+            return torch.as_tensor(np.ascontiguousarray(x)).to(device)
+
+        self.images, self.labels = there(images.train[self.rows]), there(labels[self.rows])
+        # What a label is wrong against; on real data without known errors nothing is.
+        self.wrong = labels[self.rows] != images.labels["label"][self.rows]
+        tests = {"test": (images.test, images.test_labels)} | (corrupted or {})
+        if len(held):
+            tests["validation"] = (images.train[held], labels[held])
+        self.tests = {name: (there(x), there(y)) for name, (x, y) in tests.items()}
+        self.class_names = images.class_names
+        engine.begin(settings.seed)
+        self.generator = torch.Generator().manual_seed(settings.seed)
+        torch.manual_seed(settings.seed)
+        self.optimizer = self._optimizer()
+        self.monitor = GWAMonitor(engine.model.head, len(self.rows), signals=SIGNALS)
+        self.measures = Measures(engine, self.images, self.labels)
+        self.step, self.seconds = 0, 0.0
+        self.columns: list[dict[str, Any]] = []
+        self.samples: dict[str, list[Any]] = {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "settings.json").write_text(json.dumps(asdict(settings), indent=1))
+        if self.checkpoint.exists():
+            self._resume()
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where an unfinished run stands."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def steps(self) -> int:
+        """Of whole epochs; a last batch is filled up with the first rows of its epoch."""
+        epoch = -(-len(self.rows) // self.settings.batch_size)
+        return max(1, round(self.settings.steps / epoch)) * epoch
+
+    def _optimizer(self) -> Any:
+        s, fast = self.settings, self.engine.fast
+        parameters = self.engine.model.parameters()
+        # A rate on the device can change without a kernel being made anew.
+        rate = torch.tensor(s.learning_rate, device=self.engine.device)
+        if s.optimizer == "sgd":
+            return torch.optim.SGD(
+                parameters, rate, momentum=0.9, weight_decay=s.weight_decay, fused=fast
+            )
+        kind = torch.optim.AdamW if s.weight_decay else torch.optim.Adam
+        return kind(parameters, rate, weight_decay=s.weight_decay, fused=fast)
+
+    def _rate(self) -> float:
+        s = self.settings
+        share = self.step / self.steps
+        factor = (1 + math.cos(math.pi * share)) / 2 if s.schedule == "cosine" else 1.0
+        return s.learning_rate * factor
+
+    def train(self, deadline: float = math.inf) -> dict[str, Any] | None:
+        """Train to the end and return the result; None where the deadline came before.
+
+        Parameters
+        ----------
+        deadline : float
+            In seconds of ``time.monotonic``; after it the run stops at the end of an epoch, to go on
+            later.
+        """
+        last = 0.0
+        while self.step < self.steps:
+            begin = time.monotonic()
+            if begin + 1.1 * last > deadline:
+                self._save()
+                return None
+            self._epoch()
+            trained = time.monotonic()
+            self._end_epoch()
+            last = time.monotonic() - begin
+            print(
+                f"{self.settings.name}: epoch {len(self.columns)}, {trained - begin:.1f} s and "
+                f"{last - trained + begin:.1f} s, test {self.columns[-1]['test_accuracy']:.2%}",
+                flush=True,
+            )
+            self.seconds += last
+        result = self._result()
+        (self.folder / "result.json").write_text(json.dumps(result))
+        self.checkpoint.unlink(missing_ok=True)
+        self.monitor.close()
+        return result
+
+    def _epoch(self) -> None:
+        s, device = self.settings, self.engine.device
+        augment = AUGMENTATIONS[s.augmentation]
+        order = torch.randperm(len(self.rows), generator=self.generator).to(device)
+        order = torch.cat([order, order[: -len(order) % s.batch_size]])
+        for ids in order.split(s.batch_size):
+            for group in self.optimizer.param_groups:
+                group["lr"].fill_(self._rate())
+            images, targets = augment(self.images[ids]), self.labels[ids]
+            if s.mixup:
+                soft = F.one_hot(targets, self.engine.classes).float()
+                images, targets = mixed(images, soft, s.mixup)
+            loss = F.cross_entropy(self.engine.forward(images), targets)
+            loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.monitor.update(targets, ids=ids)
+            self.step += 1
+
+    def _end_epoch(self) -> None:
+        summary = self.monitor.end_epoch(step=self.step)
+        found: dict[str, Any] = dict(self.monitor.signals.history[-1])
+        for name, (images, labels) in self.tests.items():
+            logits = self.engine.evaluate(images)[1]
+            found[f"{name}_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
+            found[f"{name}_loss"] = F.cross_entropy(logits, labels).item()
+        found |= self.measures.epoch(offline=self.settings.offline)
+        plain = {name: value for name, value in found.items() if isinstance(value, float)}
+        names = self.class_names
+        self.monitor.save(self.folder, metrics=plain, targets=self.labels, class_names=names)
+        values = self.monitor.signals.values | {"alignment": self.monitor.scores.cpu().numpy()}
+        quantiles = np.linspace(0, 1, 41)
+        for part, mask in {"right": ~self.wrong, "wrong": self.wrong}.items():
+            scores = values["alignment"][mask]
+            kept = np.nanquantile(scores, quantiles).round(4).tolist() if mask.any() else []
+            found[f"{part}_quantiles"] = kept
+        for name, x in values.items():
+            self.samples.setdefault(name, []).append(x.astype(np.float32))
+        over = self.monitor.signals.over_epochs
+        for name in ("variability", "forgetting_events"):
+            self.samples.setdefault(name, []).append(over[name].astype(np.float32))
+        self.columns.append(summary._asdict() | found)
+
+    def _result(self) -> dict[str, Any]:
+        samples = {name: np.stack(values) for name, values in self.samples.items()}
+        np.savez_compressed(
+            self.folder / "samples.npz",
+            wrong=self.wrong,
+            **{name: samples[name].astype(np.float16) for name in ("alignment", "margin")},
+        )
+        history = self.monitor.history
+        columns = self.columns
+        best = max(range(len(columns)), key=lambda k: columns[k]["test_accuracy"])
+        for row, value in zip(columns, self.measures.towards(best), strict=True):
+            row["optimum_alignment"] = value
+        name = "cpu" if not self.engine.fast else torch.cuda.get_device_name()
+        return {
+            "settings": asdict(self.settings),
+            "device": name,
+            "seconds": round(self.seconds, 1),
+            "wrong": float(self.wrong.mean()),
+            "epochs": {key: [_short(row[key]) for row in columns] for key in columns[0]},
+            "detection": detection(samples, history, self.wrong, self.engine.device),
+        }
+
+    def _save(self) -> None:
+        state = {
+            "model": self.engine.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "monitor": self.monitor.state_dict(),
+            "measures": self.measures.kept,
+            "generator": self.generator.get_state(),
+            "random": _random_state(self.engine.device),
+            "progress": (self.step, self.seconds, self.columns),
+            "samples": {k: [torch.from_numpy(x) for x in v] for k, v in self.samples.items()},
+        }
+        part = self.checkpoint.with_suffix(".part")
+        torch.save(state, part)
+        part.replace(self.checkpoint)
+        self.monitor.close()
+
+    def _resume(self) -> None:
+        state = torch.load(self.checkpoint, weights_only=True)
+        self.engine.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.monitor.load_state_dict(state["monitor"])
+        self.measures.kept = state["measures"]
+        self.generator.set_state(state["generator"])
+        _set_random_state(self.engine.device, state["random"])
+        self.step, self.seconds, self.columns = state["progress"]
+        self.samples = {k: [x.numpy() for x in v] for k, v in state["samples"].items()}
+
+
+def _random_state(device: str) -> torch.Tensor:
+    return torch.get_rng_state() if device == "cpu" else torch.cuda.get_rng_state()
+
+
+def _set_random_state(device: str, state: torch.Tensor) -> None:
+    torch.set_rng_state(state) if device == "cpu" else torch.cuda.set_rng_state(state)
+
+
+def _short(value: Any) -> Any:
+    """Six digits are more than an epoch's noise leaves."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value

@@ -1,6 +1,6 @@
 """Draw the pictures of the documentation: `python docs/figures.py`.
 
-They show the demonstration of seed 0, and one sweep that needs no data.
+They show the demonstration of seed 0, one sweep that needs no data, and the results of the experiments.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
 
+from experiments.__main__ import RESULTS  # noqa: E402
+from experiments.criteria import read  # noqa: E402
+from experiments.figures import FIGURES, draw  # noqa: E402
 from gwa_core import MaxBimodality, MaxGWA, alignment_scores, select_epoch  # noqa: E402
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE  # noqa: E402
 from gwa_offline.demo import NOISE, DemoResult, run_demo  # noqa: E402
@@ -154,6 +157,9 @@ def main() -> None:
         draw_stopping(result)
         draw_signals(result)
         draw_saturation()
+    results = read(RESULTS)
+    for name in FIGURES:
+        draw(name, results, "convnext", IMAGES / f"results-{name}.png")
 
 
 if __name__ == "__main__":

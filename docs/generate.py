@@ -2,8 +2,8 @@
 
 `backends.md` comes from the tables in tests/backends.py. `bad-input.md` comes from the tables called
 CASES in tests/core and tests/adapters/offline, whose rows begin with a name and a function that
-raises; the message shown is the one it raised. Measured figures come from benchmarks/results. A test
-compares the committed pages with these.
+raises; the message shown is the one it raised. Measured figures come from benchmarks/results and
+experiments/results. A test compares the committed pages with these.
 """
 
 from __future__ import annotations
@@ -341,9 +341,26 @@ def labels_page() -> str:
     return f"{head}{begin}\n{_load(DOCS / 'measured.py').labels_section()}{end}{tail}"
 
 
+def results_page() -> str:
+    """Return the chapter of results, with its tables drawn anew."""
+    from experiments.__main__ import RESULTS
+    from experiments.criteria import read
+    from experiments.tables import TABLES
+
+    page = (DOCS / "results" / "index.md").read_text(encoding="utf-8")
+    results = read(RESULTS)
+    for name, make in TABLES.items():
+        begin, end = f"<!-- table {name} -->\n", f"<!-- end of {name} -->\n"
+        head, _, rest = page.partition(begin)
+        _, _, tail = rest.partition(end)
+        page = f"{head}{begin}\n{make(results)}\n{end}{tail}"
+    return page
+
+
 PAGES = {
     "backends.md": backends_page,
     "bad-input.md": bad_input_page,
+    "results/index.md": results_page,
     "sklearn/cleanlab.md": labels_page,
     "torch/situations.md": situations_page,
     "torch/speed.md": speed_page,

@@ -107,7 +107,8 @@ def _accuracy_cell(found: list[tuple[float, float, float]]) -> str:
     accuracy, lost, epochs = (list(x) for x in zip(*found, strict=True))
     if not np.isfinite(accuracy).any():
         return "keeps none"
-    return f"{_range(accuracy)}, −{np.nanmean(lost):.1f}, epoch {np.nanmean(epochs):.0f}"
+    below = f", −{np.nanmean(lost):.1f}" if np.nanmax(lost) > 0 else ""
+    return f"{_range(accuracy)}{below}, epoch {np.nanmean(epochs):.0f}"
 
 
 def correlations(results: list[Result]) -> str:

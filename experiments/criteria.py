@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,7 @@ Result = dict[str, Any]
 CRITERIA: dict[str, tuple[str | None, Any]] = {
     "GWA, the paper's rule": (None, MaxGWA()),
     "largest bimodality": (None, MaxBimodality()),
+    "largest bimodality × mean^¼": ("separation", MaxBimodality()),
     "LabelWave": ("prediction_changes", LabelWave()),
     "gradient disparity, fifth increase": ("gradient_disparity", GradientDisparity()),
     "gradient disparity, five in a row": (
@@ -37,6 +39,8 @@ CRITERIA: dict[str, tuple[str | None, Any]] = {
     "training loss": ("sample_loss", Patience(metric="sample_loss", mode="min")),
     "last epoch": ("epoch", Patience(metric="epoch", mode="max")),
 }
+#: Columns made of others: what looks better than the rules that there are.
+DERIVED = {"separation": lambda of: of("bimodality") * np.maximum(of("mean"), 0.0) ** 0.25}
 VALIDATION = ("validation_accuracy", Patience(metric="validation_accuracy", mode="max"))
 
 
@@ -46,7 +50,9 @@ def read(folder: Path) -> list[Result]:
 
 
 def column(result: Result, name: str) -> np.ndarray[Any, Any]:
-    """Return a column of a run by epoch."""
+    """Return a column of a run by epoch, also one of `DERIVED`."""
+    if name in DERIVED:
+        return DERIVED[name](functools.partial(column, result))
     return np.asarray(result["epochs"][name], float)
 
 
@@ -61,7 +67,8 @@ def kept(result: Result, criterion: str) -> int | None:
     name, rule = VALIDATION if criterion == "validation" else CRITERIA[criterion]
     if name is None:
         return select_epoch(history(result), rule).step
-    return select_step(column(result, name).tolist(), rule).step
+    healthy = [summary.healthy for summary in history(result)] if name in DERIVED else None
+    return select_step(column(result, name).tolist(), rule, healthy=healthy).step
 
 
 def regret(result: Result, epochs: Iterable[int | None]) -> list[float]:

@@ -25,6 +25,7 @@ GENERATED = {
     "bad-input.md",
     "sklearn/cleanlab.md",
     "torch/situations.md",
+    "results/index.md",
     "torch/speed.md",
 }
 NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")

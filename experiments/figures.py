@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.criteria import Result, column, kept
-from experiments.tables import LABELS, NETWORKS, TITLES
+from experiments.tables import LABELS, TITLES
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
 from gwa_offline.statistics import scaled
 
@@ -140,4 +140,3 @@ FIGURES: dict[str, Callable[[dict[str, Result]], Any]] = {
     "distributions": distributions,
     "detection": detection,
 }
-STUDIES = tuple(NETWORKS)

@@ -18,22 +18,10 @@ from experiments.data import Images, with_noise
 from experiments.measures import Measures, detection
 from experiments.networks import Classifier, build
 from experiments.plan import Settings
+from gwa_core.signals import SIGNALS
 from gwa_torch import GWAMonitor
 
 __all__ = ["Engine", "Run"]
-
-SIGNALS = (
-    "margin",
-    "sample_loss",
-    "label_probability",
-    "variability",
-    "el2n",
-    "gradient_norm",
-    "self_influence",
-    "head_hessian_trace",
-    "forgetting_events",
-    "prediction_changes",
-)
 
 
 class Engine:
@@ -68,11 +56,13 @@ class Engine:
         """Return the context of a forward pass."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.fast)
 
+    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
+        x = scaled(images)
+        return x.contiguous(memory_format=torch.channels_last) if self.fast else x
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of images in [0, 1], by way of the head that the monitor watches."""
-        images = scaled(images)
-        if self.fast:
-            images = images.contiguous(memory_format=torch.channels_last)
+        images = self._prepared(images)
         with self.precision():
             logits: torch.Tensor = self.model.head(self.latents(images))
         return logits
@@ -86,9 +76,7 @@ class Engine:
             if self.fast and rows < size:
                 # One shape for all, so that nothing is compiled anew.
                 part = F.pad(part, (0, 0) * 3 + (0, size - rows))
-            x = scaled(part)
-            if self.fast:
-                x = x.contiguous(memory_format=torch.channels_last)
+            x = self._prepared(part)
             with self.precision():
                 found.append(self.latents(x)[:rows].float())
         latents = torch.cat(found)
@@ -108,8 +96,6 @@ class Run:
         Where the run folder goes.
     engine : Engine
         The network, on its device.
-    corrupted : mapping of str to (images, labels), optional
-        Test sets to measure beside the clean one.
     """
 
     def __init__(
@@ -118,7 +104,6 @@ class Run:
         images: Images,
         folder: Path,
         engine: Engine,
-        corrupted: dict[str, tuple[Any, Any]] | None = None,
     ) -> None:
         self.settings, self.folder, self.engine = settings, folder / settings.name, engine
         device = engine.device
@@ -133,7 +118,7 @@ class Run:
         self.images, self.labels = there(images.train[self.rows]), there(labels[self.rows])
         # What a label is wrong against; on real data without known errors nothing is.
         self.wrong = labels[self.rows] != images.labels["label"][self.rows]
-        tests = {"test": (images.test, images.test_labels)} | (corrupted or {})
+        tests = {"test": (images.test, images.test_labels)}
         if len(held):
             tests["validation"] = (images.train[held], labels[held])
         self.tests = {name: (there(x), there(y)) for name, (x, y) in tests.items()}
@@ -142,7 +127,7 @@ class Run:
         self.generator = torch.Generator().manual_seed(settings.seed)
         torch.manual_seed(settings.seed)
         self.optimizer = self._optimizer()
-        self.monitor = GWAMonitor(engine.model.head, len(self.rows), signals=SIGNALS)
+        self.monitor = GWAMonitor(engine.model.head, len(self.rows), signals=tuple(SIGNALS))
         self.measures = Measures(engine, self.images, self.labels)
         self.step, self.seconds = 0, 0.0
         self.columns: list[dict[str, Any]] = []
@@ -207,7 +192,6 @@ class Run:
             )
             self.seconds += last
         result = self._result()
-        (self.folder / "result.json").write_text(json.dumps(result))
         self.checkpoint.unlink(missing_ok=True)
         self.monitor.close()
         return result

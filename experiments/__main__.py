@@ -45,6 +45,12 @@ def main(arguments: list[str] | None = None) -> None:
     pack = commands.add_parser("pack", help="write the images of a .parquet file to one .npz")
     pack.add_argument("parquet", type=Path)
     pack.add_argument("npz", type=Path)
+    corrupt = commands.add_parser(
+        "corrupt", help="write corrupted test sets in CIFAR-10-C's layout"
+    )
+    corrupt.add_argument("source", type=Path, help="a data set, as in the folder of --data")
+    corrupt.add_argument("folder", type=Path)
+    corrupt.add_argument("--count", type=int, help="of test images, default all")
     given = parser.parse_args(arguments)
     commanded = {
         "run": _run,
@@ -52,6 +58,7 @@ def main(arguments: list[str] | None = None) -> None:
         "table": _table,
         "figure": _figure,
         "pack": _pack,
+        "corrupt": _corrupt,
     }
     commanded[given.command](given)
 
@@ -69,7 +76,7 @@ def _done(settings: Settings, results: Path) -> bool:
 def _run(given: Any) -> None:
     import torch
 
-    from experiments.data import load
+    from experiments.data import corrupted, load
     from experiments.training import Engine, Run
 
     deadline = time.monotonic() + 60 * given.budget_minutes
@@ -88,7 +95,9 @@ def _run(given: Any) -> None:
         if engine is None or (engine.network, engine.classes) != kind:
             engine = Engine(*kind, device)
         begin = time.monotonic()
-        run = Run(settings, images, given.out, engine)
+        if settings.corrupted and settings.corrupted not in loaded:
+            loaded[settings.corrupted] = corrupted(_find(given.data, settings.corrupted))
+        run = Run(settings, images, given.out, engine, loaded.get(settings.corrupted))
         result = run.train(deadline)
         took = f"{time.monotonic() - begin:.0f} s"
         if result is None:
@@ -133,6 +142,13 @@ def _figure(given: Any) -> None:
 
     if not draw(given.name, read(given.results), given.study, given.png):
         raise SystemExit(f"no results of {given.study} in {given.results}")
+
+
+def _corrupt(given: Any) -> None:
+    from experiments.corruptions import corrupt
+    from experiments.data import load
+
+    corrupt(load(given.source), given.folder, given.count)
 
 
 def _pack(given: Any) -> None:

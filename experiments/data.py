@@ -5,15 +5,21 @@ from __future__ import annotations
 import gzip
 import io
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HUMAN_LABELS", "Images", "corrupted", "load", "pack", "with_noise"]
+__all__ = ["GROUPS", "HUMAN_LABELS", "Images", "corrupted", "load", "pack", "with_noise"]
 
+#: The groups of corruptions in the paper's Table 2.
+GROUPS = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic_transform", "pixelate", "jpeg_compression"),
+}
 #: Columns of CIFAR-10-N and what the authors' file calls them.
 HUMAN_LABELS = {
     "label": "clean_label",
@@ -122,18 +128,24 @@ def with_noise(images: Images, name: str, seed: int) -> NDArray[Any]:
     return labels
 
 
-def corrupted(path: str | Path) -> Iterator[tuple[str, NDArray[Any], NDArray[Any]]]:
-    """Yield name, images and labels of each test set of a CIFAR-10-C folder.
+def corrupted(path: str | Path) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+    """Return images and labels of a folder of CIFAR-10-C's layout, by groups of corruptions.
 
     Each ``NAME.npy`` has one or more severities of the whole test set one after another, (S N,
-    height, width, 3); ``labels.npy`` has their labels.
+    height, width, 3); ``labels.npy`` has their labels. A name of no group is a group of its own.
     """
     path = Path(path)
     labels = np.load(path / "labels.npy", allow_pickle=False).astype(np.int64)
+    group_of = {name: group for group, names in GROUPS.items() for name in names}
+    parts: dict[str, list[NDArray[Any]]] = {}
     for file in sorted(path.glob("*.npy")):
         if file.stem != "labels":
             found = np.load(file, mmap_mode="r", allow_pickle=False)
-            yield file.stem, _first(found), np.resize(labels, len(found))
+            parts.setdefault(group_of.get(file.stem, file.stem), []).append(_first(found))
+    return {
+        group: (np.concatenate(x), np.resize(labels, sum(map(len, x))))
+        for group, x in parts.items()
+    }
 
 
 def pack(path: str | Path, out: str | Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from gwa_core import EpochSummary, informative_epochs, label_quality, summarize
+from gwa_core import EpochSummary, informative_epochs, label_quality, residual, summarize
 from gwa_core.signals import (
     SIGNALS,
     centred_class_means,
@@ -22,7 +22,7 @@ from gwa_core.signals import (
     optimum_alignment,
     rescaled_loss,
 )
-from gwa_torch import head_scores
+from gwa_torch import GWAMonitor, head_scores
 
 if TYPE_CHECKING:
     from experiments.training import Engine
@@ -39,12 +39,16 @@ class Measures:
     ----------
     engine : Engine
         The network.
+    monitor : GWAMonitor
+        Of its head; it must not take these passes for training.
     images, labels : tensors
         Those that are trained on.
     """
 
-    def __init__(self, engine: Engine, images: torch.Tensor, labels: torch.Tensor) -> None:
-        self.engine, self.images, self.labels = engine, images, labels
+    def __init__(
+        self, engine: Engine, monitor: GWAMonitor, images: torch.Tensor, labels: torch.Tensor
+    ) -> None:
+        self.engine, self.monitor, self.images, self.labels = engine, monitor, images, labels
         self.size = min(BATCH, len(labels) // BATCHES)
         #: The head's weight and gradient after each epoch, for the way to the optimum.
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -68,10 +72,8 @@ class Measures:
         }
         one = {name: x[0] for name, x in parts.items()}
         means = centred_class_means(latents, labels, classes)
-        residual = F.one_hot(labels, classes) - logits.softmax(1)
-        self.kept.append(
-            (head.weight.detach().cpu().clone(), (-residual.T @ latents / count).cpu())
-        )
+        gradient = -residual(logits=logits, targets=labels).T @ latents / count
+        self.kept.append((head.weight.detach().cpu().clone(), gradient.cpu()))
         found = {
             "pairwise_alignment": mean_pairwise_alignment(**one),
             "head_gradient_disparity": head_gradient_disparity(**parts),
@@ -95,16 +97,14 @@ class Measures:
         """Return the mean distance between the gradients of batches, of the whole network."""
         model, size = self.engine.model, self.size
         gradients = []
-        hook = model.head.training
-        model.head.eval()  # what the monitor does not look at
-        for k in range(BATCHES):
-            rows = slice(k * size, (k + 1) * size)
-            logits = self.engine.forward(self.images[rows].float() / 255)
-            losses = F.cross_entropy(logits.float(), self.labels[rows], reduction="none")
-            rescaled_loss(losses).backward()
-            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-            model.zero_grad()
-        model.head.train(hook)
+        with self.monitor.pause():
+            for k in range(BATCHES):
+                rows = slice(k * size, (k + 1) * size)
+                logits = self.engine.forward(self.images[rows].float() / 255)
+                losses = F.cross_entropy(logits.float(), self.labels[rows], reduction="none")
+                rescaled_loss(losses).backward()
+                gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+                model.zero_grad()
         return gradient_disparity(torch.stack(gradients))
 
     def towards(self, best: int) -> list[float]:

@@ -44,6 +44,8 @@ class Settings:
         A key of ``augmentation.AUGMENTATIONS``.
     mixup : float
         Strength, 0 for none.
+    corrupted : str
+        Name of a folder of corrupted test sets in the folder of `--data`; none by default.
     offline : bool
         Whether to measure all training images anew at the end of each epoch (Fig. 6).
     """
@@ -62,6 +64,7 @@ class Settings:
     schedule: str = "cosine"
     augmentation: str = "crop"
     mixup: float = 0.0
+    corrupted: str = ""
     offline: bool = False
 
     @property

@@ -21,7 +21,12 @@ TITLES = {
     "random1": "random1, 17 %",
     "worse": "worse, 40 %",
 }
-NETWORKS = {"convnext": "ConvNeXt-V2 pico", "vit": "ViT, six layers"}
+#: Studies of all label sets, by what they are called.
+NETWORKS = {
+    "convnext": "ConvNeXt-V2 pico",
+    "vit": "ViT, six layers",
+    "coarse": "ConvNeXt-V2 pico with a coarse stem, crop and flip only",
+}
 MISSING = "–"
 #: Table 1 of the paper, CIFAR-10(-N) with 0, 9 and 17 % noise: test accuracy in per cent.
 PAPER = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from torch.nn import functional as F  # noqa: N812
 from experiments.augmentation import AUGMENTATIONS, mixed, scaled
 from experiments.data import Images, with_noise
 from experiments.measures import Measures, detection
-from experiments.networks import Classifier, build
+from experiments.networks import Classifier, ConvNextByProducts, build
 from experiments.plan import Settings
 from gwa_core.signals import SIGNALS
 from gwa_torch import GWAMonitor
@@ -35,17 +36,24 @@ class Engine:
         C.
     device : str
         Where it runs; on a GPU in bfloat16 and compiled.
+    side : int
+        Of the images.
     """
 
-    def __init__(self, network: str, classes: int, device: str) -> None:
+    def __init__(self, network: str, classes: int, device: str, side: int = 32) -> None:
         self.network, self.classes, self.device = network, classes, device
         self.fast = device != "cpu"
         torch.set_float32_matmul_precision("high")
         self.model: Classifier = build(network, classes, 0).to(device)
         self.latents = self.model.latents
+        self.augmentations = AUGMENTATIONS
         if self.fast:
-            self.model.to(memory_format=torch.channels_last)
+            if network.startswith("convnext"):
+                self.latents = ConvNextByProducts(self.model.body, side)
             self.latents = torch.compile(self.latents, dynamic=False)
+            self.augmentations = {
+                name: torch.compile(made, dynamic=False) for name, made in AUGMENTATIONS.items()
+            }
 
     def begin(self, seed: int) -> None:
         """Take the weights that a seed draws."""
@@ -56,13 +64,9 @@ class Engine:
         """Return the context of a forward pass."""
         return torch.autocast(self.device, torch.bfloat16, enabled=self.fast)
 
-    def _prepared(self, images: torch.Tensor) -> torch.Tensor:
-        x = scaled(images)
-        return x.contiguous(memory_format=torch.channels_last) if self.fast else x
-
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return the logits of images in [0, 1], by way of the head that the monitor watches."""
-        images = self._prepared(images)
+        images = scaled(images)
         with self.precision():
             logits: torch.Tensor = self.model.head(self.latents(images))
         return logits
@@ -76,7 +80,7 @@ class Engine:
             if self.fast and rows < size:
                 # One shape for all, so that nothing is compiled anew.
                 part = F.pad(part, (0, 0) * 3 + (0, size - rows))
-            x = self._prepared(part)
+            x = scaled(part)
             with self.precision():
                 found.append(self.latents(x)[:rows].float())
         latents = torch.cat(found)
@@ -96,6 +100,8 @@ class Run:
         Where the run folder goes.
     engine : Engine
         The network, on its device.
+    corrupted : mapping of str to (images, labels)
+        Test sets under corruptions, by the name of their group.
     """
 
     def __init__(
@@ -104,6 +110,7 @@ class Run:
         images: Images,
         folder: Path,
         engine: Engine,
+        corrupted: Mapping[str, tuple[Any, Any]] | None = None,
     ) -> None:
         self.settings, self.folder, self.engine = settings, folder / settings.name, engine
         device = engine.device
@@ -119,6 +126,7 @@ class Run:
         # What a label is wrong against; on real data without known errors nothing is.
         self.wrong = labels[self.rows] != images.labels["label"][self.rows]
         tests = {"test": (images.test, images.test_labels)}
+        tests |= {f"corrupted_{name}": x for name, x in (corrupted or {}).items()}
         if len(held):
             tests["validation"] = (images.train[held], labels[held])
         self.tests = {name: (there(x), there(y)) for name, (x, y) in tests.items()}
@@ -128,7 +136,7 @@ class Run:
         torch.manual_seed(settings.seed)
         self.optimizer = self._optimizer()
         self.monitor = GWAMonitor(engine.model.head, len(self.rows), signals=tuple(SIGNALS))
-        self.measures = Measures(engine, self.images, self.labels)
+        self.measures = Measures(engine, self.monitor, self.images, self.labels)
         self.step, self.seconds = 0, 0.0
         self.columns: list[dict[str, Any]] = []
         self.samples: dict[str, list[Any]] = {}
@@ -198,7 +206,7 @@ class Run:
 
     def _epoch(self) -> None:
         s, device = self.settings, self.engine.device
-        augment = AUGMENTATIONS[s.augmentation]
+        augment = self.engine.augmentations[s.augmentation]
         order = torch.randperm(len(self.rows), generator=self.generator).to(device)
         order = torch.cat([order, order[: -len(order) % s.batch_size]])
         for ids in order.split(s.batch_size):
@@ -227,6 +235,8 @@ class Run:
         names = self.class_names
         self.monitor.save(self.folder, metrics=plain, targets=self.labels, class_names=names)
         values = self.monitor.signals.values | {"alignment": self.monitor.scores.cpu().numpy()}
+        counts = np.histogram(values["alignment"], bins=100, range=(-1, 1))[0]
+        found["histogram"] = counts.tolist()  # for rules that are not thought of yet
         quantiles = np.linspace(0, 1, 41)
         for part, mask in {"right": ~self.wrong, "wrong": self.wrong}.items():
             scores = values["alignment"][mask]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import augmentation, criteria, data, figures, plan, tables
+from experiments import augmentation, criteria, data, figures, networks, plan, tables
 from experiments.__main__ import RESULTS, main
 from experiments.networks import build
 
@@ -268,8 +268,12 @@ def test_corrupted_test_sets(tmp_path):
     images, labels = pictures(10, 0)
     np.save(tmp_path / "labels.npy", labels[:5])
     np.save(tmp_path / "fog.npy", images)
-    ((name, found, given),) = data.corrupted(tmp_path)
-    assert name == "fog"
+    np.save(tmp_path / "snow.npy", images[:5])
+    np.save(tmp_path / "other.npy", images[5:])
+    sets = data.corrupted(tmp_path)
+    assert list(sets) == ["weather", "other"]
+    assert len(sets["weather"][0]) == len(sets["weather"][1]) == 15
+    found, given = (x[:10] for x in sets["weather"])
     np.testing.assert_array_equal(found, images.transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(given, np.concatenate([labels[:5], labels[:5]]))
 
@@ -320,6 +324,23 @@ def test_networks_have_the_sizes_of_the_paper_and_the_weights_of_their_seed():
     assert not torch.equal(one["head.weight"], other["head.weight"])
     with pytest.raises(ValueError, match="`network` must be one of"):
         build("resnet", 10, 0)
+
+
+def test_products_are_the_librarys_own_network():
+    for options in ({"patch_size": 1, "kernel": 3}, {"patch_size": 2}):
+        network = networks._convnext(3, depths=[1, 1], hidden_sizes=[4, 8], num_stages=2, **options)
+        network = network.double()
+        torch.manual_seed(0)
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        images = torch.randn(3, 3, 16, 16, dtype=torch.float64)
+        fast = networks.ConvNextByProducts(network.body, 16)
+        found = [network.latents(images), fast(images)]
+        torch.testing.assert_close(*found)
+        gradients = [
+            torch.autograd.grad(x.square().sum(), network.body.parameters()) for x in found
+        ]
+        torch.testing.assert_close(*gradients)
 
 
 def test_plans_name_their_runs_once():

@@ -5,6 +5,7 @@ They show the demonstration of seed 0, one sweep that needs no data, and the res
 
 from __future__ import annotations
 
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -20,7 +21,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
 
 from experiments.__main__ import RESULTS  # noqa: E402
 from experiments.criteria import read  # noqa: E402
-from experiments.figures import FIGURES, draw  # noqa: E402
+from experiments.figures import ACROSS, OF_STUDY, draw  # noqa: E402
+from experiments.tables import NETWORKS  # noqa: E402
 from gwa_core import MaxBimodality, MaxGWA, alignment_scores, select_epoch  # noqa: E402
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE  # noqa: E402
 from gwa_offline.demo import NOISE, DemoResult, run_demo  # noqa: E402
@@ -158,8 +160,10 @@ def main() -> None:
         draw_signals(result)
         draw_saturation()
     results = read(RESULTS)
-    for name in FIGURES:
-        draw(name, results, "convnext", IMAGES / f"results-{name}.png")
+    for name in ACROSS:
+        draw(name, results, "", IMAGES / f"results-{name}.png")
+    for study, name in itertools.product(NETWORKS, OF_STUDY):
+        draw(name, results, study, IMAGES / f"results-{study}-{name}.png")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
             "--only", nargs="*", default=[], help="labels=worse seed=0 percent=100"
         )
     table = commands.add_parser("table", help="print a table, drawn from the results")
-    table.add_argument("name", choices=["stopping", "correlations", "label-errors"])
     figure = commands.add_parser("figure", help="draw a figure from the results")
-    figure.add_argument("name", choices=["curves", "parts", "distributions", "detection"])
-    figure.add_argument("--study", default="convnext")
+    for command in (table, figure):
+        command.add_argument("name", help="a wrong name lists them")
+    figure.add_argument("--study", default="convnext", help="where the figure is of one study")
     figure.add_argument("--png", type=Path, required=True)
     for command in (table, figure):
         command.add_argument("--results", type=Path, default=RESULTS)
@@ -51,6 +52,12 @@ def main(arguments: list[str] | None = None) -> None:
     corrupt.add_argument("source", type=Path, help="a data set, as in the folder of --data")
     corrupt.add_argument("folder", type=Path)
     corrupt.add_argument("--count", type=int, help="of test images, default all")
+    prepare = commands.add_parser(
+        "prepare-text", help="write Reuters R8 as tokens, and a sentence encoder cut down to them"
+    )
+    prepare.add_argument("tables", type=Path, help="folder with reuters-r8-train.tab and -test.tab")
+    prepare.add_argument("model", type=Path, help="folder of MiniLM, as Transformers saves it")
+    prepare.add_argument("folder", type=Path, help="of --data")
     given = parser.parse_args(arguments)
     commanded = {
         "run": _run,
@@ -59,13 +66,13 @@ def main(arguments: list[str] | None = None) -> None:
         "figure": _figure,
         "pack": _pack,
         "corrupt": _corrupt,
+        "prepare-text": _prepare_text,
     }
     commanded[given.command](given)
 
 
 def _chosen(given: Any) -> list[Settings]:
-    only: dict[str, Any] = dict(x.split("=", 1) for x in given.only)
-    only = {k: int(v) if v.isdigit() else v for k, v in only.items()}
+    only = dict(x.split("=", 1) for x in given.only)
     return [run for study in given.study for run in plan(study, **only)]
 
 
@@ -77,7 +84,8 @@ def _run(given: Any) -> None:
     import torch
 
     from experiments.data import corrupted, load
-    from experiments.training import Engine, Run
+    from experiments.engine import Engine
+    from experiments.training import Run
 
     deadline = time.monotonic() + 60 * given.budget_minutes
     place, processes = map(int, given.share.split("/"))
@@ -93,7 +101,7 @@ def _run(given: Any) -> None:
         images = loaded[settings.data]
         kind = settings.network, len(images.class_names)
         if engine is None or (engine.network, engine.classes) != kind:
-            engine = Engine(*kind, device)
+            engine = Engine(*kind, device, folder=given.data)
         begin = time.monotonic()
         if settings.corrupted and settings.corrupted not in loaded:
             loaded[settings.corrupted] = corrupted(_find(given.data, settings.corrupted))
@@ -130,18 +138,25 @@ def _status(given: Any) -> None:
 
 
 def _table(given: Any) -> None:
+    from experiments.catalogue import TABLES
     from experiments.criteria import read
-    from experiments.tables import TABLES
 
+    _check_name("table", given.name, TABLES)
     print(TABLES[given.name](read(given.results)))
 
 
 def _figure(given: Any) -> None:
     from experiments.criteria import read
-    from experiments.figures import draw
+    from experiments.figures import ACROSS, OF_STUDY, draw
 
+    _check_name("figure", given.name, OF_STUDY | ACROSS)
     if not draw(given.name, read(given.results), given.study, given.png):
-        raise SystemExit(f"no results of {given.study} in {given.results}")
+        raise SystemExit(f"{given.results} has no results that {given.name} of {given.study} needs")
+
+
+def _check_name(kind: str, name: str, known: Iterable[str]) -> None:
+    if name not in known:
+        raise SystemExit(f"`{kind}` must be one of {', '.join(known)}, got {name!r}")
 
 
 def _corrupt(given: Any) -> None:
@@ -149,6 +164,12 @@ def _corrupt(given: Any) -> None:
     from experiments.data import load
 
     corrupt(load(given.source), given.folder, given.count)
+
+
+def _prepare_text(given: Any) -> None:
+    from experiments.texts import prepare
+
+    prepare(given.tables, given.model, given.folder)
 
 
 def _pack(given: Any) -> None:

@@ -143,7 +143,8 @@ def mixed(
 
 
 AUGMENTATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "none": lambda images: images.float() / 255,
+    # Tokens are not bytes.
+    "none": lambda x: x.float() / 255 if x.dtype == torch.uint8 else x,
     "crop": crop_and_flip,
     "rand-augment": rand_augment,
 }

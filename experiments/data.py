@@ -36,8 +36,8 @@ class Images(NamedTuple):
 
     Parameters
     ----------
-    train, test : uint8 arrays of shape (N, channels, height, width)
-        Images.
+    train, test : uint8 arrays of shape (N, channels, height, width), or int32 of shape (N, length)
+        Images, or texts as tokens.
     labels : mapping of str to integer array of shape (N,)
         Sets of labels of the training images; ``"label"`` are the true ones.
     test_labels : integer array
@@ -59,10 +59,10 @@ def load(path: str | Path) -> Images:
     Parameters
     ----------
     path : path
-        A Parquet file with columns split, image, label and others of labels; what `pack` wrote; a
-        folder with ``cifar-10-batches-py`` (torchvision's CIFAR-10), beside it CIFAR-10-N's
-        ``CIFAR-10_human.pt``; a folder of IDX files (MNIST, Fashion-MNIST); a folder with
-        ``train/CLASS/*`` and ``test/CLASS/*`` of images of one size.
+        A Parquet file with columns split, image, label and others of labels; what `pack` or
+        `texts.prepare` wrote; a folder with ``cifar-10-batches-py`` (torchvision's CIFAR-10), beside
+        it CIFAR-10-N's ``CIFAR-10_human.pt``; a folder of IDX files (MNIST, Fashion-MNIST); a folder
+        with ``train/CLASS/*`` and ``test/CLASS/*`` of images of one size.
 
     Returns
     -------
@@ -196,19 +196,20 @@ def _parquet(path: Path) -> Images:
     train = np.asarray(table["split"].to_pylist()) == "train"
     columns = {x: table[x].to_numpy() for x in table.column_names if x != "image"}
     names = _names(table.schema.metadata, table["label"])
-    return _assembled(table["image"].to_pylist(), train, columns, names)
+    return _assembled(_decoded(table["image"].to_pylist()), train, columns, names)
 
 
 def _packed(path: Path) -> Images:
     with np.load(path, allow_pickle=False) as file:
         columns = dict(file)
-    blobs = np.split(columns.pop("bytes"), np.cumsum(columns.pop("lengths"))[:-1])
     train, names = columns.pop("train"), columns.pop("class_names")
-    return _assembled([x.tobytes() for x in blobs], train, columns, names)
+    if "tokens" in columns:
+        return _assembled(columns.pop("tokens"), train, columns, names)
+    blobs = np.split(columns.pop("bytes"), np.cumsum(columns.pop("lengths"))[:-1])
+    return _assembled(_decoded([x.tobytes() for x in blobs]), train, columns, names)
 
 
-def _assembled(blobs: Any, train: NDArray[Any], columns: Any, names: Any) -> Images:
-    images = _decoded(blobs)
+def _assembled(images: Any, train: NDArray[Any], columns: Any, names: Any) -> Images:
     labels = {
         name: column[train].astype(np.int64)
         for name, column in columns.items()

@@ -2,33 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
+from experiments.ablations import PARTS, paired, widths_of
+from experiments.comparisons import model_points
 from experiments.criteria import Result, column, kept
-from experiments.tables import LABELS, TITLES
+from experiments.dips import STUDIES, after_dip, lowest
+from experiments.tables import LABELS, NETWORKS, TITLES
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
 from gwa_offline.statistics import scaled
 
-__all__ = ["FIGURES", "draw"]
+__all__ = ["ACROSS", "OF_STUDY", "draw"]
 
 
 def draw(name: str, results: list[Result], study: str, path: Path) -> bool:
     """Draw one figure of a study to a PNG; False where its runs are missing."""
+    if name in ACROSS:
+        needed, make = ACROSS[name]
+        some = [r for r in results if r["settings"]["study"] in needed]
+        return bool(some) and _drawn(lambda: make(some), path)
     runs = {
         r["settings"]["labels"]: r
         for r in reversed(results)
         if (r["settings"]["study"], r["settings"]["percent"]) == (study, 100)
     }
     runs = {labels: runs[labels] for labels in LABELS if labels in runs}
-    if not runs:
-        return False
+    return bool(runs) and _drawn(lambda: OF_STUDY[name](runs), path)
+
+
+def _drawn(make: Callable[[], Any], path: Path) -> bool:
     with plt.rc_context(STYLE):
-        figure = FIGURES[name](runs)
+        figure = make()
         figure.savefig(path, dpi=100, metadata={"Software": None})
         plt.close(figure)
     return True
@@ -36,8 +46,9 @@ def draw(name: str, results: list[Result], study: str, path: Path) -> bool:
 
 def _panels(runs: dict[str, Result], height: float = 3.0) -> tuple[Any, Any]:
     figure, axes = plt.subplots(
-        1, len(runs), figsize=(2.9 * len(runs) + 0.3, height), layout="constrained", squeeze=False
-    )
+        1, len(runs), figsize=(max(2.9 * len(runs) + 0.3, 7.0), height), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
     for ax, labels in zip(axes[0], runs, strict=True):
         ax.set_title(TITLES[labels])
         ax.set_xlabel("epoch")
@@ -133,8 +144,128 @@ def detection(runs: dict[str, Result]) -> Any:
     return figure
 
 
-#: By name: what makes the figure of the runs of one study.
-FIGURES: dict[str, Callable[[dict[str, Result]], Any]] = {
+def estimator(runs: list[Result]) -> Any:
+    """Fig. 6: online and offline GWA over the epochs, by learning rate."""
+    runs = sorted(runs, key=lambda r: -r["settings"]["learning_rate"])
+    figure, axes = plt.subplots(
+        1, len(runs), figsize=(3.2 * len(runs) + 0.3, 3.0), layout="constrained", squeeze=False
+    )
+    for ax, run in zip(axes[0], runs, strict=True):
+        ax.plot(column(run, "gwa"), color=GWA, label="online")
+        ax.plot(column(run, "offline_gwa"), color=CHOSEN, ls="--", label="offline")
+        ax.set_title(f"rate {run['settings']['learning_rate']:g}, r = {paired(run)[0]:.3f}")
+        ax.set_xlabel("epoch")
+    axes[0, 0].set_ylabel("GWA")
+    axes[0, 0].legend()
+    return figure
+
+
+def layers(runs: list[Result]) -> Any:
+    """Fig. 7: GWA of the head and of more stages beside test accuracy; their means and kurtosis."""
+    runs = list({r["settings"]["labels"]: r for r in reversed(runs)}.values())
+    figure, axes = plt.subplots(
+        len(runs), 3, figsize=(9.6, 2.9 * len(runs)), layout="constrained", squeeze=False
+    )
+    for row, run in zip(axes, runs, strict=True):
+        accuracy = scaled(column(run, "test_accuracy"), better="high")
+        row[0].plot(accuracy, color=METRIC, ls=":", lw=2, label="test accuracy")
+        colours = iter((GWA, "#5b9bd5", MUTED, CHOSEN, BAD))
+        for part, title in PARTS.items():
+            colour = next(colours)
+            if f"{part}_gwa" in run["epochs"]:
+                gwa = scaled(column(run, f"{part}_gwa"), better="high")
+                row[0].plot(gwa, color=colour, label=title)
+                row[1].plot(column(run, f"{part}_mean"), color=colour)
+                row[2].plot(column(run, f"{part}_kurtosis"), color=colour)
+        labels = run["settings"]["labels"]
+        for ax, title in zip(row, ("GWA, normalised", "mean", "kurtosis"), strict=True):
+            ax.set_title(title)
+            ax.set_xlabel("epoch")
+        row[0].set_ylabel(TITLES.get(labels, labels))
+        row[2].set_yscale("symlog")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    return figure
+
+
+def widths(runs: list[Result]) -> Any:
+    """Fig. 8: best test accuracy against the largest mean and GWA; a larger dot is a wider latent."""
+    found = widths_of(runs)
+    figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained", sharey=True)
+    shown = {
+        "full": (GWA, "no sketch"),
+        "measured": (CHOSEN, "sketch measured only"),
+        "frozen": (BAD, "frozen sketch layer"),
+    }
+    for kind, (colour, title) in shown.items():
+        points = [(width, *x) for width, kinds in found.items() for x in kinds.get(kind, [])]
+        if points:
+            width, *alignment, best = np.asarray(points).T
+            for ax, values in zip(axes, alignment, strict=True):
+                ax.scatter(values, best, s=width / 4, color=colour, alpha=0.7, label=title)
+    for ax, title in zip(axes, ("mean", "GWA"), strict=True):
+        ax.set_xlabel(f"largest {title}")
+    axes[0].set_ylabel("best test accuracy, %")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
+    return figure
+
+
+def fine_tuning(runs: list[Result]) -> Any:
+    """Fig. 5: GWA and test accuracy over the epochs; a dot at the dip, a star at what is kept."""
+    whole = [r for r in reversed(runs) if r["settings"]["percent"] == 100]
+    found = {(r["settings"]["study"], r["settings"]["labels"]): r for r in whole}
+    found = dict(sorted(found.items()))
+    figure, axes = plt.subplots(
+        1, len(found), figsize=(2.9 * len(found) + 0.3, 3.0), layout="constrained", squeeze=False
+    )
+    for ax, ((study, labels), run) in zip(axes[0], found.items(), strict=True):
+        for name, colour in {"test_accuracy": METRIC, "gwa": GWA}.items():
+            values = scaled(column(run, name), better="high")
+            ax.plot(values, color=colour, label={"gwa": "GWA"}.get(name, name.replace("_", " ")))
+        for k, mark in ((lowest(run), "o"), (after_dip(run), "*")):
+            if k is not None:
+                ax.plot(k, values[k], mark, ms=10, color=GWA, mec="white", zorder=5)
+        ax.set_title(f"{STUDIES[study].split()[0]}, {TITLES.get(labels, labels)}")
+        ax.set_xlabel("epoch")
+        ax.set_yticks([0, 1])
+    axes[0, 0].set_ylabel("normalised")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return figure
+
+
+def models(runs: list[Result]) -> Any:
+    """Fig. 3: the largest mean alignment of each run against test accuracy, also under corruptions."""
+    points = model_points(runs)
+    corrupted = sum(math.isfinite(x[2]) for of in points.values() for x in of) >= 4
+    titles = ["best test accuracy, %"] + ["accuracy under corruptions, %"] * corrupted
+    figure, axes = plt.subplots(
+        1, len(titles), figsize=(4.2 * len(titles), 3.4), layout="constrained", squeeze=False
+    )
+    marks = dict(zip(NETWORKS, "osD", strict=True))
+    colours = dict(zip(LABELS, (GWA, CHOSEN, METRIC, BAD), strict=True))
+    for k, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
+        for study, of in points.items():
+            for largest, *accuracy, labels in of:
+                ax.plot(largest, accuracy[k], marks[study], color=colours[labels], mec="white")
+        ax.set_xlabel("largest mean alignment")
+        ax.set_ylabel(title)
+    for study in points:
+        axes[0, 0].plot([], [], marks[study], color=MUTED, label=NETWORKS[study])
+    for labels, colour in colours.items():
+        axes[0, 0].plot([], [], "o", color=colour, label=TITLES[labels])
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    return figure
+
+
+#: By name: the studies whose runs are needed, and what makes the figure of them.
+ACROSS: dict[str, tuple[Collection[str], Callable[[list[Result]], Any]]] = {
+    "models": (NETWORKS, models),
+    "estimator": (("estimator",), estimator),
+    "layers": (("layers",), layers),
+    "widths": (("widths",), widths),
+    "fine-tuning": (STUDIES, fine_tuning),
+}
+#: By name: what makes the figure of the runs of one study, by labels.
+OF_STUDY: dict[str, Callable[[dict[str, Result]], Any]] = {
     "curves": curves,
     "parts": parts,
     "distributions": distributions,

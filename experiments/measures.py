@@ -10,7 +10,15 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from gwa_core import EpochSummary, informative_epochs, label_quality, residual, summarize
+from experiments.augmentation import scaled
+from gwa_core import (
+    EpochSummary,
+    glass_delta,
+    informative_epochs,
+    label_quality,
+    residual,
+    summarize,
+)
 from gwa_core.signals import (
     SIGNALS,
     centred_class_means,
@@ -22,14 +30,16 @@ from gwa_core.signals import (
     optimum_alignment,
     rescaled_loss,
 )
-from gwa_torch import GWAMonitor, head_scores
+from gwa_torch import GWAMonitor, head_scores, layer_alignment
 
 if TYPE_CHECKING:
-    from experiments.training import Engine
+    from experiments.engine import Engine
 
 __all__ = ["Measures", "detection"]
 
 BATCHES, BATCH = 5, 512
+#: Samples whose gradients are explicit, and how many of them at the same time.
+SAMPLES, CHUNK = 256, 64
 
 
 class Measures:
@@ -53,13 +63,16 @@ class Measures:
         #: The head's weight and gradient after each epoch, for the way to the optimum.
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def epoch(self, *, offline: bool = False) -> dict[str, float]:
+    def epoch(self, *, offline: bool = False, layers: bool = False) -> dict[str, float]:
         """Return the signals at the weights of now.
 
         Parameters
         ----------
         offline : bool
-            Also the alignment of all training images at these weights (Fig. 6).
+            Also the alignment of all training images at these weights, and how far that of the
+            epoch lies from it (Fig. 6).
+        layers : bool
+            Also the alignment of ever more of the network (Fig. 7).
         """
         head, classes = self.engine.model.head, self.engine.classes
         count = BATCHES * self.size
@@ -91,7 +104,33 @@ class Measures:
             )  # fmt: skip
             summary = summarize(scores)
             found |= {"offline_gwa": summary.gwa, "offline_mean": summary.mean}
+            found["glass_delta"] = glass_delta(self.monitor.scores.to(scores.device), scores)
+        if layers:
+            found |= self._layers()
         return {name: float(value) for name, value in found.items()}
+
+    def _layers(self) -> dict[str, torch.Tensor]:
+        """Return what the scores of fixed samples are like, for the head and more before it."""
+        model, labels = self.engine.model, self.labels[:SAMPLES]
+        count = len(model.body.encoder.stages)
+        stages = {"head": ["head.weight"], "full": [""]}
+        for first in range(count, 1, -1):
+            parts = [f"body.encoder.stages.{k}" for k in range(first - 1, count)]
+            stages[f"stage{first}"] = [*parts, "body.layernorm", "head"]
+        images = scaled(self.images[:SAMPLES])
+        scores = layer_alignment(model, F.cross_entropy, images, labels, stages, chunk_size=CHUNK)
+        found = {}
+        for name, values in scores.items():
+            summary = summarize(values)
+            found |= {
+                f"{name}_mean": summary.mean,
+                f"{name}_deviation": summary.variance.sqrt(),
+                f"{name}_kurtosis": summary.kurtosis,
+                f"{name}_gwa": summary.gwa,
+                # Over the samples: does this part see what the head sees?
+                f"{name}_with_head": torch.corrcoef(torch.stack([values, scores["head"]]))[0, 1],
+            }
+        return found
 
     def _disparity(self) -> torch.Tensor:
         """Return the mean distance between the gradients of batches, of the whole network."""
@@ -100,7 +139,7 @@ class Measures:
         with self.monitor.pause():
             for k in range(BATCHES):
                 rows = slice(k * size, (k + 1) * size)
-                logits = self.engine.forward(self.images[rows].float() / 255)
+                logits = self.engine.forward(self.images[rows])
                 losses = F.cross_entropy(logits.float(), self.labels[rows], reduction="none")
                 rescaled_loss(losses).backward()
                 gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
@@ -167,6 +206,18 @@ def detection(
             "mean_average_precision": [b for _, b in mean],
         }
     until = informative_epochs(history)
-    area, precision = judged(-label_quality(samples["alignment"], until=until))
-    found["label_quality"] = {"until": until, "auroc": area, "average_precision": precision}
+    scores = samples["alignment"]
+    # A candidate: epochs count by how far their two modes stand apart, beyond the least of all.
+    apart = np.nan_to_num([summary.bimodality for summary in history], nan=np.inf)
+    weight = np.where(np.isfinite(apart), np.square(apart - apart.min()), 0.0)
+    seen = np.isfinite(scores)
+    total = weight @ np.where(seen, scores, 0.0)
+    chosen = {
+        "label_quality": label_quality(scores, until=until),
+        "label_quality, weighted epochs": total / np.maximum(weight @ seen, 1e-12),
+        "margin, as many epochs": np.nanmean(samples["margin"][:until], axis=0),
+    }
+    for name, values in chosen.items():
+        area, precision = judged(-values)
+        found[name] = {"until": until, "auroc": area, "average_precision": precision}
     return found

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
+
+from experiments.augmentation import scaled
+from gwa_torch import JLHead
 
 __all__ = ["NETWORKS", "Classifier", "ConvNextByProducts", "build"]
 
@@ -24,20 +28,35 @@ class Classifier(nn.Module):
         Latents (N, D) from its output.
     width, classes : int
         D and C.
+    sketch : int
+        Latents that a frozen sketch makes of those of the body (Fig. 8), 0 for none.
+    scaled : callable
+        What the body takes, from bytes or numbers in [0, 1], or from tokens.
     """
 
+    sketch: torch.Tensor | None
+
     def __init__(
-        self, body: nn.Module, latents: Callable[[Any], torch.Tensor], width: int, classes: int
+        self,
+        body: nn.Module,
+        latents: Callable[[Any], torch.Tensor],
+        width: int,
+        classes: int,
+        sketch: int = 0,
+        scaled: Callable[[torch.Tensor], torch.Tensor] = scaled,
     ) -> None:
         super().__init__()
-        self.body, self._latents = body, latents
-        self.head = nn.Linear(width, classes)
+        self.body, self._latents, self.scaled = body, latents, scaled
+        made = JLHead(width, classes, sketch) if sketch else None
+        self.register_buffer("sketch", made and made.sketch)
+        self.head = made.linear if made else nn.Linear(width, classes)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         """Return the input of the head, (N, D)."""
-        return self._latents(self.body(images))
+        latents = self._latents(self.body(images))
+        return latents if self.sketch is None else F.linear(latents, self.sketch)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Return logits (N, C)."""
@@ -75,7 +94,7 @@ class _PatchTransformer(nn.Module):
         return found
 
 
-def _convnext(classes: int, kernel: int = 7, **options: Any) -> Classifier:
+def _convnext(classes: int, kernel: int = 7, sketch: int = 0, **options: Any) -> Classifier:
     from transformers import ConvNextV2Config, ConvNextV2Model
 
     widths = options["hidden_sizes"]
@@ -86,11 +105,31 @@ def _convnext(classes: int, kernel: int = 7, **options: Any) -> Classifier:
             block.dwconv = nn.Conv2d(width, width, kernel, padding=kernel // 2, groups=width)
             nn.init.trunc_normal_(block.dwconv.weight, std=0.02)
             nn.init.zeros_(block.dwconv.bias)
-    return Classifier(body, lambda out: out.pooler_output, widths[-1], classes)
+    return Classifier(body, lambda out: out.pooler_output, widths[-1], classes, sketch)
 
 
 def _vit(classes: int, **options: Any) -> Classifier:
     return Classifier(_PatchTransformer(**options), lambda x: x, options["width"], classes)
+
+
+def _mlp(classes: int, pixels: int, hidden: int, width: int) -> Classifier:
+    body = nn.Sequential(
+        nn.AvgPool2d(2), nn.Flatten(),
+        nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.ReLU(),
+    )  # fmt: skip
+    return Classifier(body, lambda x: x, width, classes)
+
+
+def _lite0(classes: int, weights: Path) -> Classifier:
+    from experiments.finetuning import lite0
+
+    return lite0(classes, weights)
+
+
+def _minilm(classes: int, weights: Path) -> Classifier:
+    from experiments.finetuning import minilm
+
+    return minilm(classes, weights)
 
 
 class ConvNextByProducts:
@@ -106,10 +145,12 @@ class ConvNextByProducts:
         A ``ConvNextV2Model`` without stochastic depth.
     side : int
         Of the square images.
+    sketch : tensor, optional
+        Of the classifier.
     """
 
-    def __init__(self, body: nn.Module, side: int) -> None:
-        self.body, self.places = body, []
+    def __init__(self, body: nn.Module, side: int, sketch: torch.Tensor | None = None) -> None:
+        self.body, self.sketch, self.places = body, sketch, []
         self.stem = body.embeddings.patch_embeddings
         side //= self.stem.kernel_size[0]
         for k, stage in enumerate(body.encoder.stages):
@@ -131,14 +172,15 @@ class ConvNextByProducts:
                 x = x + self._block(block, x, places)
         norm = self.body.layernorm
         latents: torch.Tensor = norm(x.to(norm.weight.dtype).mean(2).T)
-        return latents
+        return latents if self.sketch is None else F.linear(latents, self.sketch)
 
     def _block(self, block: Any, x: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
         pixels = x.shape[2]
         matrix = (block.dwconv.weight.flatten(1) @ places).unflatten(1, (pixels, pixels))
         x = torch.bmm(x, matrix) + block.dwconv.bias[:, None, None]
         x = F.gelu(_pointwise(block.pwconv1, _normed(block.layernorm, x)))
-        size = x.to(block.grn.weight.dtype).square().sum(2, keepdim=True).sqrt()
+        # Not the root of a sum: its gradient is not a number where a channel is nothing but zeros.
+        size = torch.linalg.vector_norm(x, dim=2, keepdim=True, dtype=block.grn.weight.dtype)
         share = size / (size.mean(0, keepdim=True) + 1e-6)
         weight, bias = block.grn.weight.view(-1, 1, 1), block.grn.bias.view(-1, 1, 1)
         return _pointwise(block.pwconv2, x * (1 + weight * share) + bias)
@@ -182,19 +224,49 @@ NETWORKS: dict[str, tuple[Callable[..., Classifier], dict[str, Any]]] = {
         _vit,
         {"width": 512, "patch": 4, "side": 32, "layers": 6, "heads": 8, "mlp": 512},
     ),
+    # Two hidden layers, for machines without a GPU.
+    "mlp": (_mlp, {"pixels": 768, "hidden": 256, "width": 128}),
+    # Pretrained; the file is in the folder of `--data`.
+    "lite0": (_lite0, {"weights": "efficientnet-lite0-57934424.pth"}),
+    "minilm": (_minilm, {"weights": "minilm.npz"}),
     # For tests.
     "tiny": (
         _convnext,
         {"depths": [1, 1], "hidden_sizes": [8, 16], "patch_size": 4, "num_stages": 2},
     ),
 }
+#: The depths of ConvNeXt-V2 atto, femto, pico, nano and tiny by the width of their latents.
+WIDTHS = {
+    320: [2, 2, 6, 2],
+    384: [2, 2, 6, 2],
+    512: [2, 2, 6, 2],
+    640: [2, 2, 8, 2],
+    768: [3, 3, 9, 3],
+}
+# With the coarse stem; "convnext-512" is "convnext-coarse". Each also behind a frozen sketch.
+for _width, _depths in WIDTHS.items():
+    _widths = [_width // 8, _width // 4, _width // 2, _width]
+    _options = {"depths": _depths, "hidden_sizes": _widths, "patch_size": 2}
+    NETWORKS[f"convnext-{_width}"] = (_convnext, _options)
+    NETWORKS[f"convnext-{_width}-sketch"] = (_convnext, _options | {"sketch": 192})
 
 
-def build(name: str, classes: int, seed: int) -> Classifier:
-    """Return a network with weights drawn from a seed, the same on every machine."""
+def build(name: str, classes: int, seed: int, folder: Path | None = None) -> Classifier:
+    """Return a network with weights drawn from a seed, the same on every machine.
+
+    Of a pretrained one the weights are read from `folder`, and those of the head are drawn.
+    """
     if name not in NETWORKS:
         raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, got {name!r}")
     make, options = NETWORKS[name]
+    if "weights" in options:
+        path = (folder or Path()) / options["weights"]
+        if not path.exists():
+            raise FileNotFoundError(
+                f"`--data` must be a folder with {path.name}, got {path.parent}; the README of the "
+                f"experiments says where it is from"
+            )
+        options = options | {"weights": path}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return make(classes, **options)

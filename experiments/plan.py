@@ -40,6 +40,8 @@ class Settings:
         Of the optimiser; a decay makes Adam AdamW.
     schedule : {"cosine", "constant"}
         Of the learning rate.
+    warmup : int
+        Steps over which the rate rises to its full size, before its schedule.
     augmentation : str
         A key of ``augmentation.AUGMENTATIONS``.
     mixup : float
@@ -48,6 +50,14 @@ class Settings:
         Name of a folder of corrupted test sets in the folder of `--data`; none by default.
     offline : bool
         Whether to measure all training images anew at the end of each epoch (Fig. 6).
+    layers : bool
+        Whether to measure ever more stages before the head at the end of each epoch (Fig. 7).
+    sketch : int
+        Measure behind a sketch of so many features too (Fig. 8), 0 for no; needs a wider head.
+    fold : int
+        Hold the k-th of ``folds.FOLDS`` out and score its labels at the end; 0 for none.
+    variant : str
+        End of the name: what else the grid of the study varies.
     """
 
     study: str
@@ -62,15 +72,20 @@ class Settings:
     learning_rate: float = 1e-3
     weight_decay: float = 0.0
     schedule: str = "cosine"
+    warmup: int = 0
     augmentation: str = "crop"
     mixup: float = 0.0
     corrupted: str = ""
     offline: bool = False
+    layers: bool = False
+    sketch: int = 0
+    fold: int = 0
+    variant: str = ""
 
     @property
     def name(self) -> str:
         """The run's folder."""
-        return f"{self.study}-{self.labels}-{self.percent}-s{self.seed}"
+        return f"{self.study}-{self.labels}-{self.percent}-s{self.seed}{self.variant}"
 
 
 def studies() -> list[str]:
@@ -87,7 +102,7 @@ def plan(study: str, **only: Any) -> list[Settings]:
     study : str
         Name of a configuration file, or a path of one.
     **only
-        Fields of `Settings` that runs must have.
+        Fields of `Settings` that runs must have, as numbers or words.
 
     Returns
     -------
@@ -98,16 +113,23 @@ def plan(study: str, **only: Any) -> list[Settings]:
         raise ValueError(f"`study` must be one of {', '.join(studies())}, got {study!r}")
     values = tomllib.loads(path.read_text())
     values.pop("priority", None)
-    known = {field.name for field in dataclasses.fields(Settings)} - {"study"}
+    known = {field.name for field in dataclasses.fields(Settings)} - {"study", "variant"}
     grid = {}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"{path.name} must have fields of Settings, got {name!r}")
         grid[name] = value if isinstance(value, list) else [value]
     # The last of these varies fastest: all labels of one seed come first.
-    order = sorted(grid, key=lambda name: {"seed": 0, "percent": 1, "labels": 2}.get(name, -1))
-    runs = [
-        Settings(study=path.stem, **dict(zip(order, values, strict=True)))
-        for values in itertools.product(*(grid[name] for name in order))
+    places = {"seed": 0, "percent": 1, "labels": 2, "fold": 3}
+    order = sorted(grid, key=lambda name: places.get(name, -1))
+    further = [
+        name
+        for name, value in values.items()
+        if isinstance(value, list) and name not in ("seed", "percent", "labels")
     ]
-    return [run for run in runs if all(getattr(run, k) == v for k, v in only.items())]
+    runs = []
+    for chosen in itertools.product(*(grid[name] for name in order)):
+        fields = dict(zip(order, chosen, strict=True))
+        variant = "".join(f"-{name}-{fields[name]}" for name in further)
+        runs.append(Settings(study=path.stem, variant=variant, **fields))
+    return [run for run in runs if all(str(getattr(run, k)) == str(v) for k, v in only.items())]

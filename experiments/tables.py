@@ -10,9 +10,21 @@ import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
 from experiments.criteria import CRITERIA, Result, column, kept, regret
+from experiments.folds import FOLDS, SCORES, judged
 from gwa_core.signals import SIGNALS
 
-__all__ = ["LABELS", "TABLES", "TITLES"]
+__all__ = [
+    "LABELS",
+    "MISSING",
+    "NETWORKS",
+    "TABLES",
+    "TITLES",
+    "accuracy_cell",
+    "correlation",
+    "markdown",
+    "runs_of",
+    "spread",
+]
 
 LABELS = ("label", "aggre", "random1", "worse")
 TITLES = {
@@ -55,16 +67,23 @@ BESIDE = {
 }
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+#: Ways to find label errors that choose their epochs themselves.
+CHOSEN = ("label_quality", "label_quality, weighted epochs", "margin, as many epochs")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
-def _runs(results: list[Result], **having: Any) -> list[Result]:
+def runs_of(results: list[Result], **having: Any) -> list[Result]:
+    """Return the results whose settings have these values."""
     return [r for r in results if all(r["settings"][k] == v for k, v in having.items())]
 
 
-def _range(values: list[float], digits: int = 2) -> str:
+def spread(values: list[float], digits: int = 2) -> str:
+    """Return the mean, and in brackets the largest less the smallest."""
     known = [x for x in values if np.isfinite(x)]
     if not known:
         return MISSING
@@ -89,56 +108,58 @@ def stopping(results: list[Result]) -> str:
             cells = []
             for labels in LABELS:
                 share = 90 if name == "validation 10 %" else 100
-                runs = _runs(results, study=study, labels=labels, percent=share)
+                runs = runs_of(results, study=study, labels=labels, percent=share)
                 if name == "best epoch":
                     best = [column(r, "test_accuracy") for r in runs]
                     found = [(100 * x.max(), 0.0, float(x.argmax())) for x in best]
                 else:
                     criterion = "validation" if share == 90 else name
                     found = [_at(r, criterion) for r in runs]
-                cells.append(_accuracy_cell(found))
+                cells.append(accuracy_cell(found))
             theirs = PAPER.get((study, name))
             shown = " / ".join(f"{x:.2f}" for x in theirs) if theirs else MISSING
             rows.append([name, *cells, shown])
         if any(cell != MISSING for row in rows for cell in row[1:-1]):
             head = ["criterion", *TITLES.values(), "paper: 0 / 9 / 17 %"]
-            parts.append(f"**{title}**\n\n{_markdown(head, rows)}")
+            parts.append(f"**{title}**\n\n{markdown(head, rows)}")
     return "\n".join(parts)
 
 
-def _accuracy_cell(found: list[tuple[float, float, float]]) -> str:
+def accuracy_cell(found: list[tuple[float, float, float]]) -> str:
+    """Return accuracy, regret and epoch of one criterion over runs."""
     if not found:
         return MISSING
     accuracy, lost, epochs = (list(x) for x in zip(*found, strict=True))
     if not np.isfinite(accuracy).any():
         return "keeps none"
     below = f", −{np.nanmean(lost):.1f}" if np.nanmax(lost) > 0 else ""
-    return f"{_range(accuracy)}{below}, epoch {np.nanmean(epochs):.0f}"
+    return f"{spread(accuracy)}{below}, epoch {np.nanmean(epochs):.0f}"
 
 
 def correlations(results: list[Result]) -> str:
     """Fig. 2 and 12-15 in numbers: Spearman and Pearson with test accuracy over the epochs."""
     parts = []
     for study, title in NETWORKS.items():
-        runs = {x: _runs(results, study=study, labels=x, percent=100) for x in LABELS}
+        runs = {x: runs_of(results, study=study, labels=x, percent=100) for x in LABELS}
         if not any(runs.values()):
             continue
         rows = []
         for name, sign in BESIDE.items():
             cells = []
             for labels in LABELS:
-                found = [_correlation(r, name, sign) for r in runs[labels]]
+                found = [correlation(r, name, sign) for r in runs[labels]]
                 spearman, pearson = zip(*found, strict=True) if found else ((), ())
                 cells.append(
-                    f"{_range(list(spearman))} / {_range(list(pearson))}" if found else MISSING
+                    f"{spread(list(spearman))} / {spread(list(pearson))}" if found else MISSING
                 )
             rows.append([f"`{name}`" + ("" if sign > 0 else ", turned"), *cells])
-        table = _markdown(["signal", *TITLES.values()], rows)
+        table = markdown(["signal", *TITLES.values()], rows)
         parts.append(f"**{title}**, Spearman / Pearson\n\n{table}")
     return "\n".join(parts)
 
 
-def _correlation(run: Result, name: str, sign: int) -> tuple[float, float]:
+def correlation(run: Result, name: str, sign: int) -> tuple[float, float]:
+    """Return Spearman's and Pearson's of a column, times a sign, with test accuracy over the epochs."""
     accuracy, values = column(run, "test_accuracy"), column(run, name)
     usable = np.isfinite(values)
     usable[: len(values) // 10] = False  # the warm-up of the paper's rule
@@ -154,25 +175,57 @@ def label_errors(results: list[Result]) -> str:
     for study, title in NETWORKS.items():
         cells: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(dict)
         for labels in LABELS[1:]:
-            for run in _runs(results, study=study, labels=labels, percent=100):
+            for run in runs_of(results, study=study, labels=labels, percent=100):
                 for name, found in run["detection"].items():
                     cells[name].setdefault(labels, []).append(_precisions(found))
         if not cells:
             continue
         rows = []
-        for name in ("label_quality", "alignment", *SIGNALS):
+        for name in (*CHOSEN, "alignment", *SIGNALS):
             if name in cells:
                 row = []
                 for labels in LABELS[1:]:
                     columns = zip(*cells[name].get(labels, []), strict=True)
-                    row.append(" / ".join(_range(list(x), 3) for x in columns) or MISSING)
+                    row.append(" / ".join(spread(list(x), 3) for x in columns) or MISSING)
                 rows.append([f"`{name}`", *row])
-        table = _markdown(["signal", *list(TITLES.values())[1:]], rows)
+        rows += _cleanlab(results, study)
+        table = markdown(["signal", *list(TITLES.values())[1:]], rows)
         parts.append(
             f"**{title}**, average precision: by the last epoch / by the mean over all epochs / "
-            f"by the mean up to the best number of epochs\n\n{table}"
+            f"by the mean up to the best number of epochs; cleanlab by the last epoch\n\n{table}"
         )
     return "\n".join(parts)
+
+
+def _cleanlab(results: list[Result], study: str) -> list[list[str]]:
+    """Return rows of cleanlab's scores: of the study's runs, and of folds of its network."""
+    own = runs_of(results, study=study, percent=100)
+    networks = {r["settings"]["network"] for r in own}
+    folds: dict[tuple[Any, ...], dict[int, Any]] = defaultdict(dict)
+    for run in results:
+        s = run["settings"]
+        if "held_out" in run and s["network"] in networks:
+            folds[s["labels"], s["study"], s["seed"]][s["fold"]] = run["held_out"]
+    found: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for run in own:
+        # What cleanlab calls self-confidence.
+        if single := run["detection"].get("label_probability"):
+            last = single["auroc"][-1], single["average_precision"][-1]
+            found["in-sample, `self_confidence`"][run["settings"]["labels"]].append(last)
+    for (labels, *_), parts in folds.items():
+        if len(parts) == FOLDS:
+            for name, both in judged(list(parts.values())).items():
+                found[f"cross-validated, `{name}`"][labels].append(both)
+    rows = []
+    for name in ("in-sample, `self_confidence`", *(f"cross-validated, `{x}`" for x in SCORES)):
+        cells = []
+        for labels in LABELS[1:]:
+            area, precision = ([x[k] for x in found[name][labels]] for k in (0, 1))
+            cell = f"{spread(precision, 3)}, AUROC {spread(area, 3)}"
+            cells.append(cell if area else MISSING)
+        if any(cell != MISSING for cell in cells):
+            rows.append([f"cleanlab, {name}", *cells])
+    return rows
 
 
 def _precisions(found: dict[str, Any]) -> tuple[float, float, float]:

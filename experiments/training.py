@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -14,77 +15,16 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
-from experiments.augmentation import AUGMENTATIONS, mixed, scaled
+from experiments.augmentation import mixed
 from experiments.data import Images, with_noise
+from experiments.engine import Engine
+from experiments.folds import held_out, split
 from experiments.measures import Measures, detection
-from experiments.networks import Classifier, ConvNextByProducts, build
 from experiments.plan import Settings
 from gwa_core.signals import SIGNALS
 from gwa_torch import GWAMonitor
 
-__all__ = ["Engine", "Run"]
-
-
-class Engine:
-    """A network that is compiled once and serves one run after another.
-
-    Parameters
-    ----------
-    network : str
-        A key of ``networks.NETWORKS``.
-    classes : int
-        C.
-    device : str
-        Where it runs; on a GPU in bfloat16 and compiled.
-    side : int
-        Of the images.
-    """
-
-    def __init__(self, network: str, classes: int, device: str, side: int = 32) -> None:
-        self.network, self.classes, self.device = network, classes, device
-        self.fast = device != "cpu"
-        torch.set_float32_matmul_precision("high")
-        self.model: Classifier = build(network, classes, 0).to(device)
-        self.latents = self.model.latents
-        self.augmentations = AUGMENTATIONS
-        if self.fast:
-            if network.startswith("convnext"):
-                self.latents = ConvNextByProducts(self.model.body, side)
-            self.latents = torch.compile(self.latents, dynamic=False)
-            self.augmentations = {
-                name: torch.compile(made, dynamic=False) for name, made in AUGMENTATIONS.items()
-            }
-
-    def begin(self, seed: int) -> None:
-        """Take the weights that a seed draws."""
-        self.model.load_state_dict(build(self.network, self.classes, seed).state_dict())
-        self.model.train()
-
-    def precision(self) -> torch.autocast:
-        """Return the context of a forward pass."""
-        return torch.autocast(self.device, torch.bfloat16, enabled=self.fast)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Return the logits of images in [0, 1], by way of the head that the monitor watches."""
-        images = scaled(images)
-        with self.precision():
-            logits: torch.Tensor = self.model.head(self.latents(images))
-        return logits
-
-    @torch.no_grad()
-    def evaluate(self, images: torch.Tensor, size: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return latents and logits of bytes as they are, in float32, unseen by the monitor."""
-        found = []
-        for part in images.split(size):
-            rows = len(part)
-            if self.fast and rows < size:
-                # One shape for all, so that nothing is compiled anew.
-                part = F.pad(part, (0, 0) * 3 + (0, size - rows))
-            x = scaled(part)
-            with self.precision():
-                found.append(self.latents(x)[:rows].float())
-        latents = torch.cat(found)
-        return latents, F.linear(latents, self.model.head.weight, self.model.head.bias)
+__all__ = ["Run"]
 
 
 class Run:
@@ -115,16 +55,16 @@ class Run:
         self.settings, self.folder, self.engine = settings, folder / settings.name, engine
         device = engine.device
         labels = with_noise(images, settings.labels, settings.seed)
-        rows = np.random.default_rng(settings.seed).permutation(len(labels))
-        self.rows = np.sort(rows[: round(len(rows) * settings.percent / 100)])
-        held = np.setdiff1d(rows, self.rows)
+        s = settings
+        self.rows, held = split(len(labels), percent=s.percent, fold=s.fold, seed=s.seed)
 
         def there(x: Any) -> torch.Tensor:
             return torch.as_tensor(np.ascontiguousarray(x)).to(device)
 
         self.images, self.labels = there(images.train[self.rows]), there(labels[self.rows])
         # What a label is wrong against; on real data without known errors nothing is.
-        self.wrong = labels[self.rows] != images.labels["label"][self.rows]
+        wrong = labels != images.labels["label"]
+        self.wrong, self.held_wrong = wrong[self.rows], wrong[held]
         tests = {"test": (images.test, images.test_labels)}
         tests |= {f"corrupted_{name}": x for name, x in (corrupted or {}).items()}
         if len(held):
@@ -135,7 +75,11 @@ class Run:
         self.generator = torch.Generator().manual_seed(settings.seed)
         torch.manual_seed(settings.seed)
         self.optimizer = self._optimizer()
-        self.monitor = GWAMonitor(engine.model.head, len(self.rows), signals=tuple(SIGNALS))
+        head = engine.model.head
+        self.monitor = GWAMonitor(head, len(self.rows), signals=tuple(SIGNALS))
+        self.sketched = None
+        if 0 < settings.sketch < head.in_features:
+            self.sketched = GWAMonitor(head, len(self.rows), projection=settings.sketch)
         self.measures = Measures(engine, self.monitor, self.images, self.labels)
         self.step, self.seconds = 0, 0.0
         self.columns: list[dict[str, Any]] = []
@@ -170,7 +114,9 @@ class Run:
 
     def _rate(self) -> float:
         s = self.settings
-        share = self.step / self.steps
+        if self.step < s.warmup:
+            return s.learning_rate * (self.step + 1) / s.warmup
+        share = (self.step - s.warmup) / (self.steps - s.warmup)
         factor = (1 + math.cos(math.pi * share)) / 2 if s.schedule == "cosine" else 1.0
         return s.learning_rate * factor
 
@@ -192,6 +138,11 @@ class Run:
             self._epoch()
             trained = time.monotonic()
             self._end_epoch()
+            if not math.isfinite(self.columns[-1]["test_loss"]):
+                raise FloatingPointError(
+                    f"{self.settings.name} must have finite outputs, got {self.columns[-1]} in epoch "
+                    f"{len(self.columns)}; a learning rate that is too large is the usual cause"
+                )
             last = time.monotonic() - begin
             print(
                 f"{self.settings.name}: epoch {len(self.columns)}, {trained - begin:.1f} s and "
@@ -201,8 +152,13 @@ class Run:
             self.seconds += last
         result = self._result()
         self.checkpoint.unlink(missing_ok=True)
-        self.monitor.close()
+        self._close()
         return result
+
+    def _close(self) -> None:
+        self.monitor.close()
+        if self.sketched:
+            self.sketched.close()
 
     def _epoch(self) -> None:
         s, device = self.settings, self.engine.device
@@ -221,6 +177,8 @@ class Run:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.monitor.update(targets, ids=ids)
+            if self.sketched:
+                self.sketched.update(targets, ids=ids)
             self.step += 1
 
     def _end_epoch(self) -> None:
@@ -230,7 +188,12 @@ class Run:
             logits = self.engine.evaluate(images)[1]
             found[f"{name}_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
             found[f"{name}_loss"] = F.cross_entropy(logits, labels).item()
-        found |= self.measures.epoch(offline=self.settings.offline)
+        s = self.settings
+        with self.sketched.pause() if self.sketched else contextlib.nullcontext():
+            found |= self.measures.epoch(offline=s.offline, layers=s.layers)
+        if self.sketched:
+            behind = self.sketched.end_epoch(step=self.step)
+            found |= {"sketched_gwa": behind.gwa, "sketched_mean": behind.mean}
         plain = {name: value for name, value in found.items() if isinstance(value, float)}
         names = self.class_names
         self.monitor.save(self.folder, metrics=plain, targets=self.labels, class_names=names)
@@ -262,7 +225,7 @@ class Run:
         for row, value in zip(columns, self.measures.towards(best), strict=True):
             row["optimum_alignment"] = value
         name = "cpu" if not self.engine.fast else torch.cuda.get_device_name()
-        return {
+        result = {
             "settings": asdict(self.settings),
             "device": name,
             "seconds": round(self.seconds, 1),
@@ -270,12 +233,18 @@ class Run:
             "epochs": {key: [_short(row[key]) for row in columns] for key in columns[0]},
             "detection": detection(samples, history, self.wrong, self.engine.device),
         }
+        if self.settings.fold:
+            images, labels = self.tests["validation"]
+            logits = self.engine.evaluate(images)[1].cpu().numpy()
+            result["held_out"] = held_out(logits, labels.cpu().numpy(), self.held_wrong)
+        return result
 
     def _save(self) -> None:
         state = {
             "model": self.engine.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state_dict(),
+            "sketched": self.sketched and self.sketched.state_dict(),
             "measures": self.measures.kept,
             "generator": self.generator.get_state(),
             "random": _random_state(self.engine.device),
@@ -285,13 +254,15 @@ class Run:
         part = self.checkpoint.with_suffix(".part")
         torch.save(state, part)
         part.replace(self.checkpoint)
-        self.monitor.close()
+        self._close()
 
     def _resume(self) -> None:
         state = torch.load(self.checkpoint, weights_only=True)
         self.engine.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
+        if self.sketched:
+            self.sketched.load_state_dict(state["sketched"])
         self.measures.kept = state["measures"]
         self.generator.set_state(state["generator"])
         _set_random_state(self.engine.device, state["random"])

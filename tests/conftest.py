@@ -2,6 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
+# Arrays are small here, and threads that wait for each other cost more than they bring. NumPy may
+# be there already, by a plugin of pytest, and reads no variable any more.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+with contextlib.suppress(ImportError):
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
+# Most of the time of a test of JAX is compilation, and XLA's older code generator for the CPU takes
+# half of it. Passes and optimisation stay as they are.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+
 import pytest
 from backends import CASES, open_case
 from hypothesis import HealthCheck, settings

@@ -72,7 +72,7 @@ def make_trajectories(epochs: int, rows: int, peak: int, seed: int = 5) -> np.nd
     return np.clip(history, -1, 1)
 
 
-HISTORY = make_trajectories(6, 150, 2)
+HISTORY = make_trajectories(4, 150, 1)
 HISTORY[:, 3], HISTORY[1, 4], HISTORY[2, 5] = np.nan, np.nan, np.inf
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import augmentation, criteria, data, figures, networks, plan, tables
+from experiments import augmentation, comparisons, criteria, data, figures, networks, plan, tables
 from experiments.__main__ import RESULTS, main
 from experiments.networks import build
 
@@ -127,7 +127,8 @@ def test_a_run_that_a_budget_ended_goes_on_as_if_it_had_not(folder, finished, tm
     ).split()
     first = plan.plan(str(folder / "mini.toml"), labels="worse", percent=90)[0]
     images = data.load(folder / "cifar10n.parquet")
-    from experiments.training import Engine, Run
+    from experiments.engine import Engine
+    from experiments.training import Run
 
     run = Run(first, images, tmp_path / "runs", Engine("tiny", CLASSES, "cpu"))
     run._epoch()
@@ -157,7 +158,7 @@ def test_tables_and_figures_are_drawn_from_what_is_there(finished, tmp_path):
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     # clean, aggre and random1 missing, worse: the runs that there are
     assert [cell == tables.MISSING for cell in cells[1:5]] == [False, True, True, False]
-    for name in figures.FIGURES:
+    for name in figures.OF_STUDY:
         path = tmp_path / f"{name}.png"
         assert figures.draw(name, results, "convnext", path)
         with Image.open(path) as image:
@@ -181,8 +182,41 @@ def test_committed_results_draw_every_table():
     results = criteria.read(RESULTS)
     assert results
     assert sum(path.stat().st_size for path in RESULTS.iterdir()) < 10e6
-    for make in tables.TABLES.values():
-        assert make(results)
+    for name, make in (tables.TABLES | comparisons.TABLES).items():
+        assert make(results), name
+
+
+def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
+    settings = {"study": study, "percent": percent, "seed": seed, "labels": "worse"}
+    given = {name: np.resize(x, epochs).tolist() for name, x in columns.items()}
+    given["epoch"] = list(range(epochs))
+    for name in criteria.EpochSummary._fields:
+        given.setdefault(name, [1.0] * epochs)
+    for name in ("prediction_changes", "gradient_disparity", "sample_loss"):
+        given.setdefault(name, np.linspace(1, 0, epochs).tolist())
+    return {"settings": settings, "epochs": given}
+
+
+def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
+    rising = np.linspace(0.4, 0.6, 50)
+    falling = np.where(np.arange(50) < 20, rising, rising - 0.1)
+    results = [
+        made(test_accuracy=rising),
+        made(seed=1, test_accuracy=falling),
+        made(seed=1, percent=90, test_accuracy=rising - 0.05, validation_accuracy=rising),
+        # Of folds, and too short for a rule to be wrong: not judged.
+        made(seed=2, test_accuracy=falling) | {"settings": {"fold": 1}},
+        made(seed=3, epochs=20, test_accuracy=falling),
+    ]
+    lines = comparisons.rules(results).splitlines()
+    assert "chosen on 1 runs" in lines[0]
+    assert "the other 2 runs" in lines[0]
+    cells = [x.strip() for x in next(x for x in lines if "last epoch" in x).strip("|").split("|")]
+    # Of the falling run the last epoch has 0.5 and the best one, the last or the 20th, as much.
+    best = 100 * falling.max()
+    assert cells[1:3] == ["0.00", "0.00"]
+    assert cells[3:5] == [f"{(best - 50) / 2:.2f}", f"{best - 50:.2f}"]
+    assert cells[5] == f"{50 - 55:+.2f} (1 pairs)"
 
 
 def test_the_original_files_of_cifar_and_its_labels(tmp_path):
@@ -341,6 +375,11 @@ def test_products_are_the_librarys_own_network():
             torch.autograd.grad(x.square().sum(), network.body.parameters()) for x in found
         ]
         torch.testing.assert_close(*gradients)
+        # Channels that are zero everywhere, as GELU makes them in low precision.
+        block = network.body.encoder.stages[0].layers[0]
+        torch.nn.init.constant_(block.pwconv1.bias, -1e4)
+        fast(images).sum().backward()
+        assert all(p.grad.isfinite().all() for p in network.body.parameters())
 
 
 def test_plans_name_their_runs_once():

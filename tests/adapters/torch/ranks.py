@@ -36,6 +36,12 @@ def begin(rank: int, world: int, folder: str, work: str, backend: str = "gloo") 
         dist.destroy_process_group()
 
 
+def begin_each(rank: int, world: int, folder: str, works: list[str]) -> None:
+    """Do several works one after the other, each in a group and a folder of its own."""
+    for work in works:
+        begin(rank, world, f"{folder}/{work}", work)
+
+
 def shards(world: int, epoch: int, *, padded: bool) -> list[list[list[int]]]:
     """The batches of each rank: padded by PyTorch's sampler, or with one sample less on one."""
     data = range(SAMPLES)

@@ -15,10 +15,17 @@ from numpy.testing import assert_allclose, assert_array_equal
 WORLD = 2
 
 
-def run(work, folder):
-    """Do the work in two gloo processes and return the results by rank."""
-    multiprocessing.spawn(ranks.begin, (WORLD, str(folder), work), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The results of each work by rank, of two gloo processes: most time is their start."""
+    folder = tmp_path_factory.mktemp("ranks")
+    works = [work.__name__ for work in ranks.WORKS.values()]
+    for work in works:
+        (folder / work).mkdir()
+    multiprocessing.spawn(ranks.begin_each, (WORLD, str(folder), works), nprocs=WORLD)
+    return {
+        work: [torch.load(folder / work / f"{rank}.pt") for rank in range(WORLD)] for work in works
+    }
 
 
 def same(got, want):
@@ -38,8 +45,8 @@ def same(got, want):
 
 
 @pytest.mark.parametrize("work", ["padded_ids", "uneven_ids", "uneven_stream"])
-def test_two_processes_equal_one(work, tmp_path):
-    got = run(work, tmp_path)
+def test_two_processes_equal_one(work, results):
+    got = results[work]
     want = getattr(ranks, work)(None, WORLD)
     assert [row[2] for row in want["history"]] == [ranks.SAMPLES] * ranks.EPOCHS
     for one in got:
@@ -54,14 +61,14 @@ def test_two_processes_equal_one(work, tmp_path):
 @pytest.mark.parametrize(
     ("work", "whole"), [("resumed_ids", "padded_ids"), ("resumed_stream", "uneven_stream")]
 )
-def test_one_state_taken_in_mid_epoch_serves_all_ranks(work, whole, tmp_path):
+def test_one_state_taken_in_mid_epoch_serves_all_ranks(work, whole, results):
     want = getattr(ranks, whole)(None, WORLD)
-    for one in run(work, tmp_path):
+    for one in results[work]:
         same(one, want)
 
 
-def test_a_rank_without_samples_does_no_harm(tmp_path):
-    first, second = run("idle_rank", tmp_path)
+def test_a_rank_without_samples_does_no_harm(results):
+    first, second = results["idle_rank"]
     assert first == second
     assert first[0][2] == first[3][2] == 12
     assert "an epoch must have scores" in first[1]
@@ -69,8 +76,8 @@ def test_a_rank_without_samples_does_no_harm(tmp_path):
     assert first[2][0]["margin"] == pytest.approx(first[5][0]["margin"])
 
 
-def test_a_sample_on_several_ranks_has_its_score_and_signals_of_one(tmp_path):
-    (first, got), (second, same) = run("shared_samples", tmp_path)
+def test_a_sample_on_several_ranks_has_its_score_and_signals_of_one(results):
+    (first, got), (second, same) = results["shared_samples"]
     places = [one["order"].argsort() for one in (first, second)]
     mine = places[0] <= places[1]  # drawn in turn, the first rank first
     assert 0 < mine.sum() < 12
@@ -80,13 +87,13 @@ def test_a_sample_on_several_ranks_has_its_score_and_signals_of_one(tmp_path):
         assert_array_equal(got[name], same[name])
 
 
-def test_ranks_that_disagree_are_told(tmp_path):
-    for message in run("disagreeing", tmp_path):
+def test_ranks_that_disagree_are_told(results):
+    for message in results["disagreeing"]:
         assert "`num_samples` must be the same on all ranks, got 12, 13" in message
 
 
-def test_fsdp(tmp_path):
-    for pairs in run("fsdp", tmp_path):
+def test_fsdp(results):
+    for pairs in results["fsdp"]:
         for got, want in pairs:
             assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 

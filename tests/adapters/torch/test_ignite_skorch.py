@@ -164,31 +164,40 @@ def test_the_rule_keeps_its_epoch_in_ignite(ignite_page):
         assert torch.equal(value, model.state_dict()[name])
 
 
-@pytest.mark.parametrize("name", ["DeterministicEngine", "Engine"])
-@pytest.mark.parametrize("last", [163, 200, 333])
-def test_ignite_resumes_as_if_nothing_had_happened(ignite_page, tmp_path, monkeypatch, name, last):
+def prepare(page):
+    """The parts of the page, and ignite's own stopping as one more."""
+    parts = page.prepare()
+    trainer, monitor = parts["trainer"], parts["monitor"]
+
+    def score(engine):
+        return monitor.history[-1].gwa
+
+    parts["stopping"] = page.EarlyStopping(5, score, trainer)
+    trainer.add_event_handler(page.Events.EPOCH_COMPLETED(after=6), parts["stopping"])
+    return parts
+
+
+@pytest.fixture(scope="module", params=["DeterministicEngine", "Engine"])
+def whole(request, ignite_page, tmp_path_factory):
+    """The kind of engine, and a run of it without a break."""
     import ignite.engine
-    from ignite.engine import Events
 
     page = ignite_page
-    monkeypatch.setattr(page, "DeterministicEngine", getattr(ignite.engine, name))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(page, "DeterministicEngine", getattr(ignite.engine, request.param))
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        parts = prepare(page)
+        parts["trainer"].run(page.loader, max_epochs=EPOCHS)
+        yield request.param, parts
+
+
+@pytest.mark.parametrize("last", [163, 200, 333])
+def test_ignite_resumes_as_if_nothing_had_happened(ignite_page, whole, tmp_path, monkeypatch, last):
+    from ignite.engine import Events
+
+    page, (name, whole) = ignite_page, whole
     monkeypatch.chdir(tmp_path)
-
-    def prepare():
-        parts = page.prepare()
-        trainer, monitor = parts["trainer"], parts["monitor"]
-
-        def score(engine):
-            return monitor.history[-1].gwa
-
-        parts["stopping"] = page.EarlyStopping(5, score, trainer)
-        trainer.add_event_handler(Events.EPOCH_COMPLETED(after=6), parts["stopping"])
-        return parts
-
-    whole = prepare()
-    whole["trainer"].run(page.loader, max_epochs=EPOCHS)
-
-    dying = prepare()
+    dying = prepare(page)
     trainer, checkpoint = dying["trainer"], page.Checkpoint(dying, "checkpoints", n_saved=1)
     # A plain engine does not find its place in the data again.
     when = page.when if name == "DeterministicEngine" else Events.EPOCH_COMPLETED
@@ -197,7 +206,7 @@ def test_ignite_resumes_as_if_nothing_had_happened(ignite_page, tmp_path, monkey
     trainer.run(page.loader, max_epochs=EPOCHS)
     assert len(dying["monitor"].history) < len(whole["monitor"].history)
 
-    resumed = prepare()
+    resumed = prepare(page)
     states = torch.load(checkpoint.last_checkpoint, weights_only=False)
     page.Checkpoint.load_objects(resumed, states)
     assert resumed["trainer"].state.iteration in (160, 300, 320)

@@ -1,0 +1,84 @@
+"""Fine-tuning: which epoch each rule keeps, and whether GWA dips at first (Table 3 and Fig. 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from experiments.criteria import Result, column, history, kept, regret
+from experiments.tables import MISSING, TITLES, accuracy_cell, markdown, runs_of
+from gwa_core import DipThenMax, select_epoch
+
+__all__ = ["STUDIES", "TABLES", "after_dip", "lowest"]
+
+#: Studies of pretrained networks, by what they are called.
+STUDIES = {"lite0": "EfficientNet-Lite0 on CIFAR-10-N", "minilm": "MiniLM on Reuters R8"}
+BEST, RULE, VALIDATION = "best epoch", "GWA, the fine-tuning rule", "validation 10 %"
+ROWS = (
+    BEST, RULE, "GWA, the paper's rule", "largest bimodality", "LabelWave", VALIDATION, "last epoch",
+)  # fmt: skip
+#: Table 3 of the paper: a ViT-B/16 on ImageNet, iNat18 and Places365, test accuracy in per cent.
+PAPER = {VALIDATION: (84.04, 72.87, 58.66), RULE: (84.15, 73.73, 58.78)}
+
+
+def after_dip(run: Result) -> int | None:
+    """Return the position of the epoch that the fine-tuning rule keeps; None where GWA only falls."""
+    return select_epoch(history(run), DipThenMax()).step
+
+
+def lowest(run: Result) -> int | None:
+    """Return the position of the lowest GWA before that epoch: 0 where it rises from the start."""
+    k = after_dip(run)
+    return None if k is None else int(np.nanargmin(column(run, "gwa")[: k + 1]))
+
+
+def _epoch(run: Result, name: str) -> int | None:
+    if name == BEST:
+        return int(column(run, "test_accuracy").argmax())
+    if name == RULE:
+        return after_dip(run)
+    return kept(run, "validation" if name == VALIDATION else name)
+
+
+def _at(run: Result, k: int | None) -> tuple[float, float, float]:
+    if k is None:
+        return float("nan"), float("nan"), float("nan")
+    return 100 * column(run, "test_accuracy")[k], regret(run, [k])[0], float(k)
+
+
+def _dips(runs: list[Result]) -> str:
+    at = [lowest(r) for r in runs]
+    dips = [k for k in at if k]
+    if not dips:
+        return f"0 of {len(runs)}" if runs else MISSING
+    return f"{len(dips)} of {len(runs)}, to epoch {np.mean(dips):.1f}"
+
+
+def fine_tuning(results: list[Result]) -> str:
+    """Table 3: test accuracy, regret and epoch by rule; mean over seeds (max - min); who dips."""
+    parts = []
+    for study, title in STUDIES.items():
+        of_study = runs_of(results, study=study)
+        found = {r["settings"]["labels"] for r in of_study}
+        sets = [x for x in TITLES if x in found] + sorted(found - TITLES.keys())
+        rows = []
+        for name in ROWS:
+            share = 90 if name == VALIDATION else 100
+            cells = [
+                accuracy_cell([_at(r, _epoch(r, name)) for r in runs])
+                for runs in (runs_of(of_study, labels=x, percent=share) for x in sets)
+            ]
+            theirs = " / ".join(f"{x:.2f}" for x in PAPER[name]) if name in PAPER else MISSING
+            rows.append([name, *cells, theirs])
+        dips = [_dips(runs_of(of_study, labels=x, percent=100)) for x in sets]
+        rows.append(["runs whose GWA dips", *dips, "all"])
+        if sets:
+            paper = "paper: ViT-B/16 on ImageNet / iNat18 / Places365"
+            head = ["rule", *(TITLES.get(x, x) for x in sets), paper]
+            parts.append(f"**{title}**\n\n{markdown(head, rows)}")
+    return "\n".join(parts)
+
+
+#: By name: what makes the table.
+TABLES: dict[str, Callable[[list[Result]], str]] = {"fine-tuning": fine_tuning}

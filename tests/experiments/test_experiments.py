@@ -208,15 +208,20 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
         made(seed=2, test_accuracy=falling) | {"settings": {"fold": 1}},
         made(seed=3, epochs=20, test_accuracy=falling),
     ]
-    lines = comparisons.rules(results).splitlines()
-    assert "chosen on 1 runs" in lines[0]
-    assert "the other 2 runs" in lines[0]
-    cells = [x.strip() for x in next(x for x in lines if "last epoch" in x).strip("|").split("|")]
-    # Of the falling run the last epoch has 0.5 and the best one, the last or the 20th, as much.
+    results[0]["settings"]["labels"] = "label"  # coarse-label-100-s0
+    lines = [
+        [x.strip() for x in x.strip("|").split("|")]
+        for x in comparisons.rules(results).splitlines()
+    ]
+    cells = {row[0]: row[1:] for row in lines}
     best = 100 * falling.max()
-    assert cells[1:3] == ["0.00", "0.00"]
-    assert cells[3:5] == [f"{(best - 50) / 2:.2f}", f"{best - 50:.2f}"]
-    assert cells[5] == f"{50 - 55:+.2f} (1 pairs)"
+    # The last epoch of the falling run has 50 %; on the rising runs it is the best one.
+    lost = best - 50
+    assert cells["last epoch"][:2] == [f"{lost / 3:.2f} ({lost:.2f}), 3", tables.MISSING]
+    assert cells["last epoch"][2] == f"{50 - 55:+.2f} (1 pairs)"
+    chosen = cells["largest bimodality × mean^¼"]
+    assert chosen[0].endswith(", 2")
+    assert chosen[1].endswith(", 1")
 
 
 def test_the_original_files_of_cifar_and_its_labels(tmp_path):

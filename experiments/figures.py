@@ -238,7 +238,11 @@ def models(runs: list[Result]) -> Any:
     corrupted = sum(math.isfinite(x[2]) for of in points.values() for x in of) >= 4
     titles = ["best test accuracy, %"] + ["accuracy under corruptions, %"] * corrupted
     figure, axes = plt.subplots(
-        1, len(titles), figsize=(4.2 * len(titles), 3.4), layout="constrained", squeeze=False
+        1,
+        len(titles),
+        figsize=(max(4.2 * len(titles), 7.0), 3.6),
+        layout="constrained",
+        squeeze=False,
     )
     marks = dict(zip(NETWORKS, "osD", strict=True))
     colours = dict(zip(LABELS, (GWA, CHOSEN, METRIC, BAD), strict=True))

@@ -37,7 +37,7 @@ TITLES = {
 NETWORKS = {
     "convnext": "ConvNeXt-V2 pico",
     "vit": "ViT, six layers",
-    "coarse": "ConvNeXt-V2 pico with a coarse stem, crop and flip only",
+    "coarse": "ConvNeXt-V2 pico, coarse",
 }
 MISSING = "–"
 #: Table 1 of the paper, CIFAR-10(-N) with 0, 9 and 17 % noise: test accuracy in per cent.

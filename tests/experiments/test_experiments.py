@@ -186,6 +186,15 @@ def test_committed_results_draw_every_table():
         assert make(results), name
 
 
+def test_a_wrong_name_lists_the_right_ones(tmp_path):
+    for words, known in (
+        ("table nope", "rules"),
+        (f"figure nope --png {tmp_path / 'a.png'}", "models"),
+    ):
+        with pytest.raises(SystemExit, match=f"must be one of .*{known}.*, got 'nope'"):
+            main(words.split())
+
+
 def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
     settings = {"study": study, "percent": percent, "seed": seed, "labels": "worse"}
     given = {name: np.resize(x, epochs).tolist() for name, x in columns.items()}

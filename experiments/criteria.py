@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.plan import Settings
 from gwa_core import (
     EpochSummary,
     GradientDisparity,
@@ -73,8 +74,7 @@ def read(folder: Path) -> list[Result]:
 
 def name_of(result: Result) -> str:
     """Return the name of a run, as its file has it."""
-    s = result["settings"]
-    return f"{s['study']}-{s['labels']}-{s['percent']}-s{s['seed']}{s.get('variant', '')}"
+    return Settings(**result["settings"]).name
 
 
 def column(result: Result, name: str) -> np.ndarray[Any, Any]:

@@ -11,7 +11,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from experiments.criteria import CHOSEN_ON, CRITERIA, Result, column, kept, name_of, regret
 from experiments.data import GROUPS
-from experiments.tables import LABELS, MISSING, NETWORKS, TITLES, markdown, runs_of, spread
+from experiments.tables import CHOSEN, LABELS, MISSING, NETWORKS, TITLES, markdown, runs_of, spread
 
 __all__ = ["TABLES", "judged", "model_points"]
 
@@ -163,10 +163,34 @@ def models(results: list[Result]) -> str:
     return markdown(head, rows) if rows else ""
 
 
+def made_errors(results: list[Result]) -> str:
+    """Label errors made by chance: average precision by the mean over all epochs."""
+    runs = [r for r in results if "metric-" in r["settings"]["labels"] and r["detection"]]
+    by: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for run in runs:
+        s = run["settings"]
+        if s["percent"] == 100:
+            by[s["study"], s["labels"]].append(run)
+    rows = []
+    for name in (*CHOSEN, "alignment", "margin", "el2n", "label_probability", "sample_loss"):
+        row = [f"`{name}`"]
+        for some in by.values():
+            found = [r["detection"][name] for r in some if name in r["detection"]]
+            values = [
+                x["average_precision"] if "until" in x else x["mean_average_precision"][-1]
+                for x in found
+            ]
+            row.append(spread(values, 3))
+        rows.append(row)
+    head = ["signal", *(f"{study}, {labels}" for study, labels in by)]
+    return markdown(head, rows) if by else ""
+
+
 #: By name: what makes the table.
 TABLES: dict[str, Callable[[list[Result]], str]] = {
     "rules": rules,
     "fixed-size": fixed_size,
     "corruptions": corruptions,
     "models": models,
+    "made-errors": made_errors,
 }

@@ -32,6 +32,7 @@ CRITERIA: dict[str, tuple[str | None, Any]] = {
     "largest bimodality": (None, MaxBimodality()),
     "largest bimodality × mean^¼": ("separation", MaxBimodality()),
     "largest bimodality² × mean, of three epochs": ("smooth_separation", MaxBimodality()),
+    "the same, guarded": ("smooth_separation", MaxBimodality()),
     "LabelWave": ("prediction_changes", LabelWave()),
     "gradient disparity, fifth increase": ("gradient_disparity", GradientDisparity()),
     "gradient disparity, five in a row": (
@@ -48,16 +49,20 @@ DERIVED = {
 }
 #: Runs that were there when a rule was thought of. On these it is no surprise that it does well.
 COARSE = {f"coarse-{labels}-100-s0" for labels in ("label", "aggre", "random1", "worse")}
+EIGHT = COARSE | {
+    "coarse-label-90-s0",
+    "coarse-random1-90-s0",
+    "convnext-random1-100-s0",
+    "vit-random1-100-s0",
+}
+SMALL = {f"small-{kind}-20-100-s0-schedule-cosine" for kind in ("symmetric", "asymmetric")}
 CHOSEN_ON = {
     "largest bimodality × mean^¼": COARSE,
-    "largest bimodality² × mean, of three epochs": COARSE
-    | {
-        "coarse-label-90-s0",
-        "coarse-random1-90-s0",
-        "convnext-random1-100-s0",
-        "vit-random1-100-s0",
-    },
+    "largest bimodality² × mean, of three epochs": EIGHT,
+    "the same, guarded": EIGHT | SMALL,
 }
+#: Nothing was memorised where the share of negative scores stays above this part of its value.
+GUARD = 0.8
 VALIDATION = ("validation_accuracy", Patience(metric="validation_accuracy", mode="max"))
 
 
@@ -96,7 +101,12 @@ def kept(result: Result, criterion: str) -> int | None:
     if name is None:
         return select_epoch(history(result), rule).step
     healthy = [summary.healthy for summary in history(result)] if name in DERIVED else None
-    return select_step(column(result, name).tolist(), rule, healthy=healthy).step
+    k = select_step(column(result, name).tolist(), rule, healthy=healthy).step
+    if criterion == "the same, guarded" and k is not None:
+        negative = column(result, "negative_fraction")
+        if negative[k:].min() > GUARD * negative[k]:
+            return len(negative) - 1
+    return k
 
 
 def regret(result: Result, epochs: Iterable[int | None]) -> list[float]:

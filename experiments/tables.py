@@ -14,6 +14,7 @@ from experiments.folds import FOLDS, SCORES, judged
 from gwa_core.signals import SIGNALS
 
 __all__ = [
+    "CHOSEN",
     "LABELS",
     "MISSING",
     "NETWORKS",

@@ -186,6 +186,16 @@ def test_committed_results_draw_every_table():
         assert make(results), name
 
 
+def test_the_guard_keeps_the_last_epoch_where_nothing_is_memorised():
+    peak = 1 - np.abs(np.arange(50) - 20) / 100
+    for end, kept in ((0.17, 49), (0.15, 20)):
+        negative = np.linspace(0.2, end, 50)
+        negative[:21] = 0.2
+        run = made(bimodality=peak, mean=[1.0], negative_fraction=negative, test_accuracy=peak)
+        assert criteria.kept(run, "the same, guarded") == kept
+        assert criteria.kept(run, "largest bimodality² × mean, of three epochs") == 20
+
+
 def test_a_wrong_name_lists_the_right_ones(tmp_path):
     for words, known in (
         ("table nope", "rules"),

@@ -12,9 +12,6 @@ with contextlib.suppress(ImportError):
     from threadpoolctl import threadpool_limits
 
     threadpool_limits(1)
-# Most of the time of a test of JAX is compilation, and XLA's older code generator for the CPU takes
-# half of it. Passes and optimisation stay as they are.
-os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 
 import pytest
 from backends import CASES, open_case

@@ -77,7 +77,12 @@ SKIPS = ("pandas is not installed", "SCIPY_ARRAY_API is not set")
     ("estimator", "expected"),
     [
         (GWAEarlyStoppingClassifier(max_epochs=40), NOT_EQUIVALENT),
-        (GWAEarlyStoppingClassifier(MLPClassifier((32,), learning_rate_init=0.02)), {}),
+        (
+            GWAEarlyStoppingClassifier(
+                MLPClassifier((32,), learning_rate_init=0.02), max_epochs=40
+            ),
+            {},
+        ),
         (
             GWAEarlyStoppingClassifier(make_pipeline(MaxAbsScaler(), sgd()), max_epochs=40),
             NOT_EQUIVALENT,

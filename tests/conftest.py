@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-
-# Arrays are small here, and threads that wait for each other cost more than they bring. NumPy may
-# be there already, by a plugin of pytest, and reads no variable any more.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
-with contextlib.suppress(ImportError):
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(1)
-
 import pytest
 from backends import CASES, open_case
 from hypothesis import HealthCheck, settings

@@ -9,14 +9,7 @@ import functools
 import json
 import os
 
-# Work is split before code is generated, so that code of the cheapest kind does.
-os.environ["XLA_FLAGS"] = " ".join(
-    (
-        "--xla_force_host_platform_device_count=8",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_backend_optimization_level=0",
-    )
-)
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp

@@ -9,17 +9,25 @@ from typing import Any
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from experiments.criteria import CHOSEN_ON, CRITERIA, Result, column, kept, name_of, regret
+from experiments.criteria import (
+    BEST,
+    CHOSEN_ON,
+    CRITERIA,
+    VALIDATION,
+    Result,
+    column,
+    kept,
+    name_of,
+    regret,
+    share_of,
+)
 from experiments.data import GROUPS
 from experiments.tables import CHOSEN, LABELS, MISSING, NETWORKS, TITLES, markdown, runs_of, spread
 from gwa_core.signals import SIGNALS
 
 __all__ = ["TABLES", "judged", "model_points"]
 
-VALIDATION, LAST = "validation 10 %", "last epoch"
-#: Table 2 of the paper, a ViT on CIFAR-C: the validation set, and GWA's difference to it.
-CORRUPTED = {"blur": (81.19, 0.52), "digital": (79.42, 0.53), "noise": (77.08, 0.60),
-             "weather": (79.25, 0.56)}  # fmt: skip
+LAST = "last epoch"
 #: Table 5: difference of GWA on 90 % to the validation set on 90 %, for 0, 9 and 17 % errors.
 FIXED = {"vit": (-0.12, -0.01, -0.27), "convnext": (-0.22, -0.17, -0.35)}
 
@@ -42,7 +50,7 @@ def rules(results: list[Result]) -> str:
             [
                 name,
                 _mean_and_worst(later, name),
-                _mean_and_worst([r for r in later if _kept(r, name) is not None], LAST),
+                _mean_and_worst([r for r in later if kept(r, name) is not None], LAST),
                 _mean_and_worst(own, name),
                 _above_validation(later, name),
             ]
@@ -54,12 +62,8 @@ def rules(results: list[Result]) -> str:
     return markdown(head, rows) if runs else ""
 
 
-def _kept(run: Result, name: str) -> int | None:
-    return kept(run, "validation" if name == VALIDATION else name)
-
-
 def _mean_and_worst(runs: list[Result], name: str) -> str:
-    values = [regret(r, [_kept(r, name)])[0] for r in runs]
+    values = [regret(r, [kept(r, name)])[0] for r in runs]
     known = [x for x in values if np.isfinite(x)]
     if not known:
         return MISSING
@@ -81,7 +85,7 @@ def _above_validation(runs: list[Result], name: str) -> str:
     """Return by how many points a rule on all data, and the last epoch, beat the validation set."""
     gains = []
     for whole, part in _twins(runs):
-        k, held = kept(whole, name) if name != VALIDATION else None, kept(part, "validation")
+        k, held = kept(whole, name) if name != VALIDATION else None, kept(part, VALIDATION)
         if k is not None and held is not None:
             accuracy = column(whole, "test_accuracy")
             gains.append((accuracy[[k, -1]] - column(part, "test_accuracy")[held]) * 100)
@@ -103,7 +107,7 @@ def fixed_size(results: list[Result]) -> str:
                 found = []
                 for run in runs_of(results, study=study, labels=labels, percent=90):
                     accuracy = 100 * column(run, "test_accuracy")
-                    k, held = kept(run, name), kept(run, "validation")
+                    k, held = kept(run, name), kept(run, VALIDATION)
                     if k is not None and held is not None:
                         found.append(float(accuracy[k] - accuracy[held]))
                 cells.append(spread(found))
@@ -121,14 +125,12 @@ def corruptions(results: list[Result]) -> str:
     for study, title in NETWORKS.items():
         of = [r for r in runs_of(results, study=study) if "corrupted_noise_accuracy" in r["epochs"]]
         rows = []
-        for name in ("best epoch", *CRITERIA, VALIDATION):
-            share = 90 if name == VALIDATION else 100
+        for name in (BEST, *CRITERIA, VALIDATION):
             cells = []
             for group in sorted(GROUPS):
                 found = []
-                for run in runs_of(of, percent=share):
-                    best = int(column(run, "test_accuracy").argmax())
-                    k = best if name == "best epoch" else _kept(run, name)
+                for run in runs_of(of, percent=share_of(name)):
+                    k = kept(run, name)
                     if k is not None:
                         found.append(100 * float(column(run, f"corrupted_{group}_accuracy")[k]))
                 cells.append(f"{np.mean(found):.2f}" if found else MISSING)
@@ -142,7 +144,7 @@ def corruptions(results: list[Result]) -> str:
 
 
 def model_points(results: list[Result]) -> dict[str, list[tuple[float, float, float, str]]]:
-    """Return largest mean, last test and corrupted accuracy and labels of the runs, by study."""
+    """Return largest mean, best test and last corrupted accuracy and labels of the runs, by study."""
     found: dict[str, list[tuple[float, float, float, str]]] = {}
     for study in NETWORKS:
         for run in judged(runs_of(results, study=study)):

@@ -22,7 +22,20 @@ from gwa_core import (
     select_step,
 )
 
-__all__ = ["CHOSEN_ON", "CRITERIA", "column", "history", "kept", "name_of", "read", "regret"]
+__all__ = [
+    "BEST",
+    "CHOSEN_ON",
+    "CRITERIA",
+    "VALIDATION",
+    "column",
+    "history",
+    "kept",
+    "name_of",
+    "outcome",
+    "read",
+    "regret",
+    "share_of",
+]
 
 Result = dict[str, Any]
 
@@ -63,7 +76,9 @@ CHOSEN_ON = {
 }
 #: Nothing was memorised where the share of negative scores stays above this part of its value.
 GUARD = 0.8
-VALIDATION = ("validation_accuracy", Patience(metric="validation_accuracy", mode="max"))
+#: What `kept` knows besides: the epoch of the best test accuracy, and that of held-out images.
+BEST, VALIDATION = "best epoch", "validation 10 %"
+HELD_OUT = "validation_accuracy", Patience(metric="validation_accuracy", mode="max")
 
 
 def _smoothed(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -97,7 +112,9 @@ def history(result: Result) -> list[EpochSummary]:
 
 def kept(result: Result, criterion: str) -> int | None:
     """Return the position of the epoch that a criterion keeps; None where it keeps none."""
-    name, rule = VALIDATION if criterion == "validation" else CRITERIA[criterion]
+    if criterion == BEST:
+        return int(column(result, "test_accuracy").argmax())
+    name, rule = CRITERIA[criterion] if criterion != VALIDATION else HELD_OUT
     if name is None:
         return select_epoch(history(result), rule).step
     healthy = [summary.healthy for summary in history(result)] if name in DERIVED else None
@@ -113,3 +130,15 @@ def regret(result: Result, epochs: Iterable[int | None]) -> list[float]:
     """Return how many points of test accuracy each epoch lies below the run's best."""
     accuracy = 100 * column(result, "test_accuracy")
     return [float(accuracy.max() - accuracy[k]) if k is not None else float("nan") for k in epochs]
+
+
+def outcome(result: Result, k: int | None) -> tuple[float, float, float]:
+    """Return test accuracy in per cent, regret and the epoch itself; nan where none is kept."""
+    if k is None:
+        return float("nan"), float("nan"), float("nan")
+    return 100 * column(result, "test_accuracy")[k], regret(result, [k])[0], float(k)
+
+
+def share_of(criterion: str) -> int:
+    """Return what per cent of the data a run trains on that the criterion can judge."""
+    return 90 if criterion == VALIDATION else 100

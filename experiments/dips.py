@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.criteria import Result, column, history, kept, regret
+from experiments.criteria import BEST, VALIDATION, Result, column, history, kept, outcome, share_of
 from experiments.tables import MISSING, TITLES, accuracy_cell, markdown, runs_of
 from gwa_core import DipThenMax, select_epoch
 
@@ -14,7 +14,7 @@ __all__ = ["STUDIES", "TABLES", "after_dip", "lowest"]
 
 #: Studies of pretrained networks, by what they are called.
 STUDIES = {"lite0": "EfficientNet-Lite0 on CIFAR-10-N", "minilm": "MiniLM on Reuters R8"}
-BEST, RULE, VALIDATION = "best epoch", "GWA, the fine-tuning rule", "validation 10 %"
+RULE = "GWA, the fine-tuning rule"
 ROWS = (
     BEST, RULE, "GWA, the paper's rule", "largest bimodality", "LabelWave", VALIDATION, "last epoch",
 )  # fmt: skip
@@ -34,17 +34,7 @@ def lowest(run: Result) -> int | None:
 
 
 def _epoch(run: Result, name: str) -> int | None:
-    if name == BEST:
-        return int(column(run, "test_accuracy").argmax())
-    if name == RULE:
-        return after_dip(run)
-    return kept(run, "validation" if name == VALIDATION else name)
-
-
-def _at(run: Result, k: int | None) -> tuple[float, float, float]:
-    if k is None:
-        return float("nan"), float("nan"), float("nan")
-    return 100 * column(run, "test_accuracy")[k], regret(run, [k])[0], float(k)
+    return after_dip(run) if name == RULE else kept(run, name)
 
 
 def _dips(runs: list[Result]) -> str:
@@ -64,10 +54,9 @@ def fine_tuning(results: list[Result]) -> str:
         sets = [x for x in TITLES if x in found] + sorted(found - TITLES.keys())
         rows = []
         for name in ROWS:
-            share = 90 if name == VALIDATION else 100
             cells = [
-                accuracy_cell([_at(r, _epoch(r, name)) for r in runs])
-                for runs in (runs_of(of_study, labels=x, percent=share) for x in sets)
+                accuracy_cell([outcome(r, _epoch(r, name)) for r in runs])
+                for runs in (runs_of(of_study, labels=x, percent=share_of(name)) for x in sets)
             ]
             theirs = " / ".join(f"{x:.2f}" for x in PAPER[name]) if name in PAPER else MISSING
             rows.append([name, *cells, theirs])

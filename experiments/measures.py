@@ -218,8 +218,8 @@ def detection(
     until = informative_epochs(history)
     scores = samples["alignment"]
     # A candidate: epochs count by how far their two modes stand apart, beyond the least of all.
-    apart = np.nan_to_num([summary.bimodality for summary in history], nan=np.inf)
-    weight = np.where(np.isfinite(apart), np.square(apart - apart.min()), 0.0)
+    apart = np.asarray([summary.bimodality for summary in history])
+    weight = np.nan_to_num(np.square(apart - np.nanmin(apart)))
     seen = np.isfinite(scores)
     total = weight @ np.where(seen, scores, 0.0)
     chosen = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from experiments.criteria import CRITERIA, Result, column, kept, regret
+from experiments.criteria import BEST, CRITERIA, VALIDATION, Result, column, kept, outcome, share_of
 from experiments.folds import FOLDS, SCORES, judged
 from gwa_core.signals import SIGNALS
 
@@ -43,11 +43,11 @@ NETWORKS = {
 MISSING = "–"
 #: Table 1 of the paper, CIFAR-10(-N) with 0, 9 and 17 % noise: test accuracy in per cent.
 PAPER = {
-    ("vit", "validation 10 %"): (81.10, 78.31, 75.23),
+    ("vit", VALIDATION): (81.10, 78.31, 75.23),
     ("vit", "LabelWave"): (81.00, 78.37, 75.02),
     ("vit", "gradient disparity, fifth increase"): (79.22, 77.56, 74.66),
     ("vit", "GWA, the paper's rule"): (81.57, 78.93, 75.70),
-    ("convnext", "validation 10 %"): (89.86, 85.33, 82.30),
+    ("convnext", VALIDATION): (89.86, 85.33, 82.30),
     ("convnext", "LabelWave"): (89.84, 85.14, 81.15),
     ("convnext", "gradient disparity, fifth increase"): (89.25, 84.95, 81.71),
     ("convnext", "GWA, the paper's rule"): (89.73, 86.08, 82.55),
@@ -66,8 +66,6 @@ BESIDE = {
     "hdr": -1,
     "sample_loss": -1,
 }
-
-
 #: Ways to find label errors that choose their epochs themselves.
 CHOSEN = ("label_quality", "label_quality, weighted epochs", "margin, as many epochs")
 
@@ -92,31 +90,16 @@ def spread(values: list[float], digits: int = 2) -> str:
     return mean if len(known) == 1 else f"{mean} ({max(known) - min(known):.{digits}f})"
 
 
-def _at(run: Result, criterion: str) -> tuple[float, float, float]:
-    """Return test accuracy in per cent, regret and epoch of what a criterion keeps."""
-    k = kept(run, criterion)
-    if k is None:
-        return float("nan"), float("nan"), float("nan")
-    return 100 * column(run, "test_accuracy")[k], regret(run, [k])[0], float(k)
-
-
 def stopping(results: list[Result]) -> str:
     """Table 1: test accuracy, regret and epoch by criterion; mean over seeds (max - min)."""
     parts = []
     for study, title in NETWORKS.items():
         rows = []
-        for name in ("best epoch", *CRITERIA, "validation 10 %"):
+        for name in (BEST, *CRITERIA, VALIDATION):
             cells = []
             for labels in LABELS:
-                share = 90 if name == "validation 10 %" else 100
-                runs = runs_of(results, study=study, labels=labels, percent=share)
-                if name == "best epoch":
-                    best = [column(r, "test_accuracy") for r in runs]
-                    found = [(100 * x.max(), 0.0, float(x.argmax())) for x in best]
-                else:
-                    criterion = "validation" if share == 90 else name
-                    found = [_at(r, criterion) for r in runs]
-                cells.append(accuracy_cell(found))
+                runs = runs_of(results, study=study, labels=labels, percent=share_of(name))
+                cells.append(accuracy_cell([outcome(r, kept(r, name)) for r in runs]))
             theirs = PAPER.get((study, name))
             shown = " / ".join(f"{x:.2f}" for x in theirs) if theirs else MISSING
             rows.append([name, *cells, shown])

@@ -1,14 +1,13 @@
 """Estimator, layers, widths and folds in miniature, through the command line."""
 
-import gzip
 import json
-import struct
 import time
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from shades import write_shades
 
 from experiments import ablations, criteria, data, figures, folds, networks, plan, tables
 from experiments.__main__ import main
@@ -43,15 +42,7 @@ def _networks():
 def folder(tmp_path_factory):
     """A folder with IDX files in four shades, and a configuration a study."""
     path = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    (path / "cifar10n").mkdir()
-    for part, count in {"train": N, "t10k": TESTS}.items():
-        labels = np.arange(count) % 4
-        shades = 50 * labels[:, None, None] + rng.normal(40, 20, (count, 28, 28))
-        for kind, x in {"images-idx3": shades.clip(0, 255), "labels-idx1": labels}.items():
-            head = struct.pack(f">BBBB{x.ndim}I", 0, 0, 8, x.ndim, *x.shape)
-            raw = gzip.compress(head + x.astype(np.uint8).tobytes())
-            (path / "cifar10n" / f"{part}-{kind}-ubyte.gz").write_bytes(raw)
+    write_shades(path / "cifar10n", {"train": N, "t10k": TESTS}, classes=4, step=50)
     for name, lines in STUDIES.items():
         common = COMMON.replace('network = "tiny"\n', "") if "network" in lines else COMMON
         (path / f"{name}.toml").write_text(common + lines)

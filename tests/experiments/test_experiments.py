@@ -173,7 +173,7 @@ def test_an_epoch_that_a_criterion_keeps_is_judged_by_its_regret():
         "epoch": [0, 1, 2],
     }
     result = {"epochs": columns}
-    assert criteria.kept(result, "validation") == 2
+    assert criteria.kept(result, criteria.VALIDATION) == 2
     assert criteria.kept(result, "last epoch") == 2
     assert criteria.regret(result, [2, 1, None])[:2] == pytest.approx([10.0, 0.0])
 

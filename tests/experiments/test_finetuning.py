@@ -1,14 +1,13 @@
 """Fine-tuning in miniature: small stand-ins of both networks, through the command line."""
 
-import gzip
 import json
-import struct
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from shades import write_shades
 from torch import nn
 
 from experiments import criteria, data, dips, figures
@@ -48,18 +47,6 @@ def write_weights(path):
     tensors = [*body.state_dict().values(), torch.ones(1000, 6), torch.ones(1000)]
     torch.save({f"their_{k}": x for k, x in enumerate(tensors)}, path)
     return body.eval()
-
-
-def write_images(folder):
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for part, count in {"train": N, "t10k": TESTS}.items():
-        labels = np.arange(count) % 3
-        shades = 70 * labels[:, None, None] + rng.normal(40, 20, (count, 28, 28))
-        for kind, x in {"images-idx3": shades.clip(0, 255), "labels-idx1": labels}.items():
-            head = struct.pack(f">BBBB{x.ndim}I", 0, 0, 8, x.ndim, *x.shape)
-            raw = gzip.compress(head + x.astype(np.uint8).tobytes())
-            (folder / f"{part}-{kind}-ubyte.gz").write_bytes(raw)
 
 
 def write_texts(folder):
@@ -105,7 +92,7 @@ def folder(tmp_path_factory):
     """What `--data` names: images, weights, and texts prepared by the command."""
     path = tmp_path_factory.mktemp("data")
     write_weights(path / "efficientnet-lite0-57934424.pth")
-    write_images(path / "cifar10n")
+    write_shades(path / "cifar10n", {"train": N, "t10k": TESTS}, classes=3, step=70)
     write_texts(path / "tables")
     write_encoder(path / "encoder")
     main(["prepare-text", *(str(path / x) for x in ("tables", "encoder")), str(path)])

@@ -24,7 +24,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neural_network import MLPClassifier
 
 from benchmarks.pairs import report
-from gwa_core import EpochSummary, MaxBimodality, MaxGWA, select_epoch
+from gwa_core import EpochSummary, MaxBimodality, MaxGWA, MaxSeparation, select_epoch
 from gwa_sklearn.early_stopping import GWAEarlyStoppingClassifier
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
@@ -37,6 +37,8 @@ HELD_OUT = 0.1
 PATIENCE = 10
 
 RULES = {
+    "MaxSeparation(patience=10)": MaxSeparation(patience=PATIENCE),
+    "MaxSeparation()": MaxSeparation(),
     "MaxBimodality(patience=10)": MaxBimodality(patience=PATIENCE),
     "MaxBimodality()": MaxBimodality(),
     "MaxGWA()": MaxGWA(),
@@ -149,7 +151,7 @@ def train_on_all(
     kind.watched = Watched(len(x), test)
     estimator = GWAEarlyStoppingClassifier(
         kind(**model.get_params()),
-        rule=MaxBimodality(),
+        rule=MaxSeparation(),
         max_epochs=EPOCHS[data],
         batch_size=BATCH[data],
         random_state=model.random_state,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,6 +16,7 @@ from gwa_core import (
     LabelWave,
     MaxBimodality,
     MaxGWA,
+    MaxSeparation,
     Patience,
     select_epoch,
     select_step,
@@ -26,6 +26,7 @@ __all__ = [
     "BEST",
     "CHOSEN_ON",
     "CRITERIA",
+    "FEW",
     "VALIDATION",
     "column",
     "history",
@@ -41,11 +42,9 @@ Result = dict[str, Any]
 
 #: By name: the column it watches and the rule; None is a rule of summaries.
 CRITERIA: dict[str, tuple[str | None, Any]] = {
-    "GWA, the paper's rule": (None, MaxGWA()),
+    "largest separation": (None, MaxSeparation()),
     "largest bimodality": (None, MaxBimodality()),
-    "largest bimodality × mean^¼": ("separation", MaxBimodality()),
-    "largest bimodality² × mean, of three epochs": ("smooth_separation", MaxBimodality()),
-    "the same, guarded": ("smooth_separation", MaxBimodality()),
+    "GWA, the paper's rule": (None, MaxGWA()),
     "LabelWave": ("prediction_changes", LabelWave()),
     "gradient disparity, fifth increase": ("gradient_disparity", GradientDisparity()),
     "gradient disparity, five in a row": (
@@ -55,36 +54,11 @@ CRITERIA: dict[str, tuple[str | None, Any]] = {
     "training loss": ("sample_loss", Patience(metric="sample_loss", mode="min")),
     "last epoch": ("epoch", Patience(metric="epoch", mode="max")),
 }
-#: Columns made of others: what looks better than the rules that there are.
-DERIVED = {
-    "separation": lambda of: of("bimodality") * np.maximum(of("mean"), 0.0) ** 0.25,
-    "smooth_separation": lambda of: _smoothed(of("bimodality") ** 2 * np.maximum(of("mean"), 0.0)),
-}
-#: Runs that were there when a rule was thought of. On these it is no surprise that it does well.
-COARSE = {f"coarse-{labels}-100-s0" for labels in ("label", "aggre", "random1", "worse")}
-EIGHT = COARSE | {
-    "coarse-label-90-s0",
-    "coarse-random1-90-s0",
-    "convnext-random1-100-s0",
-    "vit-random1-100-s0",
-}
-SMALL = {f"small-{kind}-20-100-s0-schedule-cosine" for kind in ("symmetric", "asymmetric")}
-CHOSEN_ON = {
-    "largest bimodality × mean^¼": COARSE,
-    "largest bimodality² × mean, of three epochs": EIGHT,
-    "the same, guarded": EIGHT | SMALL,
-}
-#: Nothing was memorised where the share of negative scores stays above this part of its value.
-GUARD = 0.8
-#: What `kept` knows besides: the epoch of the best test accuracy, and that of held-out images.
-BEST, VALIDATION = "best epoch", "validation 10 %"
+#: The runs that were there when separation was thought of; on these it is no surprise that it does well.
+CHOSEN_ON = {f"coarse-{labels}-100-s0" for labels in ("label", "aggre", "random1", "worse")}
+#: What `kept` knows besides: the epoch of the best test accuracy, and those of held-out images.
+BEST, VALIDATION, FEW = "best epoch", "validation 10 %", "validation 1 %"
 HELD_OUT = "validation_accuracy", Patience(metric="validation_accuracy", mode="max")
-
-
-def _smoothed(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """Return the mean of each epoch and its neighbours."""
-    padded = np.pad(x, 1, mode="edge")
-    return (padded[:-2] + padded[1:-1] + padded[2:]) / 3
 
 
 def read(folder: Path) -> list[Result]:
@@ -98,9 +72,9 @@ def name_of(result: Result) -> str:
 
 
 def column(result: Result, name: str) -> np.ndarray[Any, Any]:
-    """Return a column of a run by epoch, also one of `DERIVED`."""
-    if name in DERIVED:
-        return DERIVED[name](functools.partial(column, result))
+    """Return a column of a run by epoch."""
+    if name == "separation":
+        return np.asarray([summary.separation for summary in history(result)])
     return np.asarray(result["epochs"][name], float)
 
 
@@ -114,16 +88,10 @@ def kept(result: Result, criterion: str) -> int | None:
     """Return the position of the epoch that a criterion keeps; None where it keeps none."""
     if criterion == BEST:
         return int(column(result, "test_accuracy").argmax())
-    name, rule = CRITERIA[criterion] if criterion != VALIDATION else HELD_OUT
+    name, rule = HELD_OUT if criterion in (VALIDATION, FEW) else CRITERIA[criterion]
     if name is None:
         return select_epoch(history(result), rule).step
-    healthy = [summary.healthy for summary in history(result)] if name in DERIVED else None
-    k = select_step(column(result, name).tolist(), rule, healthy=healthy).step
-    if criterion == "the same, guarded" and k is not None:
-        negative = column(result, "negative_fraction")
-        if negative[k:].min() > GUARD * negative[k]:
-            return len(negative) - 1
-    return k
+    return select_step(column(result, name).tolist(), rule).step
 
 
 def regret(result: Result, epochs: Iterable[int | None]) -> list[float]:
@@ -141,4 +109,4 @@ def outcome(result: Result, k: int | None) -> tuple[float, float, float]:
 
 def share_of(criterion: str) -> int:
     """Return what per cent of the data a run trains on that the criterion can judge."""
-    return 90 if criterion == VALIDATION else 100
+    return {VALIDATION: 90, FEW: 99}.get(criterion, 100)

@@ -16,7 +16,8 @@ __all__ = ["STUDIES", "TABLES", "after_dip", "lowest"]
 STUDIES = {"lite0": "EfficientNet-Lite0 on CIFAR-10-N", "minilm": "MiniLM on Reuters R8"}
 RULE = "GWA, the fine-tuning rule"
 ROWS = (
-    BEST, RULE, "GWA, the paper's rule", "largest bimodality", "LabelWave", VALIDATION, "last epoch",
+    BEST, RULE, "largest separation", "largest bimodality", "GWA, the paper's rule", "LabelWave",
+    VALIDATION, "last epoch",
 )  # fmt: skip
 #: Table 3 of the paper: a ViT-B/16 on ImageNet, iNat18 and Places365, test accuracy in per cent.
 PAPER = {VALIDATION: (84.04, 72.87, 58.66), RULE: (84.15, 73.73, 58.78)}
@@ -28,9 +29,12 @@ def after_dip(run: Result) -> int | None:
 
 
 def lowest(run: Result) -> int | None:
-    """Return the position of the lowest GWA before that epoch: 0 where it rises from the start."""
+    """Return the position of the lowest GWA of a healthy epoch before that: 0 if it only rises."""
     k = after_dip(run)
-    return None if k is None else int(np.nanargmin(column(run, "gwa")[: k + 1]))
+    if k is None:
+        return None
+    healthy = [summary.healthy for summary in history(run)]
+    return int(np.nanargmin(np.where(healthy, column(run, "gwa"), np.nan)[: k + 1]))
 
 
 def _epoch(run: Result, name: str) -> int | None:

@@ -14,6 +14,7 @@ from experiments.ablations import PARTS, paired, widths_of
 from experiments.comparisons import model_points
 from experiments.criteria import Result, column, kept
 from experiments.dips import STUDIES, after_dip, lowest
+from experiments.extremes import bands, health, random_labels
 from experiments.tables import LABELS, NETWORKS, TITLES
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
 from gwa_offline.statistics import scaled
@@ -56,12 +57,12 @@ def _panels(runs: dict[str, Result], height: float = 3.0) -> tuple[Any, Any]:
 
 
 def curves(runs: dict[str, Result]) -> Any:
-    """Fig. 2: test accuracy, GWA, bimodality and LabelWave, normalised, and what each keeps."""
+    """Fig. 2: test accuracy, GWA, separation and LabelWave, normalised, and what each keeps."""
     figure, axes = _panels(runs)
     shown = {
         "test_accuracy": ("test accuracy", METRIC, "high", None),
         "gwa": ("GWA", GWA, "high", "GWA, the paper's rule"),
-        "bimodality": ("bimodality", CHOSEN, "high", "largest bimodality"),
+        "separation": ("separation", CHOSEN, "high", "largest separation"),
         "prediction_changes": ("prediction changes", MUTED, "low", "LabelWave"),
     }
     for ax, run in zip(axes, runs.values(), strict=True):
@@ -99,19 +100,10 @@ def distributions(runs: dict[str, Result]) -> Any:
     runs = {labels: run for labels, run in runs.items() if run["wrong"]} or runs
     figure, axes = _panels(runs)
     for ax, run in zip(axes, runs.values(), strict=True):
-        for part, colour in {"right": GWA, "wrong": BAD}.items():
-            rows = [row for row in run["epochs"][f"{part}_quantiles"] if row]
-            if not rows:
-                continue
-            q = np.asarray(rows).T
-            last = len(q) - 1
-            low, middle, high = q[round(0.1 * last)], q[last // 2], q[round(0.9 * last)]
-            ax.fill_between(range(len(middle)), low, high, color=colour, alpha=0.25, lw=0)
-            ax.plot(middle, color=colour, label=f"{part} labels: median, 10 to 90 %")
-        ax.axhline(0, color=MUTED, lw=0.8)
-        k = kept(run, "largest bimodality")
+        bands(ax, run)
+        k = kept(run, "largest separation")
         if k is not None:
-            ax.axvline(k, color=CHOSEN, ls="--", lw=1.2, label="largest bimodality")
+            ax.axvline(k, color=CHOSEN, ls="--", lw=1.2, label="largest separation")
         ax.axvline(
             int(column(run, "test_accuracy").argmax()), color=METRIC, ls=":", label="best epoch"
         )
@@ -134,13 +126,18 @@ def detection(runs: dict[str, Result]) -> Any:
                 label=f"{name}, mean so far; dotted: alone",
             )
             ax.plot(found["average_precision"], color=colour, ls=":", lw=1.2)
-        quality = run["detection"]["label_quality"]
-        ax.plot(
-            quality["until"] - 1, quality["average_precision"], "*", color=BAD, ms=12,
-            mec="white", zorder=5, ls="", label="label_quality",
-        )  # fmt: skip
+        # Runs from before it had weights lack it.
+        if quality := run["detection"].get("label_quality"):
+            ax.axhline(
+                quality["average_precision"], color=BAD, ls="--", lw=1.2, label="label_quality"
+            )
     axes[0].set_ylabel("average precision")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
+    named = {
+        label: line
+        for ax in axes
+        for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(named.values(), named, loc="outside upper left", ncols=2)
     return figure
 
 
@@ -162,7 +159,8 @@ def estimator(runs: list[Result]) -> Any:
 
 def layers(runs: list[Result]) -> Any:
     """Fig. 7: GWA of the head and of more stages beside test accuracy; their means and kurtosis."""
-    runs = list({r["settings"]["labels"]: r for r in reversed(runs)}.values())
+    found = {r["settings"]["labels"]: r for r in reversed(runs)}
+    runs = [found[labels] for labels in sorted(found)]
     figure, axes = plt.subplots(
         len(runs), 3, figsize=(9.6, 2.9 * len(runs)), layout="constrained", squeeze=False
     )
@@ -182,7 +180,7 @@ def layers(runs: list[Result]) -> Any:
             ax.set_title(title)
             ax.set_xlabel("epoch")
         row[0].set_ylabel(TITLES.get(labels, labels))
-        row[2].set_yscale("symlog")
+        row[1].set_yscale("log")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
 
@@ -204,6 +202,7 @@ def widths(runs: list[Result]) -> Any:
                 ax.scatter(values, best, s=width / 4, color=colour, alpha=0.7, label=title)
     for ax, title in zip(axes, ("mean", "GWA"), strict=True):
         ax.set_xlabel(f"largest {title}")
+        ax.locator_params(axis="x", nbins=5)
     axes[0].set_ylabel("best test accuracy, %")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper left", ncols=3)
     return figure
@@ -212,22 +211,31 @@ def widths(runs: list[Result]) -> Any:
 def fine_tuning(runs: list[Result]) -> Any:
     """Fig. 5: GWA and test accuracy over the epochs; a dot at the dip, a star at what is kept."""
     whole = [r for r in reversed(runs) if r["settings"]["percent"] == 100]
-    found = {(r["settings"]["study"], r["settings"]["labels"]): r for r in whole}
-    found = dict(sorted(found.items()))
+    of: dict[str, dict[str, Result]] = {}
+    for run in whole:
+        of.setdefault(run["settings"]["study"], {})[run["settings"]["labels"]] = run
+    columns = max(map(len, of.values()))
     figure, axes = plt.subplots(
-        1, len(found), figsize=(2.9 * len(found) + 0.3, 3.0), layout="constrained", squeeze=False
-    )
-    for ax, ((study, labels), run) in zip(axes[0], found.items(), strict=True):
-        for name, colour in {"test_accuracy": METRIC, "gwa": GWA}.items():
-            values = scaled(column(run, name), better="high")
-            ax.plot(values, color=colour, label={"gwa": "GWA"}.get(name, name.replace("_", " ")))
-        for k, mark in ((lowest(run), "o"), (after_dip(run), "*")):
-            if k is not None:
-                ax.plot(k, values[k], mark, ms=10, color=GWA, mec="white", zorder=5)
-        ax.set_title(f"{STUDIES[study].split()[0]}, {TITLES.get(labels, labels)}")
-        ax.set_xlabel("epoch")
-        ax.set_yticks([0, 1])
-    axes[0, 0].set_ylabel("normalised")
+        len(of), columns, figsize=(3.1 * columns + 0.3, 2.6 * len(of) + 0.4), layout="constrained",
+        squeeze=False,
+    )  # fmt: skip
+    for ax in axes.flat:
+        ax.set_visible(False)
+    for row, study in zip(axes, sorted(of), strict=True):
+        row[0].set_ylabel("normalised")
+        for ax, (labels, run) in zip(row, sorted(of[study].items()), strict=False):
+            ax.set_visible(True)
+            for name, colour in {"test_accuracy": METRIC, "gwa": GWA}.items():
+                values = scaled(column(run, name), better="high")
+                title = {"gwa": "GWA"}.get(name, name.replace("_", " "))
+                ax.plot(values, color=colour, label=title)
+            for k, mark in ((lowest(run), "o"), (after_dip(run), "*")):
+                if k is not None:
+                    ax.plot(k, values[k], mark, ms=10, color=GWA, mec="white", zorder=5)
+            name = STUDIES[study].split()[0].removeprefix("EfficientNet-")
+            ax.set_title(f"{name}, {TITLES.get(labels, labels)}")
+            ax.set_xlabel("epoch")
+            ax.set_yticks([0, 1])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
 
@@ -267,6 +275,8 @@ ACROSS: dict[str, tuple[Collection[str], Callable[[list[Result]], Any]]] = {
     "layers": (("layers",), layers),
     "widths": (("widths",), widths),
     "fine-tuning": (STUDIES, fine_tuning),
+    "health": (("small", *STUDIES), health),
+    "random-labels": (("random",), random_labels),
 }
 #: By name: what makes the figure of the runs of one study, by labels.
 OF_STUDY: dict[str, Callable[[dict[str, Result]], Any]] = {

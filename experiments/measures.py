@@ -14,7 +14,6 @@ from experiments.augmentation import scaled
 from gwa_core import (
     EpochSummary,
     glass_delta,
-    informative_epochs,
     label_quality,
     residual,
     summarize,
@@ -196,6 +195,7 @@ def detection(
         area, precision = binary_auroc(x, truth), binary_average_precision(x, truth)
         return round(float(area), 5), round(float(precision), 5)
 
+    kinds = "auroc", "average_precision"
     found: dict[str, Any] = {}
     for name, values in samples.items():
         if name == "alignment":
@@ -215,19 +215,20 @@ def detection(
             "mean_auroc": [a for a, _ in mean],
             "mean_average_precision": [b for _, b in mean],
         }
-    until = informative_epochs(history)
+    until = _cut_off(history)
     scores = samples["alignment"]
-    # A candidate: epochs count by how far their two modes stand apart, beyond the least of all.
-    apart = np.asarray([summary.bimodality for summary in history])
-    weight = np.nan_to_num(np.square(apart - np.nanmin(apart)))
-    seen = np.isfinite(scores)
-    total = weight @ np.where(seen, scores, 0.0)
-    chosen = {
-        "label_quality": label_quality(scores, until=until),
-        "label_quality, weighted epochs": total / np.maximum(weight @ seen, 1e-12),
-        "margin, as many epochs": np.nanmean(samples["margin"][:until], axis=0),
-    }
-    for name, values in chosen.items():
-        area, precision = judged(-values)
-        found[name] = {"until": until, "auroc": area, "average_precision": precision}
+    found["label_quality"] = dict(zip(kinds, judged(-label_quality(scores)), strict=True))
+    # What was tried before: all alike up to an epoch.
+    for name, values in {"mean": scores, "margin": samples["margin"]}.items():
+        both = judged(-np.nanmean(values[:until], axis=0))
+        found[f"{name} to twice the peak"] = dict(zip(kinds, both, strict=True), until=until)
     return found
+
+
+def _cut_off(history: Sequence[EpochSummary]) -> int:
+    """Return how many first epochs: to twice the healthy one of largest bimodality, but for a tenth."""
+    first = len(history) // 10
+    usable = [t for t, summary in enumerate(history) if t >= first and summary.healthy]
+    if not usable:
+        return len(history)
+    return min(len(history), 2 * max(usable, key=lambda t: history[t].bimodality) + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from gwa_core._lib.array import (
     Array,
+    constant,
     device_of,
     is_floating,
     namespace,
@@ -20,10 +22,14 @@ from gwa_core._lib.numerics import divide_or_zero
 from gwa_core.history import EpochSummary
 from gwa_core.score import summarize
 
-__all__ = ["informative_epochs", "label_quality", "rank_samples"]
+__all__ = ["epoch_weights", "label_quality", "rank_samples"]
 
 Order: TypeAlias = Literal["lowest", "highest"]
 Method: TypeAlias = Literal["separation", "mean"]
+
+# Bimodality that differs by no more has not changed: that is rounding in float32, and far below its
+# sampling error.
+SAME = 1e-5
 
 
 def rank_samples(
@@ -116,24 +122,31 @@ def _first(xp: Any, keys: Array, ranked: Array, k: int) -> Array:
 
 
 def label_quality(
-    history: Array, *, until: int | None = None, method: Method = "separation"
+    history: Array,
+    *,
+    until: int | None = None,
+    weights: Sequence[float] | None = None,
+    method: Method = "separation",
 ) -> Array:
     r"""Return one number a sample from its trajectory: how far its label can be trusted.
 
-    .. math:: q_i = \frac 1 2 \left(1 + \frac 1 {|S_i|} \sum_{t \in S_i} \gamma_{t,i}\right)
+    .. math:: q_i = \frac 1 2 \left(1 + \frac {\sum_{t \in S_i} w_t \gamma_{t,i}}
+              {\sum_{t \in S_i} w_t}\right), \quad w_t = (b_t - \min_s b_s)^2
 
-    over the epochs :math:`S_i` in which sample i was seen, up to a last one. Below one half the
-    sample pulled against the head's weights on average.
+    over the epochs :math:`S_i` in which sample i was seen, with the bimodality :math:`b_t` of
+    epoch t. Below one half the sample pulled against the head's weights on average.
 
     Parameters
     ----------
     history : array of shape (T, N)
         Alignment scores by epoch and sample; nan where not seen.
     until : int, optional
-        Use this many first epochs; default as `method` says.
+        Use this many first epochs, each alike; default as `method` says.
+    weights : sequence of T floats, optional
+        At least 0; in place of those of `method`. All 0 counts all epochs alike. `epoch_weights`
+        gives them from summaries.
     method : {"separation", "mean"}
-        Without `until`: use the epochs up to twice the one of largest bimodality (default), after
-        which a network that memorises makes wrong labels look right; or all epochs.
+        Epochs count by how far right and wrong labels stand apart in them (default), or alike.
 
     Returns
     -------
@@ -147,13 +160,14 @@ def label_quality(
 
     Notes
     -----
-    The most bimodal epoch is looked for among healthy ones after the first tenth; where there is
-    none all epochs count. The concept page on label quality gives the evidence for this default.
-    Cost: O(TN). Runs under jit, which unrolls the epochs.
+    Before a network has learned anything, and again after it has learned wrong labels by heart, the
+    scores have one mode; such epochs count little. The order of the epochs does not matter. A sample
+    that was seen in epochs of weight 0 alone gets their mean. The concept page on label quality
+    gives the evidence for this default. Cost: O(TN). Runs under jit, which unrolls the epochs.
 
     References
     ----------
-    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.3 and Fig. 16; the average is ours.
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.3 and Fig. 16; the weights are ours.
 
     Examples
     --------
@@ -173,33 +187,61 @@ def label_quality(
         check_positive_int("until", until)
         history = history[:until, ...]
     dtype = result_dtype(xp, history)
-    history = xp.astype(history, dtype)
+    history = xp.astype(history, dtype, copy=False)
+    if weights is not None:
+        weight = constant(xp, _checked(weights, until, history.shape[0]), history)
+    elif until is None and method == "separation":
+        epochs = [summarize(history[t, ...]).bimodality for t in range(history.shape[0])]
+        weight = _weights(xp, xp.stack(epochs))
+    else:
+        weight = None
     seen = xp.isfinite(history)
-    if until is None and method == "separation":
-        summaries = [summarize(history[t, ...]) for t in range(history.shape[0])]
-        bimodality = xp.stack([summary.bimodality for summary in summaries])
-        healthy = xp.stack([summary.healthy for summary in summaries])
-        seen = seen & _informative(xp, bimodality, healthy)[:, None]
+    scores = xp.where(seen, history, 0.0)
+    seen = xp.astype(seen, dtype)
+    total, count = xp.sum(scores, axis=0), xp.sum(seen, axis=0)
     with quiet(xp):
-        count = xp.sum(xp.astype(seen, dtype), axis=0)
-        total = xp.sum(xp.where(seen, history, 0.0), axis=0)
-        quality = 0.5 * (1.0 + divide_or_zero(xp, total, count))
+        average = divide_or_zero(xp, total, count)
+        if weight is not None:
+            # Not as a product of matrices, which a GPU may round to fewer digits.
+            weighted = xp.sum(weight[:, None] * scores, axis=0)
+            share = xp.sum(weight[:, None] * seen, axis=0)
+            average = xp.where(share > 0, divide_or_zero(xp, weighted, share), average)
     # Clipped, because a sum of rounded scores may leave [-1, 1] by a bit.
-    return xp.where(count > 0, xp.clip(quality, 0.0, 1.0), xp.nan)
+    return xp.where(count > 0, xp.clip(0.5 * (1.0 + average), 0.0, 1.0), xp.nan)
 
 
-def informative_epochs(history: Sequence[EpochSummary]) -> int:
-    """Return how many first epochs `label_quality` uses by default, from summaries alone.
+def _checked(weights: Sequence[float], until: int | None, epochs: int) -> list[float]:
+    """Return the weights over the largest, so that they stay in the range of float32."""
+    if until is not None:
+        raise ValueError(f"`weights` must not be given with `until`, got both (until={until})")
+    values = [float(x) for x in weights]
+    bad = [x for x in values if not 0.0 <= x < math.inf]
+    if len(values) != epochs or bad:
+        got = f"{bad[0]} among {len(values)}" if bad else f"{len(values)}"
+        raise ValueError(
+            f"`weights` must be T = {epochs} finite numbers of at least 0, one for each row of "
+            f"`history`, got {got}"
+        )
+    largest = max(values)
+    return [x / largest for x in values] if largest > 0 else values
+
+
+def epoch_weights(history: Sequence[EpochSummary]) -> list[float]:
+    r"""Return how much each epoch counts in `label_quality` by default, from summaries alone.
+
+    .. math:: w_t = \left(\frac {b_t - \min_s b_s} {\max_s b_s - \min_s b_s}\right)^2
 
     Parameters
     ----------
     history : sequence of EpochSummary
-        All epochs in order.
+        All T epochs in order.
 
     Returns
     -------
-    int
-        In 1..T, to be given to `label_quality` as `until` where the scores come in pieces.
+    list of T floats
+        In [0, 1], to be given to `label_quality` as `weights` where the scores come in pieces; 0
+        where the bimodality is not a number; all 0, which counts all alike, where it never changes
+        by more than 1e-5.
 
     Raises
     ------
@@ -208,32 +250,32 @@ def informative_epochs(history: Sequence[EpochSummary]) -> int:
 
     Notes
     -----
-    Up to twice the healthy epoch of largest bimodality after the first tenth. Cost: O(T).
+    Cost: O(T).
 
     References
     ----------
-    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Fig. 16.
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Fig. 16; the weights are ours.
 
     Examples
     --------
-    >>> from gwa_core import EpochSummary, informative_epochs
+    >>> from gwa_core import EpochSummary, epoch_weights
     >>> row = dict.fromkeys(EpochSummary._fields, 1)
-    >>> curve = [0.3, 0.5, 0.4, 0.3, 0.3]
-    >>> informative_epochs([EpochSummary(**{**row, "bimodality": value}) for value in curve])
-    3
+    >>> curve = [0.25, 0.5, 0.75, 0.5]
+    >>> epoch_weights([EpochSummary(**{**row, "bimodality": value}) for value in curve])
+    [0.0, 0.25, 1.0, 0.25]
     """
     if not history:
         raise ValueError("`history` must have at least one epoch, got none")
-    bimodality = np.asarray([summary.bimodality for summary in history])
-    healthy = np.asarray([summary.healthy for summary in history])
-    return int(_informative(namespace(bimodality=bimodality), bimodality, healthy).sum())
+    bimodality = np.asarray([summary.bimodality for summary in history], dtype=np.float64)
+    weights: list[float] = _weights(namespace(bimodality=bimodality), bimodality).tolist()
+    return weights
 
 
-def _informative(xp: Any, bimodality: Array, healthy: Array) -> Array:
-    """Return the (T,) mask of epochs up to twice the healthy one of largest bimodality."""
-    epochs = bimodality.shape[0]
-    clock = xp.arange(epochs, dtype=bimodality.dtype, device=device_of(bimodality))
-    usable = healthy & (clock >= epochs // 10)
-    height = xp.where(usable, bimodality, -1.0)
-    peak = xp.min(xp.where(height == xp.max(height), clock, float(epochs)))
-    return clock <= xp.where(xp.any(usable), 2.0 * peak, float(epochs))
+def _weights(xp: Any, bimodality: Array) -> Array:
+    """Return the weights (T,) of epochs; all 0 where they have the same bimodality."""
+    known = xp.isfinite(bimodality)
+    lowest = xp.min(xp.where(known, bimodality, xp.inf))
+    with quiet(xp):
+        excess = xp.where(known, bimodality - lowest, 0.0)
+        share = divide_or_zero(xp, excess, xp.max(excess))
+    return xp.where(xp.max(excess) > SAME, share * share, 0.0)

@@ -17,6 +17,11 @@ CLEAR_NEGATIVE = 0.06
 LEFT = 0.5
 
 
+def separation(mean: float, bimodality: float) -> float:
+    """Return the bimodality times the fourth root of the mean; 0 for a negative mean."""
+    return bimodality * (mean if math.isnan(mean) else max(mean, 0.0)) ** 0.25
+
+
 class EpochSummary(NamedTuple):
     """Summary of one epoch, in plain Python numbers; the fields are those of `Summary`.
 
@@ -49,6 +54,11 @@ negative_fraction : float
     def healthy(self) -> bool:
         """Whether the denominator of Eq. 2 is positive; False also where it is nan."""
         return self.denominator > 0.0
+
+    @property
+    def separation(self) -> float:
+        """What `MaxSeparation` watches: bimodality times the fourth root of the mean, or 0."""
+        return separation(self.mean, self.bimodality)
 
     @classmethod
     def from_summary(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gwa_core._lib.checks import check_positive_int
+from gwa_core.history import separation
 from gwa_core.rules import Rule
 
 __all__ = ["EarlyStopper", "Selection", "select_epoch", "select_step"]
@@ -260,7 +261,7 @@ def select_epoch(
     history : iterable of EpochSummary, Summary or mapping, length T
         Epochs in order. A mapping may hold further columns, such as a validation metric.
     rule : Rule
-        Such as ``MaxGWA()``; ``rule.signal`` is the field.
+        Such as ``MaxGWA()``; ``rule.signal`` is the field. `MaxSeparation` needs mean and bimodality.
     total_steps : int, optional
         Number of epochs of the whole run; default those of the history.
 
@@ -289,15 +290,16 @@ def select_epoch(
     >>> select_epoch(rows, MaxGWA()).step
     0
     """
-    rows = [_as_mapping(summary) for summary in history]
+    rows = [_as_mapping(summary, rule.signal) for summary in history]
     if not rows:
         raise ValueError("`history` must have at least one epoch, got none")
     missing = [i for i, row in enumerate(rows) if rule.signal not in row]
     if missing:
+        it = "mean and bimodality" if rule.signal == "separation" else "it beside the summary"
         raise ValueError(
             f"`history` must have the field {rule.signal!r} that {type(rule).__name__} watches, "
             f"got {', '.join(sorted(rows[missing[0]]))} at epoch {missing[0]}; "
-            "store it beside the summary of each epoch"
+            f"store {it} of each epoch"
         )
     return select_step(
         [row[rule.signal] for row in rows],
@@ -307,8 +309,10 @@ def select_epoch(
     )
 
 
-def _as_mapping(summary: Any) -> Mapping[str, Any]:
-    if isinstance(summary, Mapping):
-        return summary
-    fields: Mapping[str, Any] = summary._asdict()
+def _as_mapping(summary: Any, signal: str) -> Mapping[str, Any]:
+    fields = summary if isinstance(summary, Mapping) else summary._asdict()
+    # No field of a summary: it follows from two of them.
+    if signal == "separation" and fields.keys() >= {"mean", "bimodality"} and signal not in fields:
+        value = separation(float(fields["mean"]), float(fields["bimodality"]))
+        fields = {**fields, signal: value}
     return fields

@@ -211,6 +211,12 @@ def bootstrap_standard_error(x, beta=1.2, *, draws=1000, seed=0):
     return np.std([gwa(rng.choice(x, x.size), beta) for _ in range(draws)])
 
 
+def separation(x):
+    """Sarle's coefficient times the fourth root of the mean of the scores, which counts from 0."""
+    mean, bimodality = summary(x)[1], summary(x)[8]
+    return 0.0 if mean < 0 else bimodality * math.sqrt(math.sqrt(mean))
+
+
 def exponential_window(batches, decay):
     """Moments of all batches together, each sample weighted by its age."""
     last = len(batches) - 1
@@ -265,23 +271,30 @@ def rank(scores, k, order="lowest"):
     return (ranked + [-1] * k)[:k]
 
 
-def informative_epochs(history):
-    """How many first epochs: up to twice the healthy one of largest bimodality."""
-    summaries = [summary(row) for row in history]
-    first = len(history) // 10
-    usable = [t >= first and s[7] > 0 for t, s in enumerate(summaries)]
-    peak = best_step([s[8] for s in summaries], usable)
-    return len(history) if peak is None else min(len(history), 2 * peak + 1)
+def epoch_weights(history):
+    """The square of each epoch's bimodality, moved and scaled to [0, 1]; 0 where there is none."""
+    bimodality = [summary(row)[8] for row in history]
+    known = [b for b in bimodality if math.isfinite(b)]
+    if not known or max(known) - min(known) <= 1e-5:
+        return [0.0] * len(history)
+    lowest, highest = min(known), max(known)
+    return [
+        ((b - lowest) / (highest - lowest)) ** 2 if math.isfinite(b) else 0.0 for b in bimodality
+    ]
 
 
-def label_quality(history, until=None):
-    """The mean of the finite scores of the first epochs, from [-1, 1] to [0, 1]."""
-    history = np.asarray(history, np.float64)
-    rows = history[: informative_epochs(history) if until is None else until]
+def label_quality(history, until=None, weights=None):
+    """The weighted mean of the finite scores, from [-1, 1] to [0, 1]; the plain one of `until`."""
+    history = np.asarray(history, np.float64)[:until]
+    if weights is None:
+        weights = [1.0] * len(history) if until else epoch_weights(history)
     out = []
-    for column in rows.T:
-        seen = [score for score in column if math.isfinite(score)]
-        out.append((1 + sum(seen) / len(seen)) / 2 if seen else math.nan)
+    for column in history.T:
+        seen = [(w, s) for w, s in zip(weights, column, strict=True) if math.isfinite(s)]
+        if sum(w for w, _ in seen) == 0:
+            seen = [(1.0, s) for _, s in seen]
+        total = sum(w for w, _ in seen)
+        out.append((1 + sum(w * s for w, s in seen) / total) / 2 if seen else math.nan)
     return np.array(out)
 
 

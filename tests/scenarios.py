@@ -74,6 +74,8 @@ def make_trajectories(epochs: int, rows: int, peak: int, seed: int = 5) -> np.nd
 
 HISTORY = make_trajectories(4, 150, 1)
 HISTORY[:, 3], HISTORY[1, 4], HISTORY[2, 5] = np.nan, np.nan, np.inf
+# Sample 6 is seen in an epoch of weight 0 alone.
+HISTORY[1:, 6], WEIGHTS = np.nan, [0.0, 3.0, 1e39, 2e39]
 
 
 def _keywords(function: Callable[..., Any], oracle: Callable[..., Any], **options: Any) -> Any:
@@ -234,6 +236,13 @@ def _vector_scenarios() -> list[Scenario]:
             {"history": HISTORY},
             lambda a: g.label_quality(a["history"]),
             oracles.label_quality,
+        ),
+        Scenario(
+            "label_quality",
+            "weights",
+            {"history": HISTORY},
+            lambda a: g.label_quality(a["history"], weights=WEIGHTS),
+            lambda history: oracles.label_quality(history, weights=WEIGHTS),
         ),
     ]
     return out

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from gwa_core import (
     EpochSummary,
-    MaxBimodality,
     MaxGWA,
+    MaxSeparation,
     Rule,
     alignment_scores,
     glass_delta,
@@ -48,7 +48,7 @@ def analyse(
     source : Source or path
         What `open_features` returned or takes.
     rule : gwa_core.Rule, optional
-        The stopping rule, default ``MaxBimodality()``; a message tells where the paper's rule
+        The stopping rule, default ``MaxSeparation()``; a message tells where the paper's rule
         ``MaxGWA()`` would keep another epoch.
     label_smoothing : float
         In [0, 1), of the training; used where scores are computed from features.
@@ -91,7 +91,7 @@ def analyse(
     """
     if not isinstance(source, Source):
         source = open_features(source)
-    rule = MaxBimodality() if rule is None else rule
+    rule = MaxSeparation() if rule is None else rule
     reader = _Reader(source, label_smoothing, progress)
     records, scores = [], []
     for epoch in source.epochs:

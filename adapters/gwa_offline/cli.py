@@ -16,6 +16,7 @@ from gwa_core import (
     LabelWave,
     MaxBimodality,
     MaxGWA,
+    MaxSeparation,
     Patience,
     Rule,
     __version__,
@@ -40,6 +41,7 @@ app = typer.Typer(
 class RuleName(StrEnum):
     """Stopping rules by their name on the command line."""
 
+    separation = "separation"
     bimodality = "bimodality"
     gwa = "gwa"
     dip = "dip"
@@ -59,7 +61,8 @@ RuleOption = Annotated[
     RuleName,
     typer.Option(
         "--rule",
-        help="bimodality: scores separate most; gwa: the paper's rule; dip: fine-tuning; "
+        help="separation: scores are high and stand apart; bimodality: they stand apart; "
+        "gwa: the paper's rule; dip: fine-tuning; "
         "metric: a stored column (with --metric).",
     ),
 ]
@@ -100,7 +103,7 @@ def _main(
 @app.command()
 def analyse(
     paths: Paths,
-    rule: RuleOption = RuleName.bimodality,
+    rule: RuleOption = RuleName.separation,
     metric: MetricOption = None,
     mode: ModeOption = "max",
     weight: WeightOption = None,
@@ -134,7 +137,7 @@ def analyse(
 @app.command()
 def stop(
     run: OnePath,
-    rule: RuleOption = RuleName.bimodality,
+    rule: RuleOption = RuleName.separation,
     metric: MetricOption = None,
     mode: ModeOption = "max",
     json: JsonOption = False,
@@ -156,7 +159,7 @@ def samples(
     figure: Annotated[Path, typer.Option(help="Where the contact sheet of --images goes.")] = Path(
         "samples.png"
     ),
-    rule: RuleOption = RuleName.bimodality,
+    rule: RuleOption = RuleName.separation,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -177,7 +180,7 @@ def samples(
 def compare(
     runs: Paths,
     metric: MetricOption = None,
-    rule: RuleOption = RuleName.bimodality,
+    rule: RuleOption = RuleName.separation,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
@@ -195,7 +198,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
     images: ImagesOption = None,
     figures: Annotated[Path | None, typer.Option(help="Folder for PNG figures.")] = None,
-    rule: RuleOption = RuleName.bimodality,
+    rule: RuleOption = RuleName.separation,
     metric: MetricOption = None,
     mode: ModeOption = "max",
     weight: WeightOption = None,
@@ -252,6 +255,7 @@ def _rule(name: RuleName, metric: str | None, mode: str) -> Rule:
             raise ValueError("`--rule metric` needs `--metric COLUMN`, such as test_accuracy")
         return Patience(metric=metric, mode=mode)  # type: ignore[arg-type]  # checked by the rule
     rules: dict[RuleName, Rule] = {
+        RuleName.separation: MaxSeparation(),
         RuleName.bimodality: MaxBimodality(),
         RuleName.gwa: MaxGWA(),
         RuleName.dip: DipThenMax(),

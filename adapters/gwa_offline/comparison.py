@@ -15,8 +15,8 @@ from gwa_offline.results import Report
 
 __all__ = ["Comparison", "ComparisonRow", "SignalRow", "compare"]
 
-# Fields of the summaries that stand beside the signals that a run stored.
-OWN_SIGNALS = ("gwa", "mean", "bimodality")
+# What the summaries have stands beside the signals that a run stored.
+OWN_SIGNALS = ("gwa", "mean", "bimodality", "separation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class SignalRow:
     run : str
         Name of the run.
     signal : str
-        A field of the summaries (gwa, mean, bimodality) or a column that the run stored.
+        Of the summaries (gwa, mean, bimodality, separation) or a column that the run stored.
     pearson, spearman : float or None
         Correlation with the metric over the epochs that have both; None below three of them, or
         where one of the two does not change. GWA counts in healthy epochs.

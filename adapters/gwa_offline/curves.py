@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import LabelWave, MaxBimodality, MaxGWA, Patience, Rule, select_step
+from gwa_core import LabelWave, MaxGWA, MaxSeparation, Patience, Rule, select_step
 from gwa_core.signals import SIGNALS
 from gwa_offline._view import column, healthy_epochs, metric_names, metric_values
 from gwa_offline.comparison import compare
@@ -17,13 +17,13 @@ from gwa_offline.statistics import scaled
 
 __all__ = ["SignalCurve", "SignalCurves", "signal_curves", "stored_signals"]
 
-# Fields of the summaries that stand beside the signals that a run stored.
-OWN = ("mean", "bimodality")
+# What the summaries have stands beside the signals that a run stored.
+OWN = ("mean", "separation")
 
 # Signals with a rule of their own; any other is picked where it is best after the warm-up.
 RULES: dict[str, Rule] = {
     "gwa": MaxGWA(),
-    "bimodality": MaxBimodality(),
+    "separation": MaxSeparation(),
     "prediction_changes": LabelWave(),
 }
 WARMUP = MaxGWA().warmup
@@ -72,7 +72,7 @@ class SignalCurves:
     metric : SignalCurve or None
         The column that judges them.
     signals : tuple of SignalCurve
-        Mean and bimodality of the scores, and the signals that the run stored.
+        Mean and separation of the scores, and the signals that the run stored.
     warmup : int
         Number of epochs before the range that is scaled.
     """
@@ -118,7 +118,7 @@ def signal_curves(
 
     Notes
     -----
-    GWA, bimodality and prediction changes keep the epoch of their rules, `MaxGWA`, `MaxBimodality`
+    GWA, separation and prediction changes keep the epoch of their rules, `MaxGWA`, `MaxSeparation`
     and `LabelWave`; the others the best after the warm-up, a tenth of the epochs; the metric the
     best of all. An unhealthy epoch is never kept. Correlations are over all epochs. Cost: O(T).
 

@@ -65,7 +65,8 @@ def _epoch_figures(report: Report, signals: SignalCurves | None) -> Figures:
         trace = line(epochs, column(report, field), "gwa", title, showlegend=False)
         figures["moments"].add_trace(trace, row=row, col=1)
         figures["moments"].update_yaxes(title_text=title, row=row, col=1)
-    limits = {"denominator": 0.0, "bimodality": 5 / 9, "negative_fraction": None, "omitted": None}
+    limits = {"denominator": 0.0, "bimodality": 5 / 9, "separation": None}
+    limits |= {"negative_fraction": None, "omitted": None}
     for field, limit in limits.items():
         values = column(report, field)
         trace = line(epochs, values, "gwa", field, showlegend=False)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import EpochSummary, Moments, informative_epochs, label_quality, summarize
+from gwa_core import EpochSummary, Moments, epoch_weights, label_quality, summarize
 
 __all__ = ["histograms_of", "moments_of", "per_class", "quality_of", "scaled"]
 
@@ -37,11 +37,13 @@ def quality_of(
     quality = np.full(num_samples, np.nan)
     if not known:
         return quality
-    until = informative_epochs([summary for _, summary in known])
-    for start in range(0, num_samples, CHUNK):
-        piece = slice(start, start + CHUNK)
-        stack = np.stack([values[piece] for values, _ in known[:until]])
-        quality[piece] = label_quality(stack.astype(np.float64), until=until)
+    weights = epoch_weights([summary for _, summary in known])
+    # Of many epochs fewer samples at once.
+    step = max(1, 8 * CHUNK // len(known))
+    for start in range(0, num_samples, step):
+        piece = slice(start, start + step)
+        stack = np.stack([values[piece] for values, _ in known])
+        quality[piece] = label_quality(stack.astype(np.float64), weights=weights)
     return quality
 
 

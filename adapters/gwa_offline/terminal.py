@@ -95,13 +95,13 @@ class Terminal:
                 f"{record.summary.gwa_standard_error:.4f}",
                 f"{record.summary.mean:.4f}",
                 f"{record.summary.kurtosis:.2f}",
-                f"{record.summary.bimodality:.3f}",
+                f"{record.summary.separation:.3f}",
                 f"{100 * record.summary.negative_fraction:.1f} %",
                 "yes" if record.summary.healthy else "NO",
             ]
             for position, record in enumerate(report.epochs)
         ]
-        columns = ["epoch", "GWA", "SE", "mean", "kurtosis", "bimodality", "negative", "healthy"]
+        columns = ["epoch", "GWA", "SE", "mean", "kurtosis", "separation", "negative", "healthy"]
         if not self._plain:
             rows = [rows[i] for i in _spread(len(rows), chosen)]
         self._table(f"{report.name}: {report.num_samples} samples", columns, rows)

@@ -212,7 +212,7 @@ def train(
     Kept, str
         The last epoch where none qualifies.
     """
-    if rule.signal not in EpochSummary._fields:
+    if rule.signal not in (*EpochSummary._fields, "separation"):
         raise ValueError(
             f"`rule` must watch a field of the epoch summaries, got {rule!r}, which watches "
             f"{rule.signal!r}; no held-out rows or predictions are looked at here"

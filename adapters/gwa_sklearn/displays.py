@@ -29,7 +29,8 @@ __all__ = ["AlignmentDisplay", "GWACurveDisplay", "LabelIssuesDisplay"]
 # More classes than this can't be told apart in one picture.
 CLASSES = 20
 
-SIGNALS = ("gwa", "mean", "bimodality", "kurtosis", "skewness", "variance", "negative_fraction")
+SIGNALS = ("gwa", "mean", "bimodality", "separation", "kurtosis", "skewness", "variance",
+           "negative_fraction")  # fmt: skip
 NAMES = {"gwa": "GWA", "mean": "mean alignment", "kurtosis": "excess kurtosis"}
 
 
@@ -174,7 +175,7 @@ class GWACurveDisplay:
     best_epoch : int, optional
         Position of the kept epoch.
     signal : str
-        The field: "gwa" (default), "mean", "bimodality", "kurtosis", ...
+        The field: "gwa" (default), "mean", "bimodality", "separation", "kurtosis", ...
 
     Attributes
     ----------

@@ -25,7 +25,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 from threadpoolctl import threadpool_limits
 
-from gwa_core import EpochSummary, informative_epochs, label_quality, rank_samples
+from gwa_core import EpochSummary, epoch_weights, label_quality, rank_samples
 from gwa_sklearn._label_training import default_estimator, train_watched, untrained
 from gwa_sklearn._training import first_steps, last_step
 
@@ -40,11 +40,12 @@ THRESHOLD = 0.5
 class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     r"""Find labels that are probably wrong, by training once on all rows.
 
-    .. math:: q_i = \frac 1 2 \left(1 + \frac 1 {|S|} \sum_{t \in S} \gamma_{t,i}\right)
+    .. math:: q_i = \frac 1 2 \left(1 + \frac {\sum_t w_t \gamma_{t,i}} {\sum_t w_t}\right)
 
     After each epoch every row gets its alignment score :math:`\gamma_{t,i}`. The label quality is
-    their mean over the informative epochs S (see `gwa_core.label_quality`). A row below one half,
-    which pulled against the head's weights on average, is an issue.
+    their mean, in which an epoch counts by how far right and wrong labels stand apart in it (see
+    `gwa_core.epoch_weights`). A row below one half, which pulled against the head's weights on
+    average, is an issue.
 
     Parameters
     ----------
@@ -173,8 +174,8 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
                 self.history_, scores = train_watched(model, X, y, self.max_epochs, self.classes_)
         self.estimator_ = estimator
         # Later epochs learn wrong labels by heart; each C of a path begins anew.
-        until = informative_epochs(self.history_) if hasattr(model, "partial_fit") else None
-        self.label_quality_ = label_quality(scores, until=until, method="mean")
+        weights = epoch_weights(self.history_) if hasattr(model, "partial_fit") else None
+        self.label_quality_ = label_quality(scores, weights=weights, method="mean")
         self.issues_ = self.label_quality_ < THRESHOLD
         self.ranked_indices_ = rank_samples(self.label_quality_, k=len(y))
         return self

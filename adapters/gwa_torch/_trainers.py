@@ -147,6 +147,7 @@ def log_values(monitor: GWAMonitor, prefix: str) -> dict[str, float]:
         f"{prefix}gwa_kurtosis": summary.kurtosis,
         f"{prefix}gwa_se": summary.gwa_standard_error,
         f"{prefix}gwa_bimodality": summary.bimodality,
+        f"{prefix}gwa_separation": summary.separation,
         **{f"{prefix}{name}": mean for name, mean in means.items()},
     }
 

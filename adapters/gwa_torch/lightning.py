@@ -35,8 +35,8 @@ class GWACallback(Watched, Callback):
     """Log gradient-weight alignment in a Lightning Trainer, and stop by it.
 
     Each training epoch logs ``train/gwa``, ``train/gwa_mean``, ``train/gwa_kurtosis``,
-    ``train/gwa_se`` and ``train/gwa_bimodality``, and the mean of each of ``signals``, such as
-    ``train/margin``. ``EarlyStopping`` and ``ModelCheckpoint`` can watch them; the order of the
+    ``train/gwa_se``, ``train/gwa_bimodality`` and ``train/gwa_separation``, and the mean of each of
+    ``signals``, such as ``train/margin``. ``EarlyStopping`` and ``ModelCheckpoint`` can watch them; the order of the
     callbacks does not matter.
 
     Parameters
@@ -47,7 +47,7 @@ class GWACallback(Watched, Callback):
         N, the size of the training set; then every batch has ids, and scores are kept by sample.
         Without it only moments are kept.
     rule : Rule, optional
-        Stops the training, such as ``MaxBimodality(patience=3)``; the best checkpoint is kept.
+        Stops the training, such as ``MaxSeparation(patience=3)``; the best checkpoint is kept.
     prefix : str
         What the logged names begin with, default ``"train/"``.
     targets : str, int or function, optional
@@ -85,9 +85,9 @@ class GWACallback(Watched, Callback):
 
     Examples
     --------
-    >>> from gwa_core import MaxBimodality
+    >>> from gwa_core import MaxSeparation
     >>> from gwa_torch.lightning import GWACallback
-    >>> callback = GWACallback("head", num_samples=1797, rule=MaxBimodality(patience=5))
+    >>> callback = GWACallback("head", num_samples=1797, rule=MaxSeparation(patience=5))
     >>> callback.history, callback.best_epoch
     ([], None)
     """

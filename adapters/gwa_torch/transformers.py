@@ -50,8 +50,8 @@ class GWACallback(Watched, TrainerCallback):
     .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}, \qquad
        \mathrm{GWA} = \frac{\mathrm{mean}(\gamma)}{\mathrm{kurtosis}(\gamma) + \beta}
 
-    Each training epoch logs ``gwa``, ``gwa_mean``, ``gwa_kurtosis``, ``gwa_se``, ``gwa_bimodality``
-    and the mean of each of ``signals``, which trackers show as ``train/gwa``, ``train/margin``, ...
+    Each training epoch logs ``gwa``, ``gwa_mean``, ``gwa_kurtosis``, ``gwa_se``, ``gwa_bimodality``,
+    ``gwa_separation`` and the mean of each of ``signals``; trackers show ``train/gwa``, and so on.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ class GWACallback(Watched, TrainerCallback):
         N, the size of the training set; then every batch has ids, and scores are kept by sample.
         Without it only moments are kept.
     rule : Rule, optional
-        A stopping rule such as ``MaxBimodality(patience=3)``: it stops the training. A warm-up that
+        A stopping rule such as ``MaxSeparation(patience=3)``: it stops the training. A warm-up that
         is a fraction is one of all epochs.
     restore_best : bool
         Save a checkpoint at each new best epoch of the rule, and load the best one into the model
@@ -107,7 +107,7 @@ class GWACallback(Watched, TrainerCallback):
     Examples
     --------
     >>> import tempfile
-    >>> from gwa_core import MaxBimodality
+    >>> from gwa_core import MaxSeparation
     >>> from gwa_torch.transformers import GWACallback
     >>> from transformers import BertConfig, BertForSequenceClassification
     >>> from transformers import Trainer, TrainingArguments
@@ -116,7 +116,7 @@ class GWACallback(Watched, TrainerCallback):
     >>> folder = tempfile.TemporaryDirectory()
     >>> args = TrainingArguments(folder.name, report_to=[])
     >>> trainer = Trainer(BertForSequenceClassification(config), args)
-    >>> gwa = GWACallback(trainer, num_samples=100, rule=MaxBimodality(patience=3))
+    >>> gwa = GWACallback(trainer, num_samples=100, rule=MaxSeparation(patience=3))
     >>> trainer.add_callback(gwa)
     >>> gwa.history, gwa.best_epoch
     ([], None)

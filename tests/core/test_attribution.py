@@ -9,7 +9,7 @@ from scenarios import HISTORY, make_trajectories
 from gwa_core import (
     EpochSummary,
     alignment_scores,
-    informative_epochs,
+    epoch_weights,
     label_quality,
     rank_samples,
     summarize,
@@ -24,6 +24,16 @@ SCORES = st.lists(
 
 def summaries(history):
     return [EpochSummary.from_summary(summarize(row), epoch=t) for t, row in enumerate(history)]
+
+
+def memorised(epochs=25, seed=0):
+    """A run that sees through its wrong labels for five epochs, and then knows them by heart."""
+    apart = make_trajectories(5, 400, 2, seed)
+    late = 0.3 + 0.08 * np.random.default_rng(seed).normal(size=(epochs - 5, 400))
+    wrong = np.arange(400) % 5 == 0
+    # What a network learned last it pulls on hardest.
+    late[:, wrong] += 0.1
+    return np.clip(np.concatenate([apart, late]), -1, 1), wrong
 
 
 @given(SCORES, st.sampled_from(["lowest", "highest"]), st.data())
@@ -76,37 +86,93 @@ def test_quality_follows_the_bimodality(backend):
     np.testing.assert_allclose(backend.read(got), want, rtol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "peak", "used"),
-    [(6, 2, 5), (6, 3, 6), (6, 0, 1), (30, 7, 15), (30, 14, 29), (1, 0, 1)],
-)
-def test_epochs_up_to_twice_the_peak_are_used(epochs, peak, used):
+@pytest.mark.parametrize(("epochs", "peak"), [(6, 0), (6, 3), (30, 7), (30, 29), (2, 1)])
+def test_epochs_in_which_scores_stand_apart_count_most(epochs, peak):
     history = make_trajectories(epochs, 400, peak)
-    assert oracles.informative_epochs(history) == used
-    assert informative_epochs(summaries(history)) == used
-    np.testing.assert_allclose(
-        label_quality(history), label_quality(history, until=used), rtol=1e-12
-    )
+    weights = epoch_weights(summaries(history))
+    np.testing.assert_allclose(weights, oracles.epoch_weights(history), rtol=1e-9, atol=1e-15)
+    assert int(np.argmax(weights)) == peak
+    assert (min(weights), max(weights)) == (0.0, 1.0)
+    assert all(w < 0.05 for t, w in enumerate(weights) if abs(t - peak) > 3)
     np.testing.assert_allclose(label_quality(history), oracles.label_quality(history), rtol=1e-12)
 
 
-def test_a_peak_in_the_first_tenth_is_not_looked_at():
-    history = make_trajectories(30, 400, 1)
-    used = informative_epochs(summaries(history))
-    assert used == oracles.informative_epochs(history)
-    assert used >= 7
+@pytest.mark.parametrize("seed", range(5))
+def test_a_memorised_run_gives_its_wrong_labels_away(seed):
+    history, wrong = memorised(seed=seed)
+    hits = {
+        name: wrong[rank_samples(quality, k=int(wrong.sum()))].mean()
+        for name, quality in {
+            "weighted": label_quality(history),
+            "mean": label_quality(history, method="mean"),
+            "last": label_quality(history[-1:]),
+        }.items()
+    }
+    assert hits["weighted"] > 0.95
+    assert hits["mean"] < 0.3
+    assert hits["last"] < 0.3
 
 
-def test_without_a_healthy_epoch_all_are_used():
-    history = np.tile([[-0.5, 0.5]], (4, 50)) + np.arange(4)[:, None] / 10
-    assert informative_epochs(summaries(history)) == 4
-    np.testing.assert_allclose(label_quality(history), label_quality(history, method="mean"))
+def test_pieces_of_samples_give_what_the_whole_gives():
+    history, _ = memorised()
+    history[3, 50:60], history[0, 70] = np.nan, np.inf
+    weights = epoch_weights(summaries(history))
+    pieces = [
+        label_quality(history[:, i : i + 7], weights=weights) for i in range(0, history.shape[1], 7)
+    ]
+    np.testing.assert_allclose(np.concatenate(pieces), label_quality(history), rtol=1e-12)
+    # Their own weights are others.
+    alone = label_quality(history[:, :7])
+    assert np.abs(alone - label_quality(history)[:7]).max() > 1e-3
 
 
-def test_unhealthy_epochs_are_no_peak():
-    history = make_trajectories(12, 400, 2)
-    history[8] = np.where(np.arange(400) % 2, 0.6, -0.6)
-    assert informative_epochs(summaries(history)) == 5
+def test_weights_that_are_given_count_and_their_size_does_not():
+    history = np.asarray([[0.2, -0.4], [0.4, -0.2], [np.nan, 1.0]])
+    want = [0.5 + 0.5 * (0.2 + 3 * 0.4) / 4, 0.5 + 0.5 * (-0.4 - 3 * 0.2) / 4]
+    for size in (1.0, 1e-60, 1e60):
+        for dtype in ("f4", "f8"):
+            got = label_quality(history.astype(dtype), weights=[size, 3 * size, 0.0])
+            np.testing.assert_allclose(got, want, rtol=1e-6)
+    ints = label_quality(history, weights=np.asarray([1, 3, 0]))
+    np.testing.assert_allclose(ints, want, rtol=1e-12)
+
+
+def test_a_sample_of_few_epochs_is_judged_by_those():
+    history = make_trajectories(6, 400, 2)
+    least = int(np.argmin(epoch_weights(summaries(history))))
+    for seen in ([2], [0, 5], [least]):
+        partly = history.copy()
+        partly[[t for t in range(6) if t not in seen], 7] = np.nan
+        quality = label_quality(partly)
+        np.testing.assert_allclose(quality, oracles.label_quality(partly), rtol=1e-12)
+        low, high = history[seen, 7].min(), history[seen, 7].max()
+        assert (1 + low) / 2 - 1e-12 <= quality[7] <= (1 + high) / 2 + 1e-12
+
+
+def test_an_epoch_without_a_distribution_counts_nothing():
+    history = make_trajectories(6, 400, 2)
+    with_gaps = np.insert(history, [1, 4], [[0.1], [np.nan]], axis=0)
+    weights = epoch_weights(summaries(with_gaps))
+    assert (weights[1], weights[5]) == (0.0, 0.0)
+    np.testing.assert_allclose(label_quality(with_gaps), label_quality(history), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        make_trajectories(1, 400, 0),
+        np.full((3, 20), 0.1),
+        np.full((3, 20), np.nan),
+        # Two points have a bimodality of 1, whichever they are, but for rounding.
+        np.random.default_rng(0).normal(0.0, 0.2, (9, 2)),
+    ],
+    ids=["one epoch", "constant scores", "nothing seen", "two samples"],
+)
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+def test_where_no_epoch_stands_out_all_count_alike(history, dtype):
+    history = history.astype(dtype)
+    assert epoch_weights(summaries(history)) == [0.0] * len(history)
+    np.testing.assert_array_equal(label_quality(history), label_quality(history, method="mean"))
 
 
 @pytest.mark.parametrize("until", [1, 3, 6, 99])
@@ -133,11 +199,11 @@ def test_quality_of_perfect_scores_is_exactly_zero_and_one():
     assert label_quality(history, method="mean").tolist() == [1.0, 0.0]
 
 
-def test_memorised_epochs_do_not_hide_wrong_labels():
-    apart = make_trajectories(5, 400, 2)
-    memorised = np.full((20, 400), 0.9) + 0.01 * np.random.default_rng(0).normal(size=(20, 400))
-    wrong = np.arange(400) % 5 == 0
-    memorised[:, wrong] += 0.05
-    history = np.concatenate([apart, np.clip(memorised, -1, 1)])
-    lowest = set(rank_samples(label_quality(history), k=int(wrong.sum())))
-    assert lowest == set(np.flatnonzero(wrong))
+def test_single_precision_ranks_as_double():
+    history, _ = memorised()
+    single, double = label_quality(history.astype("f4")), label_quality(history)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, double, atol=1e-6)
+    np.testing.assert_allclose(
+        epoch_weights(summaries(history.astype("f4"))), epoch_weights(summaries(history)), atol=1e-4
+    )

@@ -184,7 +184,7 @@ EMPTY = (
              r"must be of one length of at least 1, got 0, 0 and 0"),
     BadInput("quality of no epochs", lambda: g.label_quality(Z[:0]), ValueError, "history",
              r"not empty, got float64 of shape \(0, 5\)"),
-    BadInput("informative epochs of none", lambda: g.informative_epochs([]), ValueError, "history",
+    BadInput("weights of no epochs", lambda: g.epoch_weights([]), ValueError, "history",
              r"must have at least one epoch, got none"),
 )  # fmt: skip
 
@@ -305,6 +305,17 @@ OPTIONS = (
              r"must be one of 'separation', 'mean', got 'median'"),
     BadInput("quality of the first zero epochs", lambda: g.label_quality(Z, until=0), ValueError,
              "until", r"must be an integer of at least 1, got 0"),
+    BadInput("weights of other epochs", lambda: g.label_quality(Z, weights=[1.0] * 3), ValueError,
+             "weights", r"must be T = 4 finite numbers .* one for each row of `history`, got 3"),
+    BadInput("negative weight of an epoch", lambda: g.label_quality(Z, weights=[1, 1, -0.5, 1]),
+             ValueError, "weights", r"must be .* of at least 0, .* got -0\.5 among 4"),
+    BadInput("weight of nan", lambda: g.label_quality(Z, weights=[1, np.nan, 1, 1]), ValueError,
+             "weights", r"must be T = 4 finite numbers .* got nan among 4"),
+    BadInput("infinite weight", lambda: g.label_quality(Z, weights=[1, np.inf, 1, 1]), ValueError,
+             "weights", r"must be T = 4 finite numbers .* got inf among 4"),
+    BadInput("weights of the first epochs",
+             lambda: g.label_quality(Z, until=2, weights=[1.0] * 4), ValueError, "weights",
+             r"must not be given with `until`, got both \(until=2\)"),
 )  # fmt: skip
 
 RULES = (
@@ -338,7 +349,11 @@ RULES = (
              r"must be of one length of at least 1, got 2, 1 and 2"),
     BadInput("history without the field",
              lambda: g.select_epoch([{"loss": 0.1}], g.MaxGWA()), ValueError, "history",
-             r"must have the field 'gwa' that MaxGWA watches, got loss at epoch 0"),
+             r"must have the field 'gwa' that MaxGWA watches, got loss at epoch 0; store it beside"),
+    BadInput("separation without a mean",
+             lambda: g.select_epoch([{"bimodality": 0.5}], g.MaxSeparation()), ValueError,
+             "history", r"must have the field 'separation' that MaxSeparation watches, got "
+             r"bimodality at epoch 0; store mean and bimodality of each epoch"),
 )  # fmt: skip
 
 STATES = (

@@ -1,6 +1,7 @@
 import math
 
 import numpy as np
+import oracles
 import pytest
 
 from gwa_core import EpochSummary, Summary, summarize, summarize_history
@@ -41,6 +42,21 @@ def test_health_is_the_sign_of_the_denominator():
     assert not plain(denominator=0.0).healthy
     assert not plain(denominator=-0.1).healthy
     assert not plain(denominator=math.nan).healthy
+
+
+@pytest.mark.parametrize("shift", [0.3, 0.01, 0.0, -0.05, -0.4])
+def test_separation_is_bimodality_times_a_root_of_the_mean(shift):
+    scores = np.random.default_rng(0).beta(2, 5, 500) - 2 / 7 + shift
+    got = epoch(0, scores).separation
+    assert got == pytest.approx(oracles.separation(scores), rel=1e-9)
+    assert (got > 0) == (scores.mean() > 0)
+
+
+def test_separation_of_what_is_unknown_is_unknown():
+    assert math.isnan(plain(mean=math.nan).separation)
+    assert math.isnan(plain(bimodality=math.nan).separation)
+    assert plain(mean=-0.5, bimodality=0.9).separation == 0.0
+    assert plain(mean=0.0625, bimodality=0.5).separation == 0.25
 
 
 def test_a_run_that_learns_its_wrong_labels_by_heart_is_memorising():

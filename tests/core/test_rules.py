@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwa_core import DipThenMax, MaxBimodality, MaxGWA, Rule, select_epoch, select_step, summarize
+from gwa_core import (
+    DipThenMax,
+    MaxBimodality,
+    MaxGWA,
+    MaxSeparation,
+    Rule,
+    select_epoch,
+    select_step,
+    summarize,
+)
 
 VALUES = st.lists(
     st.one_of(st.integers(-6, 6).map(lambda v: v / 4), st.just(math.nan), st.just(math.inf)),
@@ -34,6 +43,7 @@ def usable(values):
         (MaxGWA(warmup=0, smoothing=3), [0.0, 9.0, 0.0, 4.0, 4.0, 4.0, 1.0], 1),
         (MaxGWA(warmup=2, smoothing=2), [0.0, 9.0, 0.0, 4.0, 4.0, 4.0, 1.0], 2),
         (MaxBimodality(warmup=0), [0.4, 0.6, 0.5], 1),
+        (MaxSeparation(warmup=0), [0.0, 0.2, 0.3, 0.3, 0.1], 2),
         (DipThenMax(), [0.9, 0.3, 0.2, 0.5, 0.6, 0.4], 4),
         (DipThenMax(), [0.1, 0.2, 0.3], 2),
         (DipThenMax(), [0.9, 0.5, 0.5, 0.7, 0.6], 3),
@@ -67,7 +77,7 @@ def test_hand_made_curves(rule, values, step):
         (6, 7, 6),
     ],
 )
-@pytest.mark.parametrize("kind", [MaxGWA, MaxBimodality, DipThenMax])
+@pytest.mark.parametrize("kind", [MaxGWA, MaxBimodality, MaxSeparation, DipThenMax])
 def test_the_first_step_after_the_warm_up(kind, warmup, total, first):
     # Falling, so that the first step that may be kept is kept; the dip rule needs a rise instead.
     values = [float(total - t) for t in range(total)]
@@ -146,11 +156,12 @@ def test_two_far_modes_are_never_kept_however_good_they_look():
     history = [near, good, poles, better, near]
     assert not near.healthy
     assert near.bimodality > better.bimodality
-    for rule in (MaxGWA(warmup=0), MaxBimodality(warmup=0), DipThenMax()):
+    for rule in (MaxGWA(warmup=0), MaxBimodality(warmup=0), MaxSeparation(warmup=0), DipThenMax()):
         selection = select_epoch(history, rule)
         assert selection.step in (1, 3), rule
         assert "unhealthy or non-finite left out" in selection.reason
-    assert select_epoch([near, near], MaxBimodality(warmup=0)).step is None
+    for rule in (MaxBimodality(warmup=0), MaxSeparation(warmup=0)):
+        assert select_epoch([near, near], rule).step is None
 
 
 def test_an_unhealthy_step_costs_patience():
@@ -165,20 +176,32 @@ def test_before_the_first_healthy_step_nothing_is_waited_for():
 
 
 def test_the_second_rise_of_a_memorising_run():
-    # GWA climbs twice, bimodality once: the reason to have both rules.
+    # GWA climbs twice, bimodality once: the reason to have both rules. The mean rises to the end.
     gwa = [0.1, 0.3, 0.4, 0.3, 0.25, 0.4, 0.6]
     bimodality = [0.35, 0.5, 0.6, 0.5, 0.4, 0.38, 0.36]
+    mean = [0.01, 0.05, 0.08, 0.09, 0.09, 0.11, 0.13]
     rows = [
-        {"gwa": a, "bimodality": b, "denominator": 1.0}
-        for a, b in zip(gwa, bimodality, strict=True)
+        {"gwa": a, "bimodality": b, "mean": c, "denominator": 1.0}
+        for a, b, c in zip(gwa, bimodality, mean, strict=True)
     ]
     assert select_epoch(rows, MaxGWA(warmup=0)).step == 6
     assert select_epoch(rows, MaxBimodality(warmup=0)).step == 2
+    assert select_epoch(rows, MaxSeparation(warmup=0)).step == 2
     assert select_epoch(rows, MaxGWA(warmup=0, patience=2)).step == 2
 
 
+def test_right_labels_stand_apart_long_before_the_training_is_over():
+    # The bimodality alone keeps the epoch where easy samples have left the hard ones behind.
+    bimodality = [0.45, 0.6, 0.66, 0.62, 0.6, 0.59, 0.58, 0.57, 0.565, 0.56]
+    mean = [0.005, 0.01, 0.02, 0.035, 0.05, 0.06, 0.07, 0.075, 0.08, 0.08]
+    rows = [{"bimodality": a, "mean": b} for a, b in zip(bimodality, mean, strict=True)]
+    assert select_epoch(rows, MaxBimodality()).step == 2
+    assert select_epoch(rows, MaxSeparation()).step == 8
+
+
 def test_rules_are_frozen_options_with_a_signal():
-    for rule, signal in ((MaxGWA(), "gwa"), (MaxBimodality(), "bimodality"), (DipThenMax(), "gwa")):
+    signals = {MaxGWA(): "gwa", MaxBimodality(): "bimodality", MaxSeparation(): "separation"}
+    for rule, signal in {**signals, DipThenMax(): "gwa"}.items():
         assert rule.signal == signal
         assert rule == type(rule)()
         assert hash(rule) == hash(type(rule)())

@@ -2,6 +2,7 @@ import json
 import math
 
 import numpy as np
+import oracles
 import pytest
 from backends import require
 from hypothesis import given
@@ -15,10 +16,12 @@ from gwa_core import (
     LabelWave,
     MaxBimodality,
     MaxGWA,
+    MaxSeparation,
     Patience,
     Selection,
     select_epoch,
     select_step,
+    summarize,
 )
 
 RULES = (
@@ -27,6 +30,7 @@ RULES = (
     MaxGWA(warmup=2, patience=3, min_delta=0.3, smoothing=2),
     MaxGWA(warmup=0.3, min_delta=0.5, relative=True),
     MaxBimodality(patience=4),
+    MaxSeparation(patience=3, smoothing=2),
     DipThenMax(),
     DipThenMax(warmup=0.1, patience=2, smoothing=2),
     Patience(mode="min", patience=2),
@@ -185,16 +189,17 @@ def test_numbers_of_any_library_are_taken():
     assert isinstance(stopper.best_value, float)
 
 
-def test_a_history_of_summaries_live_and_finished():
+@pytest.mark.parametrize("rule", [MaxGWA(patience=3), MaxSeparation(patience=3)], ids=repr)
+def test_a_history_of_summaries_live_and_finished(rule):
     rng = np.random.default_rng(0)
-    tracker, stopper = GWATracker(), EarlyStopper(MaxGWA(patience=3), total_steps=20)
+    tracker, stopper = GWATracker(), EarlyStopper(rule, total_steps=20)
     for epoch in range(20):
         tracker.update(rng.beta(2 + min(epoch, 6) - max(0, epoch - 6) / 4, 5, 500))
         summary = tracker.end_epoch(step=1000 + epoch)
-        if stopper.update(summary.gwa, healthy=summary.healthy):
+        if stopper.update(getattr(summary, rule.signal), healthy=summary.healthy):
             break
     assert stopper.should_stop
-    selection = select_epoch(tracker.history, MaxGWA(patience=3), total_steps=20)
+    selection = select_epoch(tracker.history, rule, total_steps=20)
     assert selection == (stopper.best_step, stopper.best_value, stopper.reason)
     assert isinstance(selection, Selection)
     # The position in the history, not the step of the caller's clock.
@@ -211,6 +216,38 @@ def test_rows_may_be_mappings_and_health_is_read_from_the_denominator():
     selection = select_epoch(rows, MaxGWA(warmup=0))
     assert selection.step == 3
     assert "2 unhealthy or non-finite left out" in selection.reason
+
+
+def test_separation_follows_from_mean_and_bimodality():
+    rng = np.random.default_rng(0)
+    scores = [rng.beta(2, b, 400) - 0.1 for b in (9, 6, 4, 5, 7)]
+    tracker = GWATracker()
+    for batch in scores:
+        tracker.update(batch)
+        tracker.end_epoch()
+    rule, rows = MaxSeparation(warmup=0), [s._asdict() for s in tracker.history]
+    assert all("separation" not in row for row in rows)
+    selection = select_epoch(tracker.history, rule)
+    assert selection.step == np.argmax([oracles.separation(batch) for batch in scores])
+    for history in (rows, [summarize(batch) for batch in scores]):
+        again = select_epoch(history, rule)
+        assert again.step == selection.step
+        assert again.value == pytest.approx(selection.value)
+    # A column of that name is the run's own word, and other rules look at neither field.
+    assert select_epoch([{**r, "separation": -r["epoch"]} for r in rows], rule).step == 0
+    assert select_epoch([{**r, "mean": None} for r in rows], MaxGWA()).step is not None
+
+
+def test_an_epoch_without_a_mean_or_below_zero_is_not_kept():
+    rows = [
+        {"mean": math.nan, "bimodality": 0.9},
+        {"mean": -0.3, "bimodality": 0.9},
+        {"mean": 0.01, "bimodality": 0.3},
+        {"mean": 0.9, "bimodality": 0.9, "denominator": -0.1},
+        {"mean": 0.5, "bimodality": math.nan},
+    ]
+    assert select_epoch(rows, MaxSeparation(warmup=0)).step == 2
+    assert select_epoch(rows[:1], MaxSeparation(warmup=0)).step is None
 
 
 @pytest.mark.parametrize("step", range(5))

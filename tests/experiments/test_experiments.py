@@ -12,9 +12,21 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import augmentation, comparisons, criteria, data, figures, networks, plan, tables
+from experiments import (
+    augmentation,
+    comparisons,
+    criteria,
+    data,
+    extremes,
+    figures,
+    networks,
+    plan,
+    tables,
+)
 from experiments.__main__ import RESULTS, main
+from experiments.catalogue import TABLES
 from experiments.networks import build
+from gwa_core import label_quality
 
 pa = pytest.importorskip("pyarrow")
 N, TESTS, CLASSES = 512, 96, 4
@@ -94,7 +106,8 @@ def test_a_study_runs_whole_and_leaves_a_run_folder_and_a_result(folder, finishe
             assert np.isfinite(criteria.column(result, name)).all()
         assert criteria.column(result, "count").tolist() == [round(N * columns["count"][0] / N)] * 2
     wrong = next(r for r in results if r["settings"]["labels"] == "worse")
-    assert set(wrong["detection"]) > {"alignment", "margin", "forgetting_events", "label_quality"}
+    ways = {"label_quality", "mean to twice the peak", "margin to twice the peak"}
+    assert set(wrong["detection"]) > {"alignment", "margin", "forgetting_events", *ways}
     # The folder is one that `gwa analyse` reads, with every signal as a column.
     from gwa_offline import RunFolder
 
@@ -118,6 +131,9 @@ def test_detection_is_that_of_scikit_learn(finished):
         )
     mean = average_precision_score(wrong, -scores.mean(0))
     assert found["mean_average_precision"][-1] == pytest.approx(mean, abs=5e-3)
+    quality = average_precision_score(wrong, -label_quality(scores))
+    found = result["detection"]["label_quality"]
+    assert found["average_precision"] == pytest.approx(quality, abs=5e-3)
 
 
 def test_a_run_that_a_budget_ended_goes_on_as_if_it_had_not(folder, finished, tmp_path):
@@ -174,6 +190,10 @@ def test_an_epoch_that_a_criterion_keeps_is_judged_by_its_regret():
     }
     result = {"epochs": columns}
     assert criteria.kept(result, criteria.VALIDATION) == 2
+    assert criteria.kept(result, criteria.FEW) == 2
+    assert [criteria.share_of(x) for x in (criteria.FEW, criteria.VALIDATION, "LabelWave")] == [
+        99, 90, 100,
+    ]  # fmt: skip
     assert criteria.kept(result, "last epoch") == 2
     assert criteria.regret(result, [2, 1, None])[:2] == pytest.approx([10.0, 0.0])
 
@@ -182,18 +202,8 @@ def test_committed_results_draw_every_table():
     results = criteria.read(RESULTS)
     assert results
     assert sum(path.stat().st_size for path in RESULTS.iterdir()) < 10e6
-    for name, make in (tables.TABLES | comparisons.TABLES).items():
+    for name, make in TABLES.items():
         assert make(results), name
-
-
-def test_the_guard_keeps_the_last_epoch_where_nothing_is_memorised():
-    peak = 1 - np.abs(np.arange(50) - 20) / 100
-    for end, kept in ((0.17, 49), (0.15, 20)):
-        negative = np.linspace(0.2, end, 50)
-        negative[:21] = 0.2
-        run = made(bimodality=peak, mean=[1.0], negative_fraction=negative, test_accuracy=peak)
-        assert criteria.kept(run, "the same, guarded") == kept
-        assert criteria.kept(run, "largest bimodality² × mean, of three epochs") == 20
 
 
 def test_a_wrong_name_lists_the_right_ones(tmp_path):
@@ -207,6 +217,7 @@ def test_a_wrong_name_lists_the_right_ones(tmp_path):
 
 def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
     settings = {"study": study, "percent": percent, "seed": seed, "labels": "worse"}
+    settings["data"] = "cifar10n"
     given = {name: np.resize(x, epochs).tolist() for name, x in columns.items()}
     given["epoch"] = list(range(epochs))
     for name in criteria.EpochSummary._fields:
@@ -223,28 +234,69 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
         made(test_accuracy=rising),
         made(seed=1, test_accuracy=falling),
         made(seed=1, percent=90, test_accuracy=rising - 0.05, validation_accuracy=rising),
-        # Of folds, and too short for a rule to be wrong: not judged.
+        made(test_accuracy=rising),
+        # Of folds, too short for a rule to be wrong, and with nothing to learn: not judged.
         made(seed=2, test_accuracy=falling) | {"settings": {"fold": 1}},
         made(seed=3, epochs=20, test_accuracy=falling),
+        made(seed=4, test_accuracy=falling),
     ]
     results[0]["settings"]["labels"] = "label"  # coarse-label-100-s0
+    results[3]["settings"]["data"] = "fashion-mnist"
+    results[3]["settings"]["study"] = "small"
+    results[6]["settings"]["labels"] = "random"
     lines = [
         [x.strip() for x in x.strip("|").split("|")]
         for x in comparisons.rules(results).splitlines()
     ]
     cells = {row[0]: row[1:] for row in lines}
+    assert [name.split(",")[-1].strip() for name in cells["rule"]] == [
+        "2 runs", "1 runs", "the 1 runs that separation was chosen on", "1 pairs", "0 pairs",
+    ]  # fmt: skip
     best = 100 * falling.max()
     # The last epoch of the falling run has 50 %; on the rising runs it is the best one.
     lost = best - 50
-    best_90 = 100 * (rising.max() - rising[5])
-    assert cells["last epoch"][:3] == [f"{lost / 3:.2f} ({lost:.2f}), 3"] * 2 + [tables.MISSING]
-    assert cells["last epoch"][3] == "-5.00; -5.00 (1 pairs)"
-    chosen = cells["largest bimodality × mean^¼"]
-    # Its maximum is the first of equal ones after the warm-up.
-    early = 100 * (rising.max() - rising[5]), 100 * (falling.max() - falling[5])
-    assert chosen[0] == f"{(best_90 + early[1]) / 2:.2f} ({max(early[1], best_90):.2f}), 2"
-    assert chosen[1] == f"{lost / 2:.2f} ({lost:.2f}), 2"
-    assert chosen[2] == f"{early[0]:.2f} ({early[0]:.2f}), 1"
+    nothing = "0.00 (0.00)"
+    assert cells["last epoch"] == [
+        f"{lost / 2:.2f} ({lost:.2f})", nothing, nothing, "-5.00 (-5.00)", tables.MISSING,
+    ]  # fmt: skip
+    # The maximum of a constant is the first after the warm-up.
+    early = [100 * (x.max() - x[5]) for x in (rising, falling)]
+    ours = cells["largest separation"]
+    assert ours[0] == f"{sum(early) / 2:.2f} ({max(early):.2f})"
+    assert ours[1] == ours[2] == f"{early[0]:.2f} ({early[0]:.2f})"
+    assert (
+        ours[3]
+        == f"{100 * (falling[5] - rising[-1]) + 5:+.2f} ({100 * (falling[5] - rising[-1]) + 5:+.2f})"
+    )
+    assert cells[criteria.VALIDATION][:3] == [f"{nothing}, 1 runs", tables.MISSING, tables.MISSING]
+
+
+def test_epochs_of_two_modes_and_unhealthy_ones_are_counted():
+    bimodality = np.where(np.arange(50) < 10, 0.7, 0.4)
+    denominator = np.where(np.arange(50) < 4, -0.2, 1.0)
+    plain = made(seed=1, bimodality=[0.4], test_accuracy=[0.5])
+    run = made(
+        bimodality=bimodality, denominator=denominator, mean=np.linspace(0, 1, 50),
+        test_accuracy=np.linspace(0.4, 0.9, 50),
+    )  # fmt: skip
+    rows = extremes.two_modes([run, plain]).splitlines()
+    # Seven tenths at a mean of 9/49 are more than four tenths at one of 1.
+    assert rows[2:] == [
+        "| `coarse-worse-100-s0` | 50 | 10 | 4 | -0.20 | 1.000 | 9, −40.8 | 5, −44.9 | 49, −0.0 |"
+    ]
+
+
+def test_figures_of_unhealthy_epochs_and_of_random_labels(tmp_path):
+    quantiles = [list(np.linspace(-1, 1, 41))] * 50
+    columns = {"test_accuracy": [0.5], "label_probability": [0.4]}
+    unhealthy = made(study="small", denominator=[-0.1, 0.2], **columns)
+    unhealthy["epochs"] |= {"right_quantiles": quantiles, "wrong_quantiles": [[]] * 50}
+    learnt = made(study="random", **columns)
+    for name, run in (("health", unhealthy), ("random-labels", learnt)):
+        assert not figures.draw(name, [made(**columns)], "", tmp_path / "none.png")
+        assert figures.draw(name, [run], "", tmp_path / f"{name}.png")
+        with Image.open(tmp_path / f"{name}.png") as image:
+            assert image.width > 300
 
 
 def test_the_original_files_of_cifar_and_its_labels(tmp_path):

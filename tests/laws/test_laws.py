@@ -323,6 +323,21 @@ def test_the_order_of_batches_does_not_matter_to_an_epoch(x, data):
 
 
 @given(st.integers(0, 2**16), st.data())
+def test_the_order_of_epochs_does_not_matter_to_quality(seed, data):
+    rng = np.random.default_rng(seed)
+    epochs = data.draw(st.integers(1, 6))
+    history = rng.uniform(-1, 1, (epochs, 12))
+    history[rng.random(history.shape) < 0.2] = np.nan
+    order = list(data.draw(st.permutations(range(epochs))))
+    same_scores(label_quality(history[order]), label_quality(history), 1e-12)
+    same_scores(
+        label_quality(history[order], weights=np.arange(epochs)[order]),
+        label_quality(history, weights=np.arange(epochs)),
+        1e-12,
+    )
+
+
+@given(st.integers(0, 2**16), st.data())
 def test_quality_belongs_to_the_sample_and_rises_with_its_scores(seed, data):
     rng = np.random.default_rng(seed)
     history = rng.uniform(-1, 0.9, (data.draw(st.integers(1, 6)), 12))

@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from gwa_core import DipThenMax, MaxGWA, select_epoch
+from gwa_core import DipThenMax, MaxBimodality, MaxGWA, select_epoch
 
 pytest.importorskip("typer")
 
@@ -46,7 +46,7 @@ def test_analyse_prints_plain_text_into_a_pipe(demo):
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split("\t")[:2] == ["epoch", "GWA"]
-    assert f"Keep epoch {demo.report.selection.step}: largest bimodality" in done.stdout
+    assert f"Keep epoch {demo.report.selection.step}: largest separation" in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
 
@@ -78,14 +78,16 @@ def test_missing_arrays_come_from_options(features):
 def test_stop_names_the_epoch_of_each_rule(demo):
     by_rule = {
         rule: json.loads(gwa("stop", demo.run, "--rule", rule, "--json").stdout)["step"]
-        for rule in ("bimodality", "gwa", "dip")
+        for rule in ("separation", "bimodality", "gwa", "dip")
     }
     best = json.loads(
         gwa("stop", demo.run, "--rule", "metric", "--metric", "test_accuracy", "--json").stdout
     )
-    assert by_rule["bimodality"] == demo.report.selection.step
-    for rule, name in ((MaxGWA(), "gwa"), (DipThenMax(), "dip")):
-        assert by_rule[name] == select_epoch([r.summary for r in demo.report.epochs], rule).step
+    assert by_rule["separation"] == demo.report.selection.step
+    history = [record.summary for record in demo.report.epochs]
+    others = {"bimodality": MaxBimodality(), "gwa": MaxGWA(), "dip": DipThenMax()}
+    for name, rule in others.items():
+        assert by_rule[name] == select_epoch(history, rule).step
     assert best["step"] == demo.best_epoch
 
 

@@ -9,7 +9,7 @@ import pytest
 from adapters.offline.reports import SICK, T, make_report
 from scipy.stats import pearsonr, spearmanr
 
-from gwa_core import LabelWave, MaxGWA, select_epoch, select_step
+from gwa_core import LabelWave, MaxGWA, MaxSeparation, select_epoch, select_step
 from gwa_offline.curves import signal_curves, stored_signals
 from gwa_offline.results import Report
 from gwa_offline.statistics import scaled
@@ -41,7 +41,7 @@ def run(columns: dict[str, np.ndarray]) -> Report:
 def test_each_is_turned_and_scaled_after_the_warm_up() -> None:
     found = signal_curves(run(COLUMNS), metric="accuracy")
     names = [curve.name for curve in found.signals]
-    assert names == ["mean", "bimodality", "margin", "el2n", "prediction_changes"]
+    assert names == ["mean", "separation", "margin", "el2n", "prediction_changes"]
     assert stored_signals(run(COLUMNS)) == names[2:]
     assert found.warmup == BEGIN
     for curve in (*found.signals, found.metric):
@@ -60,6 +60,7 @@ def test_each_keeps_the_epoch_of_its_rule() -> None:
     picks = {curve.name: curve.pick for curve in found.signals}
     history = [record.summary for record in report.epochs]
     assert found.gwa.pick == select_epoch(history, MaxGWA()).step
+    assert picks["separation"] == select_epoch(history, MaxSeparation()).step
     assert (
         picks["prediction_changes"] == select_step(COLUMNS["prediction_changes"], LabelWave()).step
     )

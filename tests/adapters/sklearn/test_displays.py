@@ -166,12 +166,13 @@ def test_from_estimator_scores_the_estimator(model):
 
 
 def test_a_curve_shows_its_signal_and_the_kept_epoch():
-    for signal, label in (("gwa", "GWA"), ("mean", "mean alignment"), ("bimodality", "bimodality")):
+    labels = {"gwa": "GWA", "mean": "mean alignment"}
+    for signal in ("gwa", "mean", "bimodality", "separation"):
         ax = GWACurveDisplay.from_history(HISTORY, best_epoch=2, signal=signal).ax_
         line = ax.lines[0]
         values = [getattr(summary, signal) for summary in HISTORY]
         np.testing.assert_allclose(line.get_ydata(), values)
-        assert ax.get_ylabel() == label
+        assert ax.get_ylabel() == labels.get(signal, signal)
         assert len(ax.collections) == (signal in ("gwa", "mean"))
         star = next(line for line in ax.lines if line.get_marker() == "*")
         assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, values[2])
@@ -213,7 +214,7 @@ def test_a_run_of_one_epoch_or_of_unhealthy_ones_can_be_drawn():
 
 
 def test_the_run_of_an_estimator(model):
-    display = GWACurveDisplay.from_estimator(model, signal="bimodality")
+    display = GWACurveDisplay.from_estimator(model, signal="separation")
     assert display.history is model.history_
     assert display.best_epoch == model.best_epoch_
     pipeline = make_pipeline(MinMaxScaler(), GWAEarlyStoppingClassifier(max_epochs=2))

@@ -26,7 +26,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
 import gwa_core
-from gwa_core import MaxBimodality, MaxGWA, Patience, select_epoch
+from gwa_core import MaxSeparation, MaxGWA, Patience, select_epoch
 from gwa_sklearn import GWAEarlyStoppingClassifier, alignment_scores
 
 X, Y = make_classification(
@@ -144,12 +144,12 @@ def test_the_first_batch_of_all_is_scored_after_the_step_that_makes_the_weights(
 
 @pytest.mark.parametrize("model", [sgd(average=True), network()], ids=["linear", "network"])
 def test_the_kept_epoch_is_the_model_that_stopping_there_would_have_left(model):
-    whole = early(model, rule=MaxBimodality()).fit(X, Y)
+    whole = early(model, rule=MaxSeparation()).fit(X, Y)
     kept = whole.best_epoch_
     assert 0 < kept < 11, "the check below would be idle"
-    assert kept == select_epoch(whole.history_, MaxBimodality()).step
+    assert kept == select_epoch(whole.history_, MaxSeparation()).step
     assert len(whole.history_) == whole.n_iter_ == 12
-    short = early(model, rule=MaxBimodality(), max_epochs=kept + 1).fit(X, Y)
+    short = early(model, rule=MaxSeparation(), max_epochs=kept + 1).fit(X, Y)
     # Its last epoch, whatever its rule prefers.
     assert short.history_ == whole.history_[: kept + 1]
     last = early(model, rule=Patience(metric="epoch"), max_epochs=kept + 1).fit(X, Y)
@@ -202,7 +202,7 @@ def test_it_helps_against_wrong_labels():
 
 
 def test_a_warm_start_goes_on_from_the_kept_epoch():
-    first = early(rule=MaxBimodality(warmup=1), warm_start=True).fit(X, Y)
+    first = early(rule=MaxSeparation(warmup=1), warm_start=True).fit(X, Y)
     kept, before = first.best_epoch_, copy.deepcopy(first)
     assert kept < 11
     first.fit(X, Y)
@@ -211,7 +211,7 @@ def test_a_warm_start_goes_on_from_the_kept_epoch():
     assert [summary.epoch for summary in first.history_] == list(range(kept + 13))
     if first.best_epoch_ == kept:
         assert same_weights(first.estimator_, before.estimator_)
-    values = [summary.bimodality for summary in first.history_[kept:]]
+    values = [summary.separation for summary in first.history_[kept:]]
     assert first.best_epoch_ == kept + int(np.argmax(values))
 
 

@@ -31,7 +31,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from threadpoolctl import threadpool_info
 
-from gwa_core import informative_epochs, label_quality
+from gwa_core import epoch_weights, label_quality
 from gwa_sklearn import (
     LabelIssues,
     LabelIssuesDisplay,
@@ -185,9 +185,11 @@ def test_scores_are_those_after_each_epoch():
     for _ in range(4):
         model.partial_fit(SCALED, GIVEN, classes=np.arange(10))
         history.append(alignment_scores(model, SCALED, GIVEN))
-    until = informative_epochs(found.history_)
-    expected = label_quality(np.stack(history), until=until)
-    assert found.label_quality_ == pytest.approx(expected, abs=1e-6)
+    history = np.stack(history)
+    assert found.label_quality_ == pytest.approx(label_quality(history), abs=1e-6)
+    streamed = label_quality(history, weights=epoch_weights(found.history_))
+    assert found.label_quality_ == pytest.approx(streamed, abs=1e-6)
+    assert np.abs(found.label_quality_ - label_quality(history, method="mean")).max() > 1e-3
 
 
 def test_a_logistic_regression_takes_a_path_to_its_own_strength():

@@ -13,7 +13,7 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-from gwa_core import EarlyStopper, MaxBimodality
+from gwa_core import EarlyStopper, MaxSeparation
 from gwa_core.signals import SIGNALS, margin
 from gwa_torch import GWAMonitor, head_scores
 
@@ -72,7 +72,7 @@ def train(
     options: Any = {"num_samples": SAMPLES if by_id else None}
     options["signals"] = SIGNALS if by_id else STREAMED
     monitor = GWAMonitor(model.head, **options)
-    stopper = EarlyStopper(MaxBimodality(warmup=0, patience=2))
+    stopper = EarlyStopper(MaxSeparation(warmup=0, patience=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     scores, decisions, values = [], [], []
     for epoch in range(EPOCHS):
@@ -95,7 +95,7 @@ def train(
                 monitor = GWAMonitor(model.head, **options)
                 monitor.load_state_dict(shared[0])
         summary = monitor.end_epoch()
-        stopper.update(summary.bimodality, step=epoch, healthy=summary.healthy)
+        stopper.update(summary.separation, step=epoch, healthy=summary.healthy)
         scores.append(monitor.scores)
         decisions.append((stopper.should_stop, stopper.best_step))
         values.append(monitor.signals.values if by_id else {})

@@ -111,7 +111,7 @@ def test_ignite_gives_the_numbers_of_a_plain_loop(ignite_page):
     same_numbers(monitor.history, want)
     assert [summary.step for summary in monitor.history] == [40, 80, 120]
     last = monitor.history[-1]
-    assert trainer.state.metrics == {"gwa": last.gwa, "gwa_bimodality": last.bimodality}
+    assert trainer.state.metrics == {"gwa": last.gwa, "gwa_separation": last.separation}
 
 
 def test_an_evaluator_of_ignite_changes_nothing(ignite_page):

@@ -23,7 +23,7 @@ from torch.utils.data import DistributedSampler
 
 import gwa_core
 import gwa_torch
-from gwa_core import MaxBimodality, MaxGWA, select_epoch
+from gwa_core import MaxSeparation, MaxGWA, select_epoch
 from gwa_offline.store import RunFolder
 from gwa_torch import GWAMonitor
 from gwa_torch.lightning import GWACallback
@@ -205,6 +205,7 @@ def test_the_numbers_are_those_of_a_plain_loop(num_samples, options, loop, tmp_p
             "gwa_kurtosis": summary.kurtosis,
             "gwa_se": summary.gwa_standard_error,
             "gwa_bimodality": summary.bimodality,
+            "gwa_separation": summary.separation,
         }.items():
             assert float(row[f"train/{name}"]) == pytest.approx(value, rel=1e-5)
     assert callback.monitor.signals.history == expected.signals.history
@@ -244,7 +245,7 @@ def test_the_stock_callbacks_watch_it(first, tmp_path):
 
 
 def test_a_rule_stops_and_keeps_the_best_epoch(tmp_path):
-    rule = MaxBimodality(patience=3)
+    rule = MaxSeparation(patience=3)
     callback, weights = GWACallback("head", ROWS, rule=rule), Weights()
     fit = trainer(tmp_path, callback, weights)
     fit.fit(Validated(), Loader(), Loader(rows=2 * SIZE))
@@ -268,7 +269,7 @@ def resumable(folder, num_samples, **save):
     callback = GWACallback(
         "head",
         num_samples,
-        rule=MaxBimodality(patience=3),
+        rule=MaxSeparation(patience=3),
         run_folder=folder / "run",
         dirpath=folder / "best",
         signals=["margin"],
@@ -418,7 +419,7 @@ def test_two_heads(tmp_path):
         ({"head": "hed"}, None, "`head` must be the name of a module of Either, got 'hed'"),
         ({"head": nn.Linear(24, 10)}, None, "must follow a forward pass of the head"),
         (
-            {"rule": MaxBimodality()},
+            {"rule": MaxSeparation()},
             None,
             "warm-up in whole epochs where their number is not known",
         ),
@@ -504,7 +505,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
-from gwa_core import MaxBimodality
+from gwa_core import MaxSeparation
 from gwa_torch.lightning import GWACallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -540,7 +541,7 @@ class Loader(DataLoader):
 
 def fit(num_samples, name, ckpt_path=None, **save):
     callback = GWACallback(
-        "head", num_samples, rule=MaxBimodality(patience=2), run_folder=f"{folder}/{name}"
+        "head", num_samples, rule=MaxSeparation(patience=2), run_folder=f"{folder}/{name}"
     )
     stop = EarlyStopping("train/gwa", mode="max", patience=99, check_on_train_epoch_end=True)
     save = ModelCheckpoint(f"{folder}/{name}-saved", every_n_train_steps=4, save_last=True, **save)
@@ -610,7 +611,7 @@ def test_two_processes_give_what_one_gives(tmp_path):
         whole, resumed = first[f"{num_samples} whole"], first[f"{num_samples} resumed"]
         expected = one_process(x, y, num_samples, epochs)
         assert [s.count for s in expected] == [rows if num_samples else rows + 1] * epochs
-        kept = select_epoch(expected, MaxBimodality(patience=2))
+        kept = select_epoch(expected, MaxSeparation(patience=2))
         assert (whole["best"], whole["reason"]) == (kept.step, kept.reason)
         assert len(whole["history"]) == kept.step + 3 < epochs
         for got, summary in zip(whole["history"], expected, strict=False):

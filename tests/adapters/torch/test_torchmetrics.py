@@ -19,7 +19,7 @@ from torchmetrics import MetricCollection, MetricTracker
 from torchmetrics.aggregation import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from gwa_core import MaxBimodality, gwa_score, select_epoch
+from gwa_core import MaxSeparation, gwa_score, select_epoch
 from gwa_torch import GWAMonitor
 from gwa_torch.torchmetrics import GradientWeightAlignment
 
@@ -207,8 +207,8 @@ def test_arithmetic_of_metrics():
 def test_rules_watch_the_summaries():
     history = [fed([seed]).summary(epoch) for epoch, seed in enumerate((1, 2, 3))]
     assert [summary.epoch for summary in history] == [0, 1, 2]
-    largest = max(history, key=lambda summary: summary.bimodality)
-    assert select_epoch(history, MaxBimodality(warmup=0)).step == largest.epoch
+    largest = max(history, key=lambda summary: summary.separation)
+    assert select_epoch(history, MaxSeparation(warmup=0)).step == largest.epoch
 
 
 def test_it_can_be_plotted(monkeypatch):

@@ -96,7 +96,8 @@ def train(run: Run, x: Any, given: Any, test: Any, rng: Any) -> tuple[GWATracker
                 latents = np.maximum(x[rows] @ net.coefs_[0] + net.intercepts_[0], 0.0)
                 logits = latents @ net.coefs_[1] + net.intercepts_[1]
                 output = {"logits": logits, "targets": given[rows]}
-                gamma = alignment_scores(latents=latents, weight=net.coefs_[1].T, **output)
+                head = {"weight": net.coefs_[1].T, "bias": net.intercepts_[1]}
+                gamma = alignment_scores(latents=latents, **head, **output)
                 tracker.update(gamma, ids=rows)
                 margins[epoch, rows] = margin(**output)
             net.partial_fit(x[rows], given[rows], classes=np.arange(10))

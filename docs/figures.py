@@ -23,7 +23,7 @@ from experiments.__main__ import RESULTS  # noqa: E402
 from experiments.criteria import read  # noqa: E402
 from experiments.figures import ACROSS, OF_STUDY, draw  # noqa: E402
 from experiments.tables import NETWORKS  # noqa: E402
-from gwa_core import MaxBimodality, MaxGWA, alignment_scores, select_epoch  # noqa: E402
+from gwa_core import MaxGWA, MaxSeparation, alignment_scores, select_epoch  # noqa: E402
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE  # noqa: E402
 from gwa_offline.demo import NOISE, DemoResult, run_demo  # noqa: E402
 from gwa_offline.displays import DistributionDisplay, SignalsDisplay  # noqa: E402
@@ -79,7 +79,7 @@ def draw_stopping(result: DemoResult) -> None:
     accuracy = [100 * record.metrics["test_accuracy"] for record in report.epochs]
     figure, panels = plt.subplots(3, 1, figsize=(7.2, 5.6), layout="constrained", sharex=True)
     rows: list[tuple[Any, str, str, Any]] = [
-        (panels[0], "bimodality", GWA, MaxBimodality()),
+        (panels[0], "separation", GWA, MaxSeparation()),
         (panels[1], "gwa", GWA, MaxGWA()),
     ]
     for panel, name, colour, rule in rows:

@@ -11,7 +11,6 @@ import numpy as np
 from gwa_core._lib.array import (
     Array,
     constant,
-    device_of,
     is_floating,
     namespace,
     quiet,
@@ -234,7 +233,7 @@ def epoch_weights(history: Sequence[EpochSummary]) -> list[float]:
     Parameters
     ----------
     history : sequence of EpochSummary
-        All T epochs in order.
+        All epochs in order.
 
     Returns
     -------

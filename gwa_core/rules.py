@@ -190,7 +190,7 @@ class MaxBimodality(Extremum):
 
     Parameters
     ----------
-    warmup, patience, min_delta, relative, smoothing
+    warmup, patience, min_delta, relative, smoothing : float, int or bool
         As of `MaxGWA`.
 
     Raises
@@ -229,7 +229,7 @@ class MaxSeparation(Extremum):
 
     Parameters
     ----------
-    warmup, patience, min_delta, relative, smoothing
+    warmup, patience, min_delta, relative, smoothing : float, int or bool
         As of `MaxGWA`.
 
     Raises

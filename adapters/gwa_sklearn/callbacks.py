@@ -79,7 +79,7 @@ class GWAStopping:
     >>> stopping = GWAStopping(MaxSeparation(warmup=5, patience=10))
     >>> model = LogisticRegression(max_iter=1000).set_callbacks(stopping).fit(X / 16.0, y)
     >>> stopping.stopping_reason_
-    'largest bimodality after the warm-up; stopped at step 23: no improvement in 10 steps'
+    'largest separation after the warm-up; stopped at step 18: no improvement in 10 steps'
     >>> stopping.best_estimator_.predict(X[:3] / 16.0)
     array([0, 1, 2])
     """

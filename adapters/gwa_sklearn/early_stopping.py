@@ -191,9 +191,10 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         y : array-like of shape (n_samples,)
             Labels, strings too. A batch may lack some of them.
         sample_weight : array-like of shape (n_samples,), optional
-            At least 0, passed on to ``partial_fit``; a row of weight 0 is left out. With metadata
-            routing it must be requested from `estimator` by ``set_partial_fit_request``, and
-            inside other estimators from this class by ``set_fit_request``.
+            At least 0, passed on to ``partial_fit``; a row of weight 0 is left out, and the rule
+            counts any other once. With metadata routing it must be requested from `estimator` by
+            ``set_partial_fit_request``, and inside other estimators from this class by
+            ``set_fit_request``.
 
         Returns
         -------

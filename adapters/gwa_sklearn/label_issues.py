@@ -42,10 +42,9 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
 
     .. math:: q_i = \frac 1 2 \left(1 + \frac {\sum_t w_t \gamma_{t,i}} {\sum_t w_t}\right)
 
-    After each epoch every row gets its alignment score :math:`\gamma_{t,i}`. The label quality is
-    their mean, in which an epoch counts by how far right and wrong labels stand apart in it (see
-    `gwa_core.epoch_weights`). A row below one half, which pulled against the head's weights on
-    average, is an issue.
+    After each epoch every row gets its alignment score :math:`\gamma_{t,i}`. Epochs count by how
+    far right and wrong labels stand apart in them (`gwa_core.epoch_weights`). A row below one half,
+    which pulled against the head's weights on average, is an issue.
 
     Parameters
     ----------

@@ -15,7 +15,10 @@ MODULES = sorted(path.stem for path in CORE.glob("*.py") if path.stem != "__init
 PLUMBING = sorted(path.stem for path in (CORE / "_lib").glob("*.py") if path.stem != "__init__")
 
 # Shared between two modules of the core and nobody else's business.
-SHARED = {"rules": {"Extremum", "keep_best", "new_state", "smooth", "wait"}}
+SHARED = {
+    "history": {"separation"},
+    "rules": {"Extremum", "keep_best", "new_state", "smooth", "wait"},
+}
 
 PUBLIC = sorted(gwa_core.__all__)
 FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(getattr(gwa_core, name))]

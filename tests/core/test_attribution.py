@@ -163,10 +163,10 @@ def test_an_epoch_without_a_distribution_counts_nothing():
         make_trajectories(1, 400, 0),
         np.full((3, 20), 0.1),
         np.full((3, 20), np.nan),
-        # Two points have a bimodality of 1, whichever they are, but for rounding.
-        np.random.default_rng(0).normal(0.0, 0.2, (9, 2)),
+        # The same scores, but for the rounding of their sums.
+        np.random.default_rng(0).permuted(np.tile(make_trajectories(1, 400, 0), (9, 1)), axis=1),
     ],
-    ids=["one epoch", "constant scores", "nothing seen", "two samples"],
+    ids=["one epoch", "constant scores", "nothing seen", "shuffled scores"],
 )
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_where_no_epoch_stands_out_all_count_alike(history, dtype):

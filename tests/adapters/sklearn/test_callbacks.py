@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from gwa_core import GWATracker, MaxSeparation, MaxGWA, select_epoch
+from gwa_core import GWATracker, MaxGWA, MaxSeparation, select_epoch
 from gwa_sklearn import GWAStopping, alignment_scores, gwa_score
 
 if find_spec("sklearn.callback") is None:

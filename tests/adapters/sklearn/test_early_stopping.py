@@ -26,7 +26,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
 import gwa_core
-from gwa_core import MaxSeparation, MaxGWA, Patience, select_epoch
+from gwa_core import MaxGWA, MaxSeparation, Patience, select_epoch
 from gwa_sklearn import GWAEarlyStoppingClassifier, alignment_scores
 
 X, Y = make_classification(
@@ -78,8 +78,11 @@ SKIPS = ("pandas is not installed", "SCIPY_ARRAY_API is not set")
     [
         (GWAEarlyStoppingClassifier(max_epochs=40), NOT_EQUIVALENT),
         (
+            # A rule sees a row once, whatever its weight: the last epoch is the same of both.
             GWAEarlyStoppingClassifier(
-                MLPClassifier((32,), learning_rate_init=0.02), max_epochs=40
+                MLPClassifier((32,), learning_rate_init=0.02),
+                rule=Patience(metric="epoch"),
+                max_epochs=40,
             ),
             {},
         ),

@@ -18,6 +18,10 @@ from gwa_torch._epoch import BySample
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    # Of PyTorch itself: of its debug mode, of what Inductor imports, of threads of DataParallel.
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*no current CUDA context:UserWarning"),
 ]
 
 

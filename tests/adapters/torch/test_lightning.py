@@ -23,7 +23,7 @@ from torch.utils.data import DistributedSampler
 
 import gwa_core
 import gwa_torch
-from gwa_core import MaxSeparation, MaxGWA, select_epoch
+from gwa_core import MaxGWA, MaxSeparation, select_epoch
 from gwa_offline.store import RunFolder
 from gwa_torch import GWAMonitor
 from gwa_torch.lightning import GWACallback

@@ -244,7 +244,7 @@ def models(runs: list[Result]) -> Any:
     """Fig. 3: the largest mean alignment of each run against test accuracy, also under corruptions."""
     points = model_points(runs)
     corrupted = sum(math.isfinite(x[2]) for of in points.values() for x in of) >= 4
-    titles = ["best test accuracy, %"] + ["accuracy under corruptions, %"] * corrupted
+    titles = ["best test accuracy, %"] + ["under corruptions, %"] * corrupted
     figure, axes = plt.subplots(
         1,
         len(titles),

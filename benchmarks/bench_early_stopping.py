@@ -151,7 +151,7 @@ def train_on_all(
     kind.watched = Watched(len(x), test)
     estimator = GWAEarlyStoppingClassifier(
         kind(**model.get_params()),
-        rule=MaxSeparation(),
+        rule=MaxBimodality(),
         max_epochs=EPOCHS[data],
         batch_size=BATCH[data],
         random_state=model.random_state,

@@ -18,7 +18,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier
 
 from benchmarks.pairs import best_of, report
-from gwa_core import MaxSeparation
+from gwa_core import MaxBimodality
 from gwa_sklearn.early_stopping import GWAEarlyStoppingClassifier
 
 N, D = 1_000_000, 200
@@ -77,7 +77,7 @@ def bare(model: Any, x: Any, y: Any, batch: int, epochs: int) -> Any:
 def ours(model: Any, x: Any, y: Any, batch: int, epochs: int) -> Any:
     """Train and judge."""
     estimator = GWAEarlyStoppingClassifier(
-        model, rule=MaxSeparation(), max_epochs=epochs, batch_size=batch, random_state=0
+        model, rule=MaxBimodality(), max_epochs=epochs, batch_size=batch, random_state=0
     )
     return estimator.fit(x, y)
 

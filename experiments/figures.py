@@ -162,7 +162,7 @@ def layers(runs: list[Result]) -> Any:
     found = {r["settings"]["labels"]: r for r in reversed(runs)}
     runs = [found[labels] for labels in sorted(found)]
     figure, axes = plt.subplots(
-        len(runs), 3, figsize=(9.6, 2.9 * len(runs)), layout="constrained", squeeze=False
+        len(runs), 3, figsize=(8.0, 2.4 * len(runs)), layout="constrained", squeeze=False
     )
     for row, run in zip(axes, runs, strict=True):
         accuracy = scaled(column(run, "test_accuracy"), better="high")

@@ -25,7 +25,7 @@ class GWAStopping:
     Parameters
     ----------
     rule : Rule
-        Such as ``MaxSeparation(warmup=5, patience=10)``. A solver that converges before
+        Such as ``MaxBimodality(warmup=5, patience=10)``. A solver that converges before
         ``max_iter`` may never get past a warm-up that is a fraction of it; give a number instead.
     beta : float
         The constant of Eq. 2, default 1.2.
@@ -68,7 +68,7 @@ class GWAStopping:
     Examples
     --------
     >>> import numpy as np
-    >>> from gwa_core import MaxSeparation
+    >>> from gwa_core import MaxBimodality
     >>> from gwa_sklearn import GWAStopping
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.linear_model import LogisticRegression
@@ -76,10 +76,10 @@ class GWAStopping:
     >>> rng = np.random.default_rng(0)
     >>> wrong = rng.choice(len(y), 180, replace=False)
     >>> y[wrong] = (y[wrong] + rng.integers(1, 10, 180)) % 10
-    >>> stopping = GWAStopping(MaxSeparation(warmup=5, patience=10))
+    >>> stopping = GWAStopping(MaxBimodality(warmup=5, patience=10))
     >>> model = LogisticRegression(max_iter=1000).set_callbacks(stopping).fit(X / 16.0, y)
     >>> stopping.stopping_reason_
-    'largest separation after the warm-up; stopped at step 18: no improvement in 10 steps'
+    'largest bimodality after the warm-up; stopped at step 23: no improvement in 10 steps'
     >>> stopping.best_estimator_.predict(X[:3] / 16.0)
     array([0, 1, 2])
     """

@@ -21,7 +21,7 @@ from sklearn.utils.metadata_routing import (
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from gwa_core import EpochSummary, MaxSeparation, Rule
+from gwa_core import EpochSummary, MaxBimodality, Rule
 from gwa_core.signals import TrackedSignals
 from gwa_sklearn._training import (
     Kept,
@@ -66,8 +66,8 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         ``SGDClassifier(loss="log_loss", average=True)``: without the average an epoch's end is a
         matter of its last samples.
     rule : Rule, optional
-        Which epoch to keep, and when to stop. Default ``MaxSeparation(patience=10)``; without
-        `patience` a rule sees all of `max_epochs`.
+        Which epoch to keep, and when to stop. Default ``MaxBimodality(patience=10)``, as in a linear
+        model `MaxSeparation` can be late; without `patience` a rule sees all of `max_epochs`.
     max_epochs : int
         Epochs at most, default 100.
     batch_size : int, optional
@@ -214,7 +214,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         kept, reason = train(
             last_step(estimator),
             data,
-            rule=MaxSeparation(patience=PATIENCE) if self.rule is None else self.rule,
+            rule=MaxBimodality(patience=PATIENCE) if self.rule is None else self.rule,
             max_epochs=self.max_epochs,
             batch_size=self.batch_size or default_batch_size(last_step(estimator), rows),
             rng=rng if self.shuffle else None,

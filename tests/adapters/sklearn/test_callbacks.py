@@ -17,7 +17,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from gwa_core import GWATracker, MaxGWA, MaxSeparation, select_epoch
+from gwa_core import GWATracker, MaxBimodality, MaxGWA, select_epoch
 from gwa_sklearn import GWAStopping, alignment_scores, gwa_score
 
 if find_spec("sklearn.callback") is None:
@@ -85,7 +85,7 @@ def test_each_iteration_is_what_a_fit_of_that_many_gives():
         assert stopping.history_[iterations - 1].gwa == pytest.approx(expected, rel=1e-9)
 
 
-@pytest.mark.parametrize("rule", [MaxGWA(warmup=2), MaxSeparation(warmup=5, patience=10)], ids=str)
+@pytest.mark.parametrize("rule", [MaxGWA(warmup=2), MaxBimodality(warmup=5, patience=10)], ids=str)
 def test_the_best_iteration_is_the_one_of_the_rule_and_is_kept(rule):
     everything = GWAStopping(MaxGWA())
     logistic().set_callbacks(everything).fit(X, NAMES)

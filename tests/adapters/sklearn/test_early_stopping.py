@@ -26,7 +26,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
 import gwa_core
-from gwa_core import MaxGWA, MaxSeparation, Patience, select_epoch
+from gwa_core import MaxBimodality, MaxGWA, MaxSeparation, Patience, select_epoch
 from gwa_sklearn import GWAEarlyStoppingClassifier, alignment_scores
 
 X, Y = make_classification(
@@ -145,14 +145,15 @@ def test_the_first_batch_of_all_is_scored_after_the_step_that_makes_the_weights(
     assert np.isfinite(fitted.alignment_).all()
 
 
+@pytest.mark.parametrize("rule", [MaxBimodality(), MaxSeparation()], ids=str)
 @pytest.mark.parametrize("model", [sgd(average=True), network()], ids=["linear", "network"])
-def test_the_kept_epoch_is_the_model_that_stopping_there_would_have_left(model):
-    whole = early(model, rule=MaxSeparation()).fit(X, Y)
+def test_the_kept_epoch_is_the_model_that_stopping_there_would_have_left(model, rule):
+    whole = early(model, rule=rule).fit(X, Y)
     kept = whole.best_epoch_
     assert 0 < kept < 11, "the check below would be idle"
-    assert kept == select_epoch(whole.history_, MaxSeparation()).step
+    assert kept == select_epoch(whole.history_, rule).step
     assert len(whole.history_) == whole.n_iter_ == 12
-    short = early(model, rule=MaxSeparation(), max_epochs=kept + 1).fit(X, Y)
+    short = early(model, rule=rule, max_epochs=kept + 1).fit(X, Y)
     # Its last epoch, whatever its rule prefers.
     assert short.history_ == whole.history_[: kept + 1]
     last = early(model, rule=Patience(metric="epoch"), max_epochs=kept + 1).fit(X, Y)
@@ -205,7 +206,7 @@ def test_it_helps_against_wrong_labels():
 
 
 def test_a_warm_start_goes_on_from_the_kept_epoch():
-    first = early(rule=MaxSeparation(warmup=1), warm_start=True).fit(X, Y)
+    first = early(rule=MaxBimodality(warmup=1), warm_start=True).fit(X, Y)
     kept, before = first.best_epoch_, copy.deepcopy(first)
     assert kept < 11
     first.fit(X, Y)
@@ -214,7 +215,7 @@ def test_a_warm_start_goes_on_from_the_kept_epoch():
     assert [summary.epoch for summary in first.history_] == list(range(kept + 13))
     if first.best_epoch_ == kept:
         assert same_weights(first.estimator_, before.estimator_)
-    values = [summary.separation for summary in first.history_[kept:]]
+    values = [summary.bimodality for summary in first.history_[kept:]]
     assert first.best_epoch_ == kept + int(np.argmax(values))
 
 

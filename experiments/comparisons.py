@@ -18,6 +18,7 @@ from experiments.criteria import (
     column,
     kept,
     name_of,
+    outcome,
     regret,
     share_of,
 )
@@ -53,7 +54,8 @@ def judged(results: list[Result]) -> list[Result]:
 
 def rules(results: list[Result]) -> str:
     """Regret by rule, on runs made after the newest of them, and the gain over the validation set."""
-    runs = judged(results)
+    # All on the same runs: those in which each of them keeps an epoch.
+    runs = [r for r in judged(results) if None not in (kept(r, name) for name in CRITERIA)]
     own = [r for r in runs if name_of(r) in CHOSEN_ON]
     later = {
         title: [r for r in runs_of(runs, data=data) if name_of(r) not in CHOSEN_ON]
@@ -80,15 +82,10 @@ def rules(results: list[Result]) -> str:
 
 def _mean_and_worst(runs: list[Result], name: str) -> str:
     values = [regret(r, [kept(r, name)])[0] for r in runs]
-    known = [x for x in values if np.isfinite(x)]
-    if not known:
+    if not values:
         return MISSING
-    some = ""
-    if len(known) < len(values):
-        some = f"; keeps none in {len(values) - len(known)}"
-    elif name == VALIDATION:
-        some = f", {len(known)} runs"
-    return f"{np.mean(known):.2f} ({max(known):.2f}){some}"
+    some = f", {len(values)} runs" if name == VALIDATION else ""
+    return f"{np.mean(values):.2f} ({max(values):.2f}){some}"
 
 
 def _twins(runs: list[Result]) -> list[tuple[Result, Result]]:
@@ -105,11 +102,9 @@ def _above_validation(pairs: list[tuple[Result, Result]], name: str) -> str:
     """Return by how many points a rule on all data beats the validation set."""
     if name == VALIDATION:
         return MISSING
-    kept_both = [(whole, part, kept(whole, name), kept(part, VALIDATION)) for whole, part in pairs]
     gains = [
-        100 * (column(whole, "test_accuracy")[k] - column(part, "test_accuracy")[held])
-        for whole, part, k, held in kept_both
-        if k is not None and held is not None
+        outcome(whole, kept(whole, name))[0] - outcome(part, kept(part, VALIDATION))[0]
+        for whole, part in pairs
     ]
     return f"{np.mean(gains):+.2f} ({min(gains):+.2f})" if gains else MISSING
 

@@ -98,7 +98,8 @@ def test_a_network_predicts_from_its_latents_and_head(activation, hidden):
 
 def test_a_network_of_several_labels():
     inputs, labels = make_multilabel_classification(60, 6, n_classes=4, random_state=0)
-    model = network().fit(inputs, labels)
+    # With more of a penalty it depends on the processor whether the fit converges.
+    model = network().set_params(alpha=0.1).fit(inputs, labels)
     head = latents_and_head(model, inputs)
     assert (head.loss, head.multilabel, head.weight.shape[0]) == ("binary_cross_entropy", True, 4)
     logits = head.latents @ head.weight.T + head.bias

@@ -80,7 +80,8 @@ def health(runs: list[Result]) -> Any:
         below.axhline(0, color=MUTED, lw=0.8)
         below.set_xlabel("epoch")
         s = run["settings"]
-        above.set_title(f"{s['study']}, {s['labels']}")
+        rate = ", constant rate" if s.get("schedule") == "constant" else ""
+        above.set_title(f"{s['study']}, {s['labels']}{rate}")
     axes[0, 0].set_ylabel("alignment γ")
     axes[1, 0].set_ylabel("kurtosis + 1.2")
     _legend(figure, axes.flat)

@@ -53,7 +53,7 @@ def judged(results: list[Result]) -> list[Result]:
 
 
 def rules(results: list[Result]) -> str:
-    """Regret by rule, on runs made after the newest of them, and the gain over the validation set."""
+    """Regret by rule, on runs that separation was not chosen on, and what it adds to validation."""
     # All on the same runs: those in which each of them keeps an epoch.
     runs = [r for r in judged(results) if None not in (kept(r, name) for name in CRITERIA)]
     own = [r for r in runs if name_of(r) in CHOSEN_ON]

@@ -9,10 +9,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.criteria import Result, column, history, kept, name_of, regret
-from experiments.tables import MISSING, markdown
+from experiments.tables import markdown
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED
 
-__all__ = ["TABLES", "bands", "health", "random_labels"]
+__all__ = ["TABLES", "bands", "health", "legend", "random_labels"]
 
 #: Sarle's coefficient of a uniform distribution; above it there are two modes.
 TWO_MODES = 5 / 9
@@ -27,8 +27,8 @@ def two_modes(results: list[Result]) -> str:
     rows = []
     for run in results:
         bimodality = column(run, "bimodality")
-        count = int((bimodality > TWO_MODES).sum())
-        if (not count and not _unhealthy(run)) or run["settings"]["labels"] == "random":
+        count, unhealthy = int((bimodality > TWO_MODES).sum()), _unhealthy(run)
+        if not (count or unhealthy) or run["settings"]["labels"] == "random":
             continue
         cells = []
         for name in ("largest separation", "GWA, the paper's rule", "last epoch"):
@@ -39,7 +39,7 @@ def two_modes(results: list[Result]) -> str:
                 f"`{name_of(run)}`",
                 str(len(bimodality)),
                 str(count),
-                str(_unhealthy(run)),
+                str(unhealthy),
                 f"{np.nanmin(column(run, 'denominator')):.2f}",
                 f"{np.nanmax(abs(column(run, 'gwa'))):.3f}",
                 *cells,
@@ -47,7 +47,7 @@ def two_modes(results: list[Result]) -> str:
         )
     head = ["run", "epochs", "two modes", "unhealthy", "smallest denominator", "largest \\|GWA\\|"]
     head += ["separation keeps", "GWA keeps", "last epoch"]
-    return markdown(head, rows) if rows else MISSING
+    return markdown(head, rows) if rows else ""
 
 
 def bands(ax: Any, run: Result) -> None:
@@ -84,7 +84,7 @@ def health(runs: list[Result]) -> Any:
         above.set_title(f"{s['study']}, {s['labels']}{rate}")
     axes[0, 0].set_ylabel("alignment γ")
     axes[1, 0].set_ylabel("kurtosis + 1.2")
-    _legend(figure, axes.flat)
+    legend(figure, axes.flat)
     return figure
 
 
@@ -103,17 +103,18 @@ def random_labels(runs: list[Result]) -> Any:
     axes[2].plot(
         column(run, "label_probability"), color=CHOSEN, label="probability of the given label"
     )
-    _legend(figure, [*axes[1:2], right, axes[2]])
+    legend(figure, [axes[1], right, axes[2]])
     return figure
 
 
-def _legend(figure: Any, axes: Iterable[Any]) -> None:
+def legend(figure: Any, axes: Iterable[Any], columns: int = 4) -> None:
+    """Name each kind of line once, also one that only some of the axes have."""
     named = {
         label: line
         for ax in axes
         for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(named.values(), named, loc="outside upper left", ncols=4)
+    figure.legend(named.values(), named, loc="outside upper left", ncols=columns)
 
 
 #: By name: what makes the table.

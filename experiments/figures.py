@@ -14,7 +14,7 @@ from experiments.ablations import PARTS, paired, widths_of
 from experiments.comparisons import model_points
 from experiments.criteria import Result, column, kept
 from experiments.dips import STUDIES, after_dip, lowest
-from experiments.extremes import bands, health, random_labels
+from experiments.extremes import bands, health, legend, random_labels
 from experiments.tables import LABELS, NETWORKS, TITLES
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
 from gwa_offline.statistics import scaled
@@ -132,12 +132,7 @@ def detection(runs: dict[str, Result]) -> Any:
                 quality["average_precision"], color=BAD, ls="--", lw=1.2, label="label_quality"
             )
     axes[0].set_ylabel("average precision")
-    named = {
-        label: line
-        for ax in axes
-        for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(named.values(), named, loc="outside upper left", ncols=2)
+    legend(figure, axes, columns=2)
     return figure
 
 

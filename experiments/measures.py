@@ -226,7 +226,10 @@ def detection(
 
 
 def _cut_off(history: Sequence[EpochSummary]) -> int:
-    """Return how many first epochs: to twice the healthy one of largest bimodality, but for a tenth."""
+    """Return how many first epochs: up to twice the healthy one of largest bimodality.
+
+    It is looked for after the first tenth.
+    """
     first = len(history) // 10
     usable = [t for t, summary in enumerate(history) if t >= first and summary.healthy]
     if not usable:

@@ -19,7 +19,7 @@ LEFT = 0.5
 
 def separation(mean: float, bimodality: float) -> float:
     """Return the bimodality times the fourth root of the mean; 0 for a negative mean."""
-    root: float = (mean if math.isnan(mean) else max(mean, 0.0)) ** 0.25
+    root: float = max(mean, 0.0) ** 0.25  # nan comes first here, and stays
     return bimodality * root
 
 

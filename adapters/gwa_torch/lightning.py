@@ -36,8 +36,8 @@ class GWACallback(Watched, Callback):
 
     Each training epoch logs ``train/gwa``, ``train/gwa_mean``, ``train/gwa_kurtosis``,
     ``train/gwa_se``, ``train/gwa_bimodality`` and ``train/gwa_separation``, and the mean of each of
-    ``signals``, such as ``train/margin``. ``EarlyStopping`` and ``ModelCheckpoint`` can watch them; the order of the
-    callbacks does not matter.
+    ``signals``, such as ``train/margin``. ``EarlyStopping`` and ``ModelCheckpoint`` can watch them;
+    the order of the callbacks does not matter.
 
     Parameters
     ----------

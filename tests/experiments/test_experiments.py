@@ -264,10 +264,8 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
     ours = cells["largest separation"]
     assert ours[0] == f"{sum(early) / 2:.2f} ({max(early):.2f})"
     assert ours[1] == ours[2] == f"{early[0]:.2f} ({early[0]:.2f})"
-    assert (
-        ours[3]
-        == f"{100 * (falling[5] - rising[-1]) + 5:+.2f} ({100 * (falling[5] - rising[-1]) + 5:+.2f})"
-    )
+    gain = f"{100 * (falling[5] - rising[-1]) + 5:+.2f}"
+    assert ours[3] == f"{gain} ({gain})"
     assert cells[criteria.VALIDATION][:3] == [f"{nothing}, 1 runs", tables.MISSING, tables.MISSING]
 
 

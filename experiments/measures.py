@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 __all__ = ["Measures", "detection"]
 
 BATCHES, BATCH = 5, 512
+#: Training images that are scored after an epoch, in a pass without augmentation.
+AFTER = 5000
 #: Samples whose gradients are explicit, and how many of them at the same time.
 SAMPLES, CHUNK = 256, 64
 
@@ -103,18 +105,28 @@ class Measures:
             "latent_norm": latents.norm(dim=1).mean(),
             "weight_norm": head.weight.detach().norm(),
         }
+        scores, losses = self._scores(AFTER)
+        after = summarize(scores)
+        found |= {"after_mean": after.mean, "after_bimodality": after.bimodality}
+        found["after_loss"] = losses.mean()
         if offline:
-            latents, logits = self.engine.evaluate(self.images)
-            scores = head_scores(
-                latents=latents, logits=logits, targets=self.labels,
-                weight=head.weight.detach(), bias=head.bias.detach(),
-            )  # fmt: skip
+            scores, _ = self._scores(len(self.labels))
             summary = summarize(scores)
             found |= {"offline_gwa": summary.gwa, "offline_mean": summary.mean}
             found["glass_delta"] = glass_delta(self.monitor.scores.to(scores.device), scores)
         if layers:
             found |= self._layers()
         return {name: float(value) for name, value in found.items()}
+
+    def _scores(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return scores and losses of the first training images at the weights of now."""
+        head, labels = self.engine.model.head, self.labels[:count]
+        latents, logits = self.engine.evaluate(self.images[:count])
+        scores = head_scores(
+            latents=latents, logits=logits, targets=labels,
+            weight=head.weight.detach(), bias=head.bias.detach(),
+        )  # fmt: skip
+        return scores, F.cross_entropy(logits, labels, reduction="none")
 
     def _layers(self) -> dict[str, torch.Tensor]:
         """Return what the scores of fixed samples are like, for the head and more before it."""

@@ -203,6 +203,8 @@ def test_waiting_would_be_noticed(no_waiting):
         torch.ones(1, device="cuda").item()
 
 
+# Inductor advises float32 settings, and makes its pool of memory by an empty graph with a warning.
+@pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
 def test_static_buffers_of_cuda_graphs(mode):
     torch._dynamo.reset()

@@ -13,6 +13,7 @@ from experiments.criteria import (
     BEST,
     CHOSEN_ON,
     CRITERIA,
+    KNOWN,
     VALIDATION,
     Result,
     column,
@@ -37,6 +38,8 @@ CORRUPTED = {
 }
 #: Table 5: difference of GWA on 90 % to the validation set on 90 %, for 0, 9 and 17 % errors.
 FIXED = {"vit": (-0.12, -0.01, -0.27), "convnext": (-0.22, -0.17, -0.35)}
+#: Epochs that a mean of test accuracy is over, and the criterion that is looked at.
+WINDOW, SEPARATION = 5, "largest separation"
 #: Data that rules are compared on, by what they are called.
 DATA = {"cifar10n": "CIFAR-10-N", "fashion-mnist": "Fashion-MNIST"}
 
@@ -63,10 +66,11 @@ def rules(results: list[Result]) -> str:
     }
     later = {title: some for title, some in later.items() if some}
     pairs = {title: _twins(some) for title, some in later.items()}
+    unseen = [r for r in runs_of(runs, data="cifar10n") if name_of(r) not in KNOWN]
     rows = []
     for name in (*CRITERIA, VALIDATION):
         cells = []
-        for some in (*later.values(), own):
+        for some in (*later.values(), own, unseen):
             of_rule = [r for r in some if name != VALIDATION or r["settings"]["percent"] == 90]
             cells.append(_mean_and_worst(of_rule, name))
         cells += [_above_validation(some, name) for some in pairs.values()]
@@ -75,6 +79,7 @@ def rules(results: list[Result]) -> str:
         "rule",
         *(f"{title}, {len(some)} runs" for title, some in later.items()),
         f"the {len(own)} runs that separation was chosen on",
+        f"{len(unseen)} CIFAR-10-N runs made after it became the default",
         *(f"above validation, {title}, {len(some)} pairs" for title, some in pairs.items()),
     ]
     return markdown(head, rows) if runs else ""
@@ -109,12 +114,52 @@ def _above_validation(pairs: list[tuple[Result, Result]], name: str) -> str:
     return f"{np.mean(gains):+.2f} ({min(gains):+.2f})" if gains else MISSING
 
 
+def smoothed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the mean of five epochs around each, of fewer at the ends."""
+    sizes = np.convolve(np.ones(len(values)), np.ones(WINDOW), mode="same")
+    return np.convolve(values, np.ones(WINDOW), mode="same") / sizes
+
+
+def fluctuation(results: list[Result]) -> str:
+    """How much of a regret is what test accuracy does from epoch to epoch, and what follows that."""
+    beside = {
+        "its Spearman with `separation`": ("separation", 1),
+        "with `gwa`": ("gwa", 1),
+        "with the loss of training images after the epoch, turned": ("after_loss", -1),
+        "with validation accuracy": ("validation_accuracy", 1),
+    }
+    rows = []
+    for study, title in NETWORKS.items():
+        runs = [r for r in judged(runs_of(results, study=study)) if kept(r, SEPARATION) is not None]
+        size, lost, least, smooth = [], [], [], []
+        follows: dict[str, list[float]] = {name: [] for name in beside}
+        for run in runs:
+            accuracy = 100 * column(run, "test_accuracy")
+            means = smoothed(accuracy)
+            ours, late = kept(run, SEPARATION), slice(len(accuracy) // 10, None)
+            rest = (accuracy - means)[late]
+            size.append(float(rest.std()))
+            lost += regret(run, [ours])
+            least += regret(run, [int(means.argmax())])
+            smooth.append(float(means.max() - means[ours]))
+            for name, (source, sign) in beside.items():
+                if source in run["epochs"] or source == "separation":
+                    x = sign * column(run, source)
+                    follows[name].append(float(spearmanr((x - smoothed(x))[late], rest).statistic))
+        if runs:
+            cells = [f"{np.mean(x):.2f} ({max(x):.2f})" for x in (lost, least, smooth, size)]
+            rows.append([title, str(len(runs)), *cells, *map(spread, follows.values())])
+    head = ["network", "runs", "lost by largest separation", "lost by the best five-epoch mean"]
+    head += ["separation, in five-epoch means", "deviation from these means", *beside]
+    return markdown(head, rows) if rows else ""
+
+
 def fixed_size(results: list[Result]) -> str:
     """Table 5: on one training set of 90 %, the rules' test accuracy less the validation set's."""
     parts = []
     for study, title in NETWORKS.items():
         rows = []
-        for name in ("largest separation", "largest bimodality", "GWA, the paper's rule", "LabelWave",
+        for name in (SEPARATION, "largest bimodality", "GWA, the paper's rule", "LabelWave",
                      "last epoch"):  # fmt: skip
             cells = []
             for labels in LABELS:
@@ -225,6 +270,7 @@ def made_errors(results: list[Result]) -> str:
 #: By name: what makes the table.
 TABLES: dict[str, Callable[[list[Result]], str]] = {
     "rules": rules,
+    "fluctuation": fluctuation,
     "fixed-size": fixed_size,
     "corruptions": corruptions,
     "models": models,

@@ -160,10 +160,13 @@ def main() -> None:
         draw_signals(result)
         draw_saturation()
     results = read(RESULTS)
-    for name in ACROSS:
-        draw(name, results, "", IMAGES / f"results-{name}.png")
+    page = (IMAGES.parent / "results" / "index.md").read_text(encoding="utf-8")
+    known = {f"results-{name}.png": (name, "") for name in ACROSS}
     for study, name in itertools.product(NETWORKS, OF_STUDY):
-        draw(name, results, study, IMAGES / f"results-{study}-{name}.png")
+        known[f"results-{study}-{name}.png"] = name, study
+    for file, (name, study) in known.items():
+        if file in page:
+            draw(name, results, study, IMAGES / file)
 
 
 if __name__ == "__main__":

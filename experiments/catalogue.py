@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments import ablations, comparisons, dips, extremes, tables
+from experiments import ablations, comparisons, dips, extremes, regrets, tables
 from experiments.criteria import Result
 
 __all__ = ["TABLES"]
 
 #: By name: what makes the table of all results; empty where its runs are missing.
 TABLES: dict[str, Callable[[list[Result]], str]] = (
-    tables.TABLES | comparisons.TABLES | ablations.TABLES | dips.TABLES | extremes.TABLES
+    tables.TABLES
+    | regrets.TABLES
+    | comparisons.TABLES
+    | ablations.TABLES
+    | dips.TABLES
+    | extremes.TABLES
 )

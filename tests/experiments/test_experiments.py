@@ -15,13 +15,13 @@ from PIL import Image
 
 from experiments import (
     augmentation,
-    comparisons,
     criteria,
     data,
     extremes,
     figures,
     networks,
     plan,
+    regrets,
     tables,
 )
 from experiments.__main__ import RESULTS, main
@@ -246,8 +246,7 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
     results[3]["settings"]["study"] = "small"
     results[6]["settings"]["labels"] = "random"
     lines = [
-        [x.strip() for x in x.strip("|").split("|")]
-        for x in comparisons.rules(results).splitlines()
+        [x.strip() for x in x.strip("|").split("|")] for x in regrets.rules(results).splitlines()
     ]
     cells = {row[0]: row[1:] for row in lines}
     assert [name.split(",")[-1].strip() for name in cells["rule"]] == [
@@ -272,10 +271,31 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
     assert cells[criteria.VALIDATION][:4] == [held, tables.MISSING, tables.MISSING, held]
 
 
+def test_leads_are_counted_run_by_run():
+    top = 0.6 - 0.01 * abs(np.arange(50) - 20)
+    # Largest separation keeps epoch 20; the last one is 29 points lower, or the best there is.
+    falling = made(seed=1, test_accuracy=top, mean=top)
+    rising = made(seed=7, test_accuracy=np.linspace(0.1, 0.59, 50), mean=top)
+    results = [falling, rising, made(test_accuracy=top, mean=top)]
+    results[2]["settings"]["labels"] = "label"  # coarse-label-100-s0, which it was chosen on
+    head, _, *lines = (
+        [x.strip() for x in line.strip("|").split("|")]
+        for line in regrets.leads(results).splitlines()
+    )
+    cells = {row[0]: row[1:] for row in lines}
+    assert ["2 runs" in head[1], "1 runs" in head[3]] == [True, True]
+    assert cells["largest separation"][:4] == [tables.MISSING] * 4
+    # Of two runs the interval is that of their mean, from one twice to the other twice.
+    last = cells["last epoch"]
+    assert last[:2] == ["+0.00 (-29.00 to +29.00)", "1 / 1 / 0"]
+    assert last[2:4] == ["-29.00 (-29.00 to -29.00)", "0 / 1 / 0"]
+    assert regrets.leads(results[2:]) == ""
+
+
 def test_what_fluctuates_and_what_follows_it():
     values = np.random.default_rng(0).normal(size=12)
     slow = [np.mean(values[max(0, k - 2) : k + 3]) for k in range(12)]
-    assert_allclose(comparisons.smoothed(values), slow)
+    assert_allclose(regrets.smoothed(values), slow)
     # Up to epoch 29 and down again; every other epoch, also that one, two points lower.
     hill = 0.6 - 0.002 * abs(np.arange(50) - 29)
     tooth = np.where(np.arange(50) % 2, -0.02, 0)
@@ -284,7 +304,7 @@ def test_what_fluctuates_and_what_follows_it():
         gwa=hill - tooth,
     )  # fmt: skip
     head, _, row = (
-        x.strip("| ").split(" | ") for x in comparisons.fluctuation([followed]).splitlines()
+        x.strip("| ").split(" | ") for x in regrets.fluctuation([followed]).splitlines()
     )
     cells = dict(zip(head, row, strict=True))
     assert cells["runs"] == "1"

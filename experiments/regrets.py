@@ -151,10 +151,10 @@ def _lead(ahead: np.ndarray[Any, Any]) -> list[str]:
 def fluctuation(results: list[Result]) -> str:
     """How much of a regret is what test accuracy does from epoch to epoch, and what follows that."""
     beside = {
-        "its Spearman with `separation`": ("separation", 1),
-        "with `gwa`": ("gwa", 1),
-        "with the loss of training images after the epoch, turned": ("after_loss", -1),
-        "with validation accuracy": ("validation_accuracy", 1),
+        "separation": ("separation", 1),
+        "GWA": ("gwa", 1),
+        "loss after, turned": ("after_loss", -1),
+        "validation": ("validation_accuracy", 1),
     }
     rows = []
     for study, title in NETWORKS.items():
@@ -176,8 +176,8 @@ def fluctuation(results: list[Result]) -> str:
                     follows[name].append(float(spearmanr((x - smoothed(x))[late], rest).statistic))
         if runs:
             cells = [f"{np.mean(x):.2f} ({max(x):.2f})" for x in (lost, least, smooth, size)]
-            rows.append([title, str(len(runs)), *cells, *map(spread, follows.values())])
-    head = ["network", "runs", "lost by largest separation", "lost by the best five-epoch mean"]
+            rows.append([f"{title}, {len(runs)} runs", *cells, *map(spread, follows.values())])
+    head = ["network", "lost by largest separation", "lost by the best five-epoch mean"]
     head += ["separation, in five-epoch means", "deviation from these means", *beside]
     return markdown(head, rows) if rows else ""
 

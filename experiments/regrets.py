@@ -120,15 +120,14 @@ def leads(results: list[Result]) -> str:
         "": runs,
         ", made after it became the default": [r for r in runs if name_of(r) not in KNOWN],
     }
+    smooth = [smoothed(100 * column(r, "test_accuracy")) for r in runs]
     rows = []
     for name in CRITERIA:
-        cells = [] if name != SEPARATION else [MISSING] * 2 * len(some)
-        for of in some.values() if name != SEPARATION else ():
-            ahead = [
-                regret(r, [kept(r, name)])[0] - regret(r, [kept(r, SEPARATION)])[0] for r in of
-            ]
-            cells += _lead(np.asarray(ahead))
-        smooth = [smoothed(100 * column(r, "test_accuracy")) for r in runs]
+        cells = []
+        for of in some.values():
+            pairs = [regret(r, [kept(r, name), kept(r, SEPARATION)]) for r in of]
+            ahead = np.asarray([theirs - ours for theirs, ours in pairs])
+            cells += _lead(ahead) if len(ahead) and name != SEPARATION else [MISSING] * 2
         lost = [float(x.max() - x[kept(r, name)]) for x, r in zip(smooth, runs, strict=True)]
         rows.append([name, *cells, f"{np.mean(lost):.2f} ({max(lost):.2f})" if lost else MISSING])
     head = ["rule"]
@@ -139,8 +138,6 @@ def leads(results: list[Result]) -> str:
 
 def _lead(ahead: np.ndarray[Any, Any]) -> list[str]:
     """Return the mean with its bootstrap interval of 95 %, and how often it is which way."""
-    if not len(ahead):
-        return [MISSING, MISSING]
     rng = np.random.default_rng(0)
     means = rng.choice(ahead, (10_000, len(ahead))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])

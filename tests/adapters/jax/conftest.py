@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+# Scripts of processes of their own: to look for doctests would import them, and they set up JAX.
+collect_ignore = ["devices.py", "signal_devices.py"]
+
 
 @pytest.fixture(autouse=True)
 def _strict():

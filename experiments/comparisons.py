@@ -1,8 +1,7 @@
-"""Tables over all runs: corrupted test sets, whole models, made errors."""
+"""Tables over all runs: corrupted test sets, whole models, label errors in further networks."""
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -11,7 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from experiments.criteria import BEST, CRITERIA, VALIDATION, Result, column, kept, share_of
 from experiments.data import GROUPS
 from experiments.regrets import judged
-from experiments.tables import CHOSEN, MISSING, NETWORKS, markdown, runs_of, spread
+from experiments.tables import MISSING, NETWORKS, RANKINGS, markdown, runs_of, spread
 from gwa_core.signals import SIGNALS
 
 __all__ = ["TABLES", "model_points"]
@@ -93,30 +92,37 @@ def models(results: list[Result]) -> str:
     return markdown(head, rows) if rows else ""
 
 
-def made_errors(results: list[Result]) -> str:
-    """Label errors made by chance: average precision by the mean over all epochs."""
-    runs = [r for r in results if "metric-" in r["settings"]["labels"] and r["detection"]]
-    by: dict[tuple[str, str], list[Result]] = defaultdict(list)
-    for run in runs:
-        s = run["settings"]
-        if s["percent"] == 100:
-            by[s["study"], s["labels"]].append(run)
-    rows = []
-    for name in (*CHOSEN, "alignment", *SIGNALS):
-        row = []
-        for some in by.values():
-            found = [r["detection"][name] for r in some if name in r["detection"]]
-            values = [x.get("mean_average_precision", [x["average_precision"]])[-1] for x in found]
-            row.append(spread(values, 3))
-        if any(cell != MISSING for cell in row):
-            rows.append([f"`{name}`", *row])
-    head = ["signal", *(f"{study}, {labels}" for study, labels in by)]
-    return markdown(head, rows) if by else ""
+def further_errors(results: list[Result]) -> str:
+    """Label errors in other networks: average precision by the mean over all epochs."""
+    runs = [
+        r
+        for r in runs_of(results, percent=100)
+        if r["detection"] and r["settings"]["study"] not in NETWORKS
+        and r["settings"]["labels"] != "random"
+    ]  # fmt: skip
+    parts = []
+    for network in dict.fromkeys((r["settings"]["network"], r["settings"]["data"]) for r in runs):
+        of = [r for r in runs if (r["settings"]["network"], r["settings"]["data"]) == network]
+        by = {s: runs_of(of, labels=s) for s in sorted({r["settings"]["labels"] for r in of})}
+        rows = []
+        for name in (*RANKINGS, "alignment", *SIGNALS):
+            row = []
+            for some in by.values():
+                found = [r["detection"][name] for r in some if name in r["detection"]]
+                values = [
+                    x.get("mean_average_precision", [x["average_precision"]])[-1] for x in found
+                ]
+                row.append(spread(values, 3))
+            if any(cell != MISSING for cell in row):
+                rows.append([f"`{name}`", *row])
+        head = ["signal", *(f"{labels}, {len(some)} runs" for labels, some in by.items())]
+        parts.append(f"**`{network[0]}` on {network[1]}**\n\n{markdown(head, rows)}")
+    return "\n".join(parts)
 
 
 #: By name: what makes the table.
 TABLES: dict[str, Callable[[list[Result]], str]] = {
     "corruptions": corruptions,
     "models": models,
-    "made-errors": made_errors,
+    "further-errors": further_errors,
 }

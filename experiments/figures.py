@@ -15,7 +15,7 @@ from experiments.comparisons import model_points
 from experiments.criteria import Result, column, kept
 from experiments.dips import STUDIES, after_dip, lowest
 from experiments.extremes import bands, health, legend, random_labels
-from experiments.tables import LABELS, NETWORKS, TITLES
+from experiments.tables import LABELS, NETWORKS, RANKINGS, TITLES
 from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
 from gwa_offline.statistics import scaled
 
@@ -126,11 +126,11 @@ def detection(runs: dict[str, Result]) -> Any:
                 label=f"{name}, mean so far; dotted: alone",
             )
             ax.plot(found["average_precision"], color=colour, ls=":", lw=1.2)
-        # Runs from before it had weights lack it.
-        if quality := run["detection"].get("label_quality"):
-            ax.axhline(
-                quality["average_precision"], color=BAD, ls="--", lw=1.2, label="label_quality"
-            )
+        # Older runs lack the first of these, some both.
+        for name in RANKINGS[:2]:
+            if quality := run["detection"].get(name):
+                ax.axhline(quality["average_precision"], color=BAD, ls="--", lw=1.2, label=name)
+                break
     axes[0].set_ylabel("average precision")
     legend(figure, axes, columns=2)
     return figure

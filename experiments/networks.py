@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,15 @@ def _mlp(classes: int, pixels: int, hidden: int, width: int) -> Classifier:
         nn.AvgPool2d(2), nn.Flatten(),
         nn.Linear(pixels, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.ReLU(),
     )  # fmt: skip
+    return Classifier(body, lambda x: x, width, classes)
+
+
+def _conv(classes: int, widths: list[int], side: int, width: int) -> Classifier:
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise([3, *widths]):
+        layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.ReLU()]
+    pixels = (side >> len(widths)) ** 2
+    body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(widths[-1] * pixels, width), nn.ReLU())
     return Classifier(body, lambda x: x, width, classes)
 
 
@@ -244,7 +254,9 @@ NETWORKS: dict[str, tuple[Callable[..., Classifier], dict[str, Any]]] = {
     ),
     # Two hidden layers, for machines without a GPU.
     "mlp": (_mlp, {"pixels": 768, "hidden": 256, "width": 128}),
-    # The same for texts; more rows than the data have pieces of words.
+    # Three convolutions that halve an image, for the same machines.
+    "conv": (_conv, {"widths": [16, 32, 64], "side": 32, "width": 128}),
+    # For texts; more rows than the data have pieces of words.
     "words": (_words, {"vocabulary": 16_384, "width": 64}),
     # Pretrained; the file is in the folder of `--data`.
     "lite0": (_lite0, {"weights": "efficientnet-lite0-57934424.pth"}),

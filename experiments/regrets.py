@@ -29,8 +29,9 @@ __all__ = ["TABLES", "judged"]
 FIXED = {"vit": (-0.12, -0.01, -0.27), "convnext": (-0.22, -0.17, -0.35)}
 #: Epochs that a mean of test accuracy is over, and the criterion that is looked at.
 WINDOW, SEPARATION = 5, "largest separation"
-#: Data that rules are compared on, by what they are called.
-DATA = {"cifar10n": "CIFAR-10-N", "fashion-mnist": "Fashion-MNIST"}
+#: Data that rules are compared on, by what they are called, and networks that a CPU can train.
+DATA = {"cifar10n": "CIFAR-10-N", "fashion-mnist": "Fashion-MNIST", "newsgroups": "20 newsgroups"}
+SMALL = {"mlp", "conv", "words"}
 
 
 def judged(results: list[Result]) -> list[Result]:
@@ -40,7 +41,7 @@ def judged(results: list[Result]) -> list[Result]:
         for r in results
         if not r["settings"].get("fold")
         and r["settings"]["labels"] != "random"
-        and len(column(r, "epoch")) >= 50
+        and len(column(r, "epoch")) >= 30
     ]
 
 
@@ -49,41 +50,79 @@ def compared(results: list[Result]) -> list[Result]:
     return [r for r in judged(results) if None not in (kept(r, name) for name in CRITERIA)]
 
 
+def groups(results: list[Result]) -> dict[str, list[Result]]:
+    """Return the runs that separation was not chosen on, by data and size of network."""
+    found: dict[str, list[Result]] = {}
+    for data, title in DATA.items():
+        for small in (False, True):
+            runs = [
+                r
+                for r in runs_of(compared(results), data=data)
+                if name_of(r) not in CHOSEN_ON and (r["settings"]["network"] in SMALL) == small
+            ]
+            if runs:
+                found[title + ", small network" * small] = runs
+    return found
+
+
+def _columns(results: list[Result]) -> dict[str, list[Result]]:
+    """Return the groups by the heads of their columns, with the runs that the default was not made with."""
+    found = {}
+    for title, runs in groups(results).items():
+        found[f"{title}, {len(runs)} runs"] = runs
+        later = [r for r in runs if name_of(r) not in KNOWN]
+        if 0 < len(later) < len(runs):
+            found[f"{len(later)} of these, made after it became the default"] = later
+    return found
+
+
 def rules(results: list[Result]) -> str:
-    """Regret by rule, on runs that separation was not chosen on, and what it adds to validation."""
-    runs = compared(results)
-    own = [r for r in runs if name_of(r) in CHOSEN_ON]
-    later = {
-        title: [r for r in runs_of(runs, data=data) if name_of(r) not in CHOSEN_ON]
-        for data, title in DATA.items()
-    }
-    later = {title: some for title, some in later.items() if some}
-    pairs = {title: _twins(some) for title, some in later.items()}
-    unseen = [r for r in runs_of(runs, data="cifar10n") if name_of(r) not in KNOWN]
+    """Regret by rule, on runs that separation was not chosen on and on those that it was."""
+    some = _columns(results)
+    own = [r for r in compared(results) if name_of(r) in CHOSEN_ON]
+    large = groups(results).get(DATA["cifar10n"], [])
+    smooth = [smoothed(100 * column(r, "test_accuracy")) for r in large]
     rows = []
     for name in (*CRITERIA, VALIDATION):
         cells = []
-        for some in (*later.values(), own, unseen):
-            of_rule = [r for r in some if name != VALIDATION or r["settings"]["percent"] == 90]
-            cells.append(_mean_and_worst(of_rule, name))
-        cells += [_above_validation(some, name) for some in pairs.values()]
-        rows.append([name, *cells])
-    head = [
-        "rule",
-        *(f"{title}, {len(some)} runs" for title, some in later.items()),
-        f"the {len(own)} runs that separation was chosen on",
-        f"{len(unseen)} CIFAR-10-N runs made after it became the default",
-        *(f"above validation, {title}, {len(some)} pairs" for title, some in pairs.items()),
-    ]
-    return markdown(head, rows) if runs else ""
+        for runs in (*some.values(), own):
+            of_rule = [r for r in runs if name != VALIDATION or r["settings"]["percent"] == 90]
+            found = [regret(r, [kept(r, name)])[0] for r in of_rule]
+            cells.append(_mean_and_worst(found, name))
+        lost = [
+            float(x.max() - x[kept(r, name)])
+            for x, r in zip(smooth, large, strict=True)
+            if name != VALIDATION
+        ]
+        rows.append([name, *cells, _mean_and_worst(lost, name)])
+    head = ["rule", *some, f"the {len(own)} runs that separation was chosen on"]
+    head.append(f"{DATA['cifar10n']}, {len(large)} runs, five-epoch means")
+    return markdown(head, rows) if compared(results) else ""
 
 
-def _mean_and_worst(runs: list[Result], name: str) -> str:
-    values = [regret(r, [kept(r, name)])[0] for r in runs]
-    if not values:
+def _mean_and_worst(lost: list[float], name: str) -> str:
+    if not lost:
         return MISSING
-    some = f", {len(values)} runs" if name == VALIDATION else ""
-    return f"{np.mean(values):.2f} ({max(values):.2f}){some}"
+    some = f", {len(lost)} runs" if name == VALIDATION else ""
+    return f"{np.mean(lost):.2f} ({max(lost):.2f}){some}"
+
+
+def above_validation(results: list[Result]) -> str:
+    """By how many points a rule on all data beats a validation set that chooses on the rest."""
+    pairs = {title: _twins(runs) for title, runs in groups(results).items()}
+    pairs = {title: some for title, some in pairs.items() if some}
+    rows = []
+    for name in CRITERIA:
+        cells = []
+        for some in pairs.values():
+            gains = [
+                outcome(whole, kept(whole, name))[0] - outcome(part, kept(part, VALIDATION))[0]
+                for whole, part in some
+            ]
+            cells.append(f"{np.mean(gains):+.2f} ({min(gains):+.2f})")
+        rows.append([name, *cells])
+    head = (f"{title}, {len(some)} pairs" for title, some in pairs.items())
+    return markdown(["rule", *head], rows) if pairs else ""
 
 
 def _twins(runs: list[Result]) -> list[tuple[Result, Result]]:
@@ -96,17 +135,6 @@ def _twins(runs: list[Result]) -> list[tuple[Result, Result]]:
     return [(pair[100], pair[90]) for pair in by.values() if pair.keys() >= {100, 90}]
 
 
-def _above_validation(pairs: list[tuple[Result, Result]], name: str) -> str:
-    """Return by how many points a rule on all data beats the validation set."""
-    if name == VALIDATION:
-        return MISSING
-    gains = [
-        outcome(whole, kept(whole, name))[0] - outcome(part, kept(part, VALIDATION))[0]
-        for whole, part in pairs
-    ]
-    return f"{np.mean(gains):+.2f} ({min(gains):+.2f})" if gains else MISSING
-
-
 def smoothed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Return the mean of five epochs around each, of fewer at the ends."""
     sizes = np.convolve(np.ones(len(values)), np.ones(WINDOW), mode="same")
@@ -115,34 +143,25 @@ def smoothed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def leads(results: list[Result]) -> str:
     """By how many points separation is ahead of each other rule, run by run."""
-    runs = [r for r in runs_of(compared(results), data="cifar10n") if name_of(r) not in CHOSEN_ON]
-    some = {
-        "": runs,
-        ", made after it became the default": [r for r in runs if name_of(r) not in KNOWN],
-    }
-    smooth = [smoothed(100 * column(r, "test_accuracy")) for r in runs]
+    some = _columns(results)
     rows = []
     for name in CRITERIA:
-        cells = []
-        for of in some.values():
-            pairs = [regret(r, [kept(r, name), kept(r, SEPARATION)]) for r in of]
-            ahead = np.asarray([theirs - ours for theirs, ours in pairs])
-            cells += _lead(ahead) if len(ahead) and name != SEPARATION else [MISSING] * 2
-        lost = [float(x.max() - x[kept(r, name)]) for x, r in zip(smooth, runs, strict=True)]
-        rows.append([name, *cells, f"{np.mean(lost):.2f} ({max(lost):.2f})" if lost else MISSING])
-    head = ["rule"]
-    for title, of in some.items():
-        head += [f"lead of separation, {len(of)} runs{title}", "better / worse / same"]
-    return markdown([*head, "lost in five-epoch means"], rows) if runs else ""
+        if name != SEPARATION:
+            cells = []
+            for runs in some.values():
+                pairs = [regret(r, [kept(r, name), kept(r, SEPARATION)]) for r in runs]
+                cells.append(_lead(np.asarray([theirs - ours for theirs, ours in pairs])))
+            rows.append([name, *cells])
+    return markdown(["rule", *some], rows) if some else ""
 
 
-def _lead(ahead: np.ndarray[Any, Any]) -> list[str]:
+def _lead(ahead: np.ndarray[Any, Any]) -> str:
     """Return the mean with its bootstrap interval of 95 %, and how often it is which way."""
     rng = np.random.default_rng(0)
     means = rng.choice(ahead, (10_000, len(ahead))).mean(axis=1)
     low, high = np.quantile(means, [0.025, 0.975])
     counts = (ahead > 0).sum(), (ahead < 0).sum(), (ahead == 0).sum()
-    return [f"{ahead.mean():+.2f} ({low:+.2f} to {high:+.2f})", " / ".join(map(str, counts))]
+    return f"{ahead.mean():+.2f} ({low:+.2f} to {high:+.2f}), {' / '.join(map(str, counts))}"
 
 
 def fluctuation(results: list[Result]) -> str:
@@ -179,6 +198,26 @@ def fluctuation(results: list[Result]) -> str:
     return markdown(head, rows) if rows else ""
 
 
+def knowing(results: list[Result]) -> str:
+    """Points lost by rules, by who knows the wrong labels, and by who knows the test accuracy."""
+    rows = []
+    for title, some in groups(results).items():
+        runs = [r for r in some if r["detection"]]
+        for name in dict.fromkeys(r["settings"]["network"] for r in runs):
+            of = runs_of(runs, network=name)
+            found = [[kept(r, rule) for rule in (SEPARATION, "largest bimodality")] for r in of]
+            for run, epochs in zip(of, found, strict=True):
+                apart = run["detection"]["alignment"]["auroc"]
+                epochs.append(int(np.nanargmax(apart)))
+                epochs.append(int(smoothed(column(run, "test_accuracy")).argmax()))
+            lost = np.asarray([regret(r, x) for r, x in zip(of, found, strict=True)])
+            cells = (f"{x.mean():.2f} ({x.max():.2f})" for x in lost.T)
+            rows.append([f"{title.split(',')[0]}, `{name}`, {len(of)} runs", *cells])
+    head = ["runs with wrong labels", SEPARATION, "largest bimodality"]
+    head += ["right and wrong labels furthest apart", "best five-epoch mean of the accuracy"]
+    return markdown(head, rows) if rows else ""
+
+
 def fixed_size(results: list[Result]) -> str:
     """Table 5: on one training set of 90 %, the rules' test accuracy less the validation set's."""
     parts = []
@@ -206,7 +245,9 @@ def fixed_size(results: list[Result]) -> str:
 #: By name: what makes the table.
 TABLES: dict[str, Callable[[list[Result]], str]] = {
     "rules": rules,
+    "above-validation": above_validation,
     "leads": leads,
     "fluctuation": fluctuation,
+    "knowing": knowing,
     "fixed-size": fixed_size,
 }

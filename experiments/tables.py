@@ -24,10 +24,10 @@ from experiments.folds import FOLDS, SCORES, judged
 from gwa_core.signals import SIGNALS
 
 __all__ = [
-    "CHOSEN",
     "LABELS",
     "MISSING",
     "NETWORKS",
+    "RANKINGS",
     "TABLES",
     "TITLES",
     "accuracy_cell",
@@ -80,7 +80,12 @@ BESIDE = {
     "sample_loss": -1,
 }
 #: Ways to find label errors that choose their epochs themselves.
-CHOSEN = ("label_quality", "mean to twice the peak", "margin to twice the peak")
+RANKINGS = (
+    "label_quality",
+    "weighted from the first epoch",
+    "mean to twice the peak",
+    "margin to twice the peak",
+)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -178,7 +183,7 @@ def label_errors(results: list[Result]) -> str:
         if not cells:
             continue
         rows = []
-        for name in (*CHOSEN, "alignment", *SIGNALS):
+        for name in (*RANKINGS, "alignment", *SIGNALS):
             if name in cells:
                 row = []
                 for labels in LABELS[1:]:

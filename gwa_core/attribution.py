@@ -133,7 +133,8 @@ def label_quality(
               {\sum_{t \in S_i} w_t}\right), \quad w_t = (b_t - \min_s b_s)^2
 
     over the epochs :math:`S_i` in which sample i was seen, with the bimodality :math:`b_t` of
-    epoch t. Below one half the sample pulled against the head's weights on average.
+    epoch t; the first tenth of the epochs counts nothing. Below one half the sample pulled against
+    the head's weights on average.
 
     Parameters
     ----------
@@ -159,10 +160,11 @@ def label_quality(
 
     Notes
     -----
-    Before a network has learned anything, and again after it has learned wrong labels by heart, the
-    scores have one mode; such epochs count little. The order of the epochs does not matter. A sample
-    that was seen in epochs of weight 0 alone gets their mean. The concept page on label quality
-    gives the evidence for this default. Cost: O(TN). Runs under jit, which unrolls the epochs.
+    After a network has learned wrong labels by heart the scores have one mode; such epochs count
+    little. In the first tenth, the warm-up of the rules too, the shape of the scores is that of an
+    untrained network and says nothing about labels. A sample that was seen in epochs of weight 0
+    alone gets their mean. The concept page on label quality gives the evidence for this default.
+    Cost: O(TN). Runs under jit, which unrolls the epochs.
 
     References
     ----------
@@ -230,6 +232,8 @@ def epoch_weights(history: Sequence[EpochSummary]) -> list[float]:
 
     .. math:: w_t = \left(\frac {b_t - \min_s b_s} {\max_s b_s - \min_s b_s}\right)^2
 
+    over the epochs after the first tenth, rounded down; those in it have the weight 0.
+
     Parameters
     ----------
     history : sequence of EpochSummary
@@ -272,9 +276,12 @@ def epoch_weights(history: Sequence[EpochSummary]) -> list[float]:
 
 def _weights(xp: Any, bimodality: Array) -> Array:
     """Return the weights (T,) of epochs; all 0 where they have the same bimodality."""
-    known = xp.isfinite(bimodality)
-    lowest = xp.min(xp.where(known, bimodality, xp.inf))
+    warmup = bimodality.shape[0] // 10
+    late = bimodality[warmup:]
+    known = xp.isfinite(late)
+    lowest = xp.min(xp.where(known, late, xp.inf))
     with quiet(xp):
-        excess = xp.where(known, bimodality - lowest, 0.0)
+        excess = xp.where(known, late - lowest, 0.0)
         share = divide_or_zero(xp, excess, xp.max(excess))
-    return xp.where(xp.max(excess) > SAME, share * share, 0.0)
+    weights = xp.where(xp.max(excess) > SAME, share * share, 0.0)
+    return xp.concat([xp.zeros_like(bimodality[:warmup]), weights])

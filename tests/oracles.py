@@ -272,14 +272,19 @@ def rank(scores, k, order="lowest"):
 
 
 def epoch_weights(history):
-    """The square of each epoch's bimodality, moved and scaled to [0, 1]; 0 where there is none."""
+    """The square of each epoch's bimodality, moved and scaled to [0, 1]; 0 where there is none.
+
+    The first tenth of the epochs counts nothing.
+    """
+    first = len(history) // 10
     bimodality = [summary(row)[8] for row in history]
-    known = [b for b in bimodality if math.isfinite(b)]
+    known = [b for b in bimodality[first:] if math.isfinite(b)]
     if not known or max(known) - min(known) <= 1e-5:
         return [0.0] * len(history)
     lowest, highest = min(known), max(known)
     return [
-        ((b - lowest) / (highest - lowest)) ** 2 if math.isfinite(b) else 0.0 for b in bimodality
+        ((b - lowest) / (highest - lowest)) ** 2 if t >= first and math.isfinite(b) else 0.0
+        for t, b in enumerate(bimodality)
     ]
 
 

@@ -97,6 +97,23 @@ def test_epochs_in_which_scores_stand_apart_count_most(epochs, peak):
     np.testing.assert_allclose(label_quality(history), oracles.label_quality(history), rtol=1e-12)
 
 
+@pytest.mark.parametrize(("epochs", "warmup"), [(9, 0), (10, 1), (29, 2)])
+def test_the_first_tenth_of_the_epochs_counts_nothing(epochs, warmup):
+    # As an untrained network's: few scores far below the rest, more bimodal than all that follow.
+    history = make_trajectories(epochs, 400, 5)
+    history[:warmup] = np.where(np.arange(400) < 4, -0.9, 0.001 * np.arange(400) / 400)
+    assert not warmup or summarize(history[0]).bimodality > summarize(history[5]).bimodality
+    weights = epoch_weights(summaries(history))
+    assert weights[:warmup] == [0.0] * warmup
+    assert weights[5] == 1.0
+    other = np.concatenate([0.5 * history[-1:]] * warmup + [history[warmup:]])
+    assert epoch_weights(summaries(other)) == weights
+    np.testing.assert_allclose(label_quality(history), oracles.label_quality(history), rtol=1e-12)
+    # What is known of a sample from these alone is better than nothing.
+    history[warmup:, 7] = np.nan
+    assert np.isfinite(label_quality(history)[7]) == bool(warmup)
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_memorised_run_gives_its_wrong_labels_away(seed):
     history, wrong = memorised(seed=seed)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from experiments import (
     augmentation,
+    comparisons,
     criteria,
     data,
     extremes,
@@ -107,8 +108,7 @@ def test_a_study_runs_whole_and_leaves_a_run_folder_and_a_result(folder, finishe
             assert np.isfinite(criteria.column(result, name)).all()
         assert criteria.column(result, "count").tolist() == [round(N * columns["count"][0] / N)] * 2
     wrong = next(r for r in results if r["settings"]["labels"] == "worse")
-    ways = {"label_quality", "mean to twice the peak", "margin to twice the peak"}
-    assert set(wrong["detection"]) > {"alignment", "margin", "forgetting_events", *ways}
+    assert set(wrong["detection"]) > {"alignment", "margin", "forgetting_events", *tables.RANKINGS}
     # The folder is one that `gwa analyse` reads, with every signal as a column.
     from gwa_offline import RunFolder
 
@@ -250,7 +250,7 @@ def test_a_wrong_name_lists_the_right_ones(tmp_path):
 
 def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
     settings = {"study": study, "percent": percent, "seed": seed, "labels": "worse"}
-    settings["data"] = "cifar10n"
+    settings |= {"data": "cifar10n", "network": "convnext"}
     given = {name: np.resize(x, epochs).tolist() for name, x in columns.items()}
     given["epoch"] = list(range(epochs))
     for name in criteria.EpochSummary._fields:
@@ -258,6 +258,12 @@ def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
     for name in ("prediction_changes", "gradient_disparity", "sample_loss"):
         given.setdefault(name, np.linspace(1, 0, epochs).tolist())
     return {"settings": settings, "epochs": given}
+
+
+def rows_of(table):
+    """Return the cells of a table by the name of their row."""
+    rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in table.splitlines()]
+    return {row[0]: row[1:] for row in rows}
 
 
 def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
@@ -274,33 +280,37 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
         made(seed=4, test_accuracy=falling),
     ]
     results[0]["settings"]["labels"] = "label"  # coarse-label-100-s0
-    results[3]["settings"]["data"] = "fashion-mnist"
-    results[3]["settings"]["study"] = "small"
+    results[3]["settings"] |= {"data": "newsgroups", "network": "words", "study": "small"}
     results[6]["settings"]["labels"] = "random"
-    lines = [
-        [x.strip() for x in x.strip("|").split("|")] for x in regrets.rules(results).splitlines()
-    ]
-    cells = {row[0]: row[1:] for row in lines}
-    assert [name.split(",")[-1].strip() for name in cells["rule"]] == [
-        "2 runs", "1 runs", "the 1 runs that separation was chosen on",
-        "1 CIFAR-10-N runs made after it became the default", "1 pairs", "0 pairs",
+    cells = rows_of(regrets.rules(results))
+    assert cells["rule"] == [
+        "CIFAR-10-N, 2 runs", "1 of these, made after it became the default",
+        "20 newsgroups, small network, 1 runs", "the 1 runs that separation was chosen on",
+        "CIFAR-10-N, 2 runs, five-epoch means",
     ]  # fmt: skip
     best = 100 * falling.max()
     # The last epoch of the falling run has 50 %; on the rising runs it is the best one.
     lost = best - 50
     nothing = "0.00 (0.00)"
+    slow = regrets.smoothed(falling)
+    smooth = 100 * (slow.max() - slow[-1])
     assert cells["last epoch"] == [
-        f"{lost / 2:.2f} ({lost:.2f})", nothing, nothing, nothing, "-5.00 (-5.00)", tables.MISSING,
+        f"{lost / 2:.2f} ({lost:.2f})", nothing, nothing, nothing,
+        f"{smooth / 2:.2f} ({smooth:.2f})",
     ]  # fmt: skip
     # The maximum of a constant is the first after the warm-up.
     early = [100 * (x.max() - x[5]) for x in (rising, falling)]
     ours = cells["largest separation"]
     assert ours[0] == f"{sum(early) / 2:.2f} ({max(early):.2f})"
-    assert ours[1] == ours[2] == f"{early[0]:.2f} ({early[0]:.2f})"
-    gain = f"{100 * (falling[5] - rising[-1]) + 5:+.2f}"
-    assert ours[4] == f"{gain} ({gain})"
+    assert ours[1] == ours[2] == ours[3] == f"{early[0]:.2f} ({early[0]:.2f})"
     held = f"{nothing}, 1 runs"
-    assert cells[criteria.VALIDATION][:4] == [held, tables.MISSING, tables.MISSING, held]
+    assert cells[criteria.VALIDATION] == [held, held, *[tables.MISSING] * 3]
+    gain = f"{100 * (falling[5] - rising[-1]) + 5:+.2f}"
+    above = rows_of(regrets.above_validation(results))
+    assert above["rule"] == ["CIFAR-10-N, 1 pairs"]
+    assert above["largest separation"] == [f"{gain} ({gain})"]
+    assert above["last epoch"] == ["-5.00 (-5.00)"]
+    assert regrets.above_validation(results[:2]) == ""
 
 
 def test_leads_are_counted_run_by_run():
@@ -310,18 +320,53 @@ def test_leads_are_counted_run_by_run():
     rising = made(seed=7, test_accuracy=np.linspace(0.1, 0.59, 50), mean=top)
     results = [falling, rising, made(test_accuracy=top, mean=top)]
     results[2]["settings"]["labels"] = "label"  # coarse-label-100-s0, which it was chosen on
-    head, _, *lines = (
-        [x.strip() for x in line.strip("|").split("|")]
-        for line in regrets.leads(results).splitlines()
-    )
-    cells = {row[0]: row[1:] for row in lines}
-    assert ["2 runs" in head[1], "1 runs" in head[3]] == [True, True]
-    assert cells["largest separation"][:4] == [tables.MISSING] * 4
+    cells = rows_of(regrets.leads(results))
+    assert cells["rule"] == [
+        "CIFAR-10-N, 2 runs", "1 of these, made after it became the default",
+    ]  # fmt: skip
+    assert "largest separation" not in cells
     # Of two runs the interval is that of their mean, from one twice to the other twice.
-    last = cells["last epoch"]
-    assert last[:2] == ["+0.00 (-29.00 to +29.00)", "1 / 1 / 0"]
-    assert last[2:4] == ["-29.00 (-29.00 to -29.00)", "0 / 1 / 0"]
+    assert cells["last epoch"] == [
+        "+0.00 (-29.00 to +29.00), 1 / 1 / 0", "-29.00 (-29.00 to -29.00), 0 / 1 / 0",
+    ]  # fmt: skip
     assert regrets.leads(results[2:]) == ""
+
+
+def test_what_those_lose_who_know_the_wrong_labels_or_the_accuracy():
+    # Best at 20; apart at 30, but for right labels, of which nothing is known; one lucky epoch.
+    accuracy = 0.6 - 0.01 * abs(np.arange(50) - 20)
+    accuracy[40] = 0.65
+    area = (-abs(np.arange(50) - 30.0)).tolist()
+    known = {"detection": {"alignment": {"auroc": area}}}
+    results = [
+        made(seed=1, test_accuracy=accuracy, mean=[0.5]) | known,
+        made(seed=2, test_accuracy=accuracy, mean=[0.5]) | {"detection": {}},
+    ]
+    cells = rows_of(regrets.knowing(results))
+    row = cells["CIFAR-10-N, `convnext`, 1 runs"]
+    assert row[2:] == ["15.00 (15.00)", "5.00 (5.00)"]
+    # The maximum of a constant is the first after the warm-up.
+    assert row[0] == "20.00 (20.00)"
+    assert regrets.knowing(results[1:]) == ""
+
+
+def test_label_errors_of_further_networks_are_those_of_all_data():
+    def found(value):
+        return {"average_precision": [0.0, value], "mean_average_precision": [0.0, value]}
+
+    runs = [made("perceptron", seed=k) for k in range(4)]
+    for run, value in zip(runs, (0.2, 0.4, 0.9, 0.9), strict=True):
+        run["detection"] = {"margin": found(value), "label_quality": {"average_precision": 0.5}}
+        run["settings"]["network"] = "mlp"
+    runs[2]["settings"]["percent"] = 90
+    runs[3]["settings"]["study"] = "coarse"
+    table = comparisons.further_errors(runs)
+    assert "**`mlp` on cifar10n**" in table
+    cells = rows_of(table)
+    assert cells["signal"] == ["worse, 2 runs"]
+    assert cells["`margin`"] == ["0.300 (0.200)"]
+    assert cells["`label_quality`"] == ["0.500 (0.000)"]
+    assert comparisons.further_errors(runs[3:]) == ""
 
 
 def test_what_fluctuates_and_what_follows_it():

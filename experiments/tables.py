@@ -82,7 +82,7 @@ BESIDE = {
 #: Ways to find label errors that choose their epochs themselves.
 RANKINGS = (
     "label_quality",
-    "weighted from the first epoch",
+    "by excess bimodality",
     "mean to twice the peak",
     "margin to twice the peak",
 )

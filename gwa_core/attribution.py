@@ -25,10 +25,8 @@ __all__ = ["epoch_weights", "label_quality", "rank_samples"]
 
 Order: TypeAlias = Literal["lowest", "highest"]
 Method: TypeAlias = Literal["separation", "mean"]
-
-# Bimodality that differs by no more has not changed: that is rounding in float32, and far below its
-# sampling error.
-SAME = 1e-5
+# What an epoch counts in any case: an excess over one group that is smaller may be chance.
+FLOOR = 0.02
 
 
 def rank_samples(
@@ -130,11 +128,12 @@ def label_quality(
     r"""Return one number a sample from its trajectory: how far its label can be trusted.
 
     .. math:: q_i = \frac 1 2 \left(1 + \frac {\sum_{t \in S_i} w_t \gamma_{t,i}}
-              {\sum_{t \in S_i} w_t}\right), \quad w_t = (b_t - \min_s b_s)^2
+              {\sum_{t \in S_i} w_t}\right), \quad
+              w_t = \max\left(\frac 1 {k_t + 3 - s_t^2} - \frac 1 3, 0\right)^2 + 0.02^2
 
-    over the epochs :math:`S_i` in which sample i was seen, with the bimodality :math:`b_t` of
-    epoch t; the first tenth of the epochs counts nothing. Below one half the sample pulled against
-    the head's weights on average.
+    over the epochs :math:`S_i` in which sample i was seen, with skewness :math:`s_t` and excess
+    kurtosis :math:`k_t` of epoch t. Below one half the sample pulled against the head's weights on
+    average.
 
     Parameters
     ----------
@@ -160,11 +159,13 @@ def label_quality(
 
     Notes
     -----
-    After a network has learned wrong labels by heart the scores have one mode; such epochs count
-    little. In the first tenth, the warm-up of the rules too, the shape of the scores is that of an
-    untrained network and says nothing about labels. A sample that was seen in epochs of weight 0
-    alone gets their mean. The concept page on label quality gives the evidence for this default.
-    Cost: O(TN). Runs under jit, which unrolls the epochs.
+    The fraction is at most 1, for two values alone (Pearson's inequality), and one third for a
+    normal distribution: the more an epoch's scores fall into two groups, the more it counts. They
+    do while wrong labels are not learned by heart; afterwards there is one group, and in an
+    untrained network one with a long tail. Where no epoch has two groups, all count nearly alike.
+    A sample that was seen in epochs of weight 0 alone, those without a kurtosis, gets their mean.
+    The concept page on label quality gives the evidence for this default. Cost: O(TN). Runs under
+    jit, which unrolls the epochs.
 
     References
     ----------
@@ -192,8 +193,9 @@ def label_quality(
     if weights is not None:
         weight = constant(xp, _checked(weights, until, history.shape[0]), history)
     elif until is None and method == "separation":
-        epochs = [summarize(history[t, ...]).bimodality for t in range(history.shape[0])]
-        weight = _weights(xp, xp.stack(epochs))
+        epochs = [summarize(history[t, ...]) for t in range(history.shape[0])]
+        shape = (xp.stack([getattr(x, name) for x in epochs]) for name in ("skewness", "kurtosis"))
+        weight = _weights(xp, *shape)
     else:
         weight = None
     seen = xp.isfinite(history)
@@ -230,9 +232,9 @@ def _checked(weights: Sequence[float], until: int | None, epochs: int) -> list[f
 def epoch_weights(history: Sequence[EpochSummary]) -> list[float]:
     r"""Return how much each epoch counts in `label_quality` by default, from summaries alone.
 
-    .. math:: w_t = \left(\frac {b_t - \min_s b_s} {\max_s b_s - \min_s b_s}\right)^2
+    .. math:: w_t = \max\left(\frac 1 {k_t + 3 - s_t^2} - \frac 1 3, 0\right)^2 + 0.02^2
 
-    over the epochs after the first tenth, rounded down; those in it have the weight 0.
+    with skewness :math:`s_t` and excess kurtosis :math:`k_t` of epoch t.
 
     Parameters
     ----------
@@ -242,9 +244,8 @@ def epoch_weights(history: Sequence[EpochSummary]) -> list[float]:
     Returns
     -------
     list of T floats
-        In [0, 1], to be given to `label_quality` as `weights` where the scores come in pieces; 0
-        where the bimodality is not a number; all 0, which counts all alike, where it never changes
-        by more than 1e-5.
+        In [0, 0.45], to be given to `label_quality` as `weights` where the scores come in pieces; 0
+        where the kurtosis is not a number.
 
     Raises
     ------
@@ -253,35 +254,37 @@ def epoch_weights(history: Sequence[EpochSummary]) -> list[float]:
 
     Notes
     -----
-    Cost: O(T).
+    The weight of an epoch depends on it alone. Cost: O(T).
 
     References
     ----------
-    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Fig. 16; the weights are ours.
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Fig. 16; Pearson, Phil. Trans. R. Soc. A 216, 1916, for
+    the inequality; the weights are ours.
 
     Examples
     --------
     >>> from gwa_core import EpochSummary, epoch_weights
-    >>> row = dict.fromkeys(EpochSummary._fields, 1)
-    >>> curve = [0.25, 0.5, 0.75, 0.5]
-    >>> epoch_weights([EpochSummary(**{**row, "bimodality": value}) for value in curve])
-    [0.0, 0.25, 1.0, 0.25]
+    >>> row = dict.fromkeys(EpochSummary._fields, 0)
+    >>> history = [EpochSummary(**{**row, "kurtosis": value}) for value in (-2.0, -1.0, 0.0)]
+    >>> [round(weight, 4) for weight in epoch_weights(history)]
+    [0.4448, 0.0282, 0.0004]
     """
     if not history:
         raise ValueError("`history` must have at least one epoch, got none")
-    bimodality = np.asarray([summary.bimodality for summary in history], dtype=np.float64)
-    weights: list[float] = _weights(namespace(bimodality=bimodality), bimodality).tolist()
+    skewness, kurtosis = (
+        np.asarray([getattr(summary, name) for summary in history], dtype=np.float64)
+        for name in ("skewness", "kurtosis")
+    )
+    weights: list[float] = _weights(namespace(kurtosis=kurtosis), skewness, kurtosis).tolist()
     return weights
 
 
-def _weights(xp: Any, bimodality: Array) -> Array:
-    """Return the weights (T,) of epochs; all 0 where they have the same bimodality."""
-    warmup = bimodality.shape[0] // 10
-    late = bimodality[warmup:]
-    known = xp.isfinite(late)
-    lowest = xp.min(xp.where(known, late, xp.inf))
+def _weights(xp: Any, skewness: Array, kurtosis: Array) -> Array:
+    """Return the weights (T,) of epochs; 0 where there is no kurtosis."""
     with quiet(xp):
-        excess = xp.where(known, late - lowest, 0.0)
-        share = divide_or_zero(xp, excess, xp.max(excess))
-    weights = xp.where(xp.max(excess) > SAME, share * share, 0.0)
-    return xp.concat([xp.zeros_like(bimodality[:warmup]), weights])
+        apart = kurtosis + 3.0 - skewness * skewness
+        known = xp.isfinite(apart)
+        # Less than 1 by rounding alone; 3 is one group, a normal distribution.
+        groups = 1.0 / xp.where(known & (apart > 1.0), apart, 1.0) - 1.0 / 3.0
+        groups = xp.where(groups > 0.0, groups, 0.0)
+    return xp.where(known, groups * groups + FLOOR * FLOOR, 0.0)

@@ -272,20 +272,14 @@ def rank(scores, k, order="lowest"):
 
 
 def epoch_weights(history):
-    """The square of each epoch's bimodality, moved and scaled to [0, 1]; 0 where there is none.
-
-    The first tenth of the epochs counts nothing.
-    """
-    first = len(history) // 10
-    bimodality = [summary(row)[8] for row in history]
-    known = [b for b in bimodality[first:] if math.isfinite(b)]
-    if not known or max(known) - min(known) <= 1e-5:
-        return [0.0] * len(history)
-    lowest, highest = min(known), max(known)
-    return [
-        ((b - lowest) / (highest - lowest)) ** 2 if t >= first and math.isfinite(b) else 0.0
-        for t, b in enumerate(bimodality)
-    ]
+    """How far one over (kurtosis less squared skewness) lies above one third, squared, and a floor."""
+    weights = []
+    for row in history:
+        skewness, excess_kurtosis = summary(row)[3:5]
+        apart = excess_kurtosis + 3 - skewness**2
+        excess = max(1 / max(apart, 1.0) - 1 / 3, 0.0)
+        weights.append(excess**2 + 0.02**2 if math.isfinite(apart) else 0.0)
+    return weights
 
 
 def label_quality(history, until=None, weights=None):

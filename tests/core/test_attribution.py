@@ -80,7 +80,7 @@ def test_wrong_labels_rank_lowest():
     assert set(rank_samples(scores, k=30)) == set(range(30))
 
 
-def test_quality_follows_the_bimodality(backend):
+def test_quality_follows_the_shape_of_the_scores(backend):
     got = backend.call(lambda a: label_quality(a["history"]), backend.arrays(history=HISTORY))
     want = oracles.label_quality(backend.read(backend.array(HISTORY)))
     np.testing.assert_allclose(backend.read(got), want, rtol=1e-5)
@@ -92,26 +92,24 @@ def test_epochs_in_which_scores_stand_apart_count_most(epochs, peak):
     weights = epoch_weights(summaries(history))
     np.testing.assert_allclose(weights, oracles.epoch_weights(history), rtol=1e-9, atol=1e-15)
     assert int(np.argmax(weights)) == peak
-    assert (min(weights), max(weights)) == (0.0, 1.0)
-    assert all(w < 0.05 for t, w in enumerate(weights) if abs(t - peak) > 3)
+    assert all(w < 0.05 * max(weights) for t, w in enumerate(weights) if abs(t - peak) > 3)
     np.testing.assert_allclose(label_quality(history), oracles.label_quality(history), rtol=1e-12)
 
 
-@pytest.mark.parametrize(("epochs", "warmup"), [(9, 0), (10, 1), (29, 2)])
-def test_the_first_tenth_of_the_epochs_counts_nothing(epochs, warmup):
-    # As an untrained network's: few scores far below the rest, more bimodal than all that follow.
-    history = make_trajectories(epochs, 400, 5)
-    history[:warmup] = np.where(np.arange(400) < 4, -0.9, 0.001 * np.arange(400) / 400)
-    assert not warmup or summarize(history[0]).bimodality > summarize(history[5]).bimodality
+def test_the_long_tail_of_an_untrained_network_is_not_two_modes():
+    history = make_trajectories(9, 400, 5)
+    # Of large skewness, which Sarle's coefficient takes for two modes; that of a normal one is 1/3.
+    history[0] = -0.01 * np.random.default_rng(0).gamma(0.25, size=400)
+    assert summarize(history[0]).bimodality > 0.5
     weights = epoch_weights(summaries(history))
-    assert weights[:warmup] == [0.0] * warmup
-    assert weights[5] == 1.0
-    other = np.concatenate([0.5 * history[-1:]] * warmup + [history[warmup:]])
-    assert epoch_weights(summaries(other)) == weights
-    np.testing.assert_allclose(label_quality(history), oracles.label_quality(history), rtol=1e-12)
-    # What is known of a sample from these alone is better than nothing.
-    history[warmup:, 7] = np.nan
-    assert np.isfinite(label_quality(history)[7]) == bool(warmup)
+    assert weights[0] == min(weights)
+    assert weights[0] < 0.01 * weights[5]
+    # Two values alone are two modes, whatever their shares; no weight is larger, nor by rounding.
+    most = (2 / 3) ** 2 + 0.02**2
+    for count in (1, 37, 200):
+        two = np.where(np.arange(400) < count, -0.3, 0.7)
+        assert epoch_weights(summaries([two])) == pytest.approx([most], rel=1e-9)
+        assert epoch_weights(summaries([two.astype("f4")]))[0] <= most + 1e-12
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -188,8 +186,11 @@ def test_an_epoch_without_a_distribution_counts_nothing():
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_where_no_epoch_stands_out_all_count_alike(history, dtype):
     history = history.astype(dtype)
-    assert epoch_weights(summaries(history)) == [0.0] * len(history)
-    np.testing.assert_array_equal(label_quality(history), label_quality(history, method="mean"))
+    weights = epoch_weights(summaries(history))
+    np.testing.assert_allclose(weights, weights[0], rtol=1e-5 if dtype == "f4" else 1e-12)
+    np.testing.assert_allclose(
+        label_quality(history), label_quality(history, method="mean"), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("until", [1, 3, 6, 99])

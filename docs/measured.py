@@ -40,7 +40,7 @@ kinds of noise. CIFAR-10-N had no part in that, but other networks on it had in 
 
 In digits, and in Fashion-MNIST but for feature-dependent errors, `LabelIssues` was ranked anew with weighted epochs; its
 times are those of before. In the other eight settings its row, not the logistic one, is from before: features and errors
-could not be made the same again. On what could be made, weights change its average precision there by -0.010 to +0.007.
+could not be made the same again. On what could be made, weights change its average precision by -0.003 to +0.030.
 
 - `LabelIssues`: the default, a network. "Logistic": standardised columns and `LogisticRegression`, for both.
 - cleanlab: `CleanLearning()`, its default, five folds of `LogisticRegression` on the columns as they are. "Network": five

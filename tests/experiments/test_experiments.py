@@ -359,7 +359,7 @@ def test_label_errors_of_further_networks_are_those_of_all_data():
         run["detection"] = {"margin": found(value), "label_quality": {"average_precision": 0.5}}
         run["settings"]["network"] = "mlp"
     runs[2]["settings"]["percent"] = 90
-    runs[3]["settings"]["study"] = "coarse"
+    runs[3]["settings"] |= {"study": "coarse", "network": "convnext-coarse"}
     table = comparisons.further_errors(runs)
     assert "**`mlp` on cifar10n**" in table
     cells = rows_of(table)

@@ -10,19 +10,15 @@ import time
 import numpy as np
 import pytest
 import torch
-from numpy.testing import assert_allclose
 from PIL import Image
 
 from experiments import (
     augmentation,
-    comparisons,
     criteria,
     data,
-    extremes,
     figures,
     networks,
     plan,
-    regrets,
     tables,
 )
 from experiments.__main__ import RESULTS, main
@@ -248,179 +244,6 @@ def test_a_wrong_name_lists_the_right_ones(tmp_path):
             main(words.split())
 
 
-def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
-    settings = {"study": study, "percent": percent, "seed": seed, "labels": "worse"}
-    settings |= {"data": "cifar10n", "network": "convnext"}
-    given = {name: np.resize(x, epochs).tolist() for name, x in columns.items()}
-    given["epoch"] = list(range(epochs))
-    for name in criteria.EpochSummary._fields:
-        given.setdefault(name, [1.0] * epochs)
-    for name in ("prediction_changes", "gradient_disparity", "sample_loss"):
-        given.setdefault(name, np.linspace(1, 0, epochs).tolist())
-    return {"settings": settings, "epochs": given}
-
-
-def rows_of(table):
-    """Return the cells of a table by the name of their row."""
-    rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in table.splitlines()]
-    return {row[0]: row[1:] for row in rows}
-
-
-def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
-    rising = np.linspace(0.4, 0.6, 50)
-    falling = np.where(np.arange(50) < 20, rising, rising - 0.1)
-    results = [
-        made(test_accuracy=rising),
-        made(seed=1, test_accuracy=falling),
-        made(seed=1, percent=90, test_accuracy=rising - 0.05, validation_accuracy=rising),
-        made(test_accuracy=rising),
-        # Of folds, too short for a rule to be wrong, and with nothing to learn: not judged.
-        made(seed=2, test_accuracy=falling) | {"settings": {"fold": 1}},
-        made(seed=3, epochs=20, test_accuracy=falling),
-        made(seed=4, test_accuracy=falling),
-    ]
-    results[0]["settings"]["labels"] = "label"  # coarse-label-100-s0
-    results[3]["settings"] |= {"data": "newsgroups", "network": "words", "study": "small"}
-    results[6]["settings"]["labels"] = "random"
-    cells = rows_of(regrets.rules(results))
-    assert cells["rule"] == [
-        "CIFAR-10-N, 2 runs", "1 of these, made after it became the default",
-        "20 newsgroups, small network, 1 runs", "the 1 runs that separation was chosen on",
-        "CIFAR-10-N, 2 runs, five-epoch means",
-    ]  # fmt: skip
-    best = 100 * falling.max()
-    # The last epoch of the falling run has 50 %; on the rising runs it is the best one.
-    lost = best - 50
-    nothing = "0.00 (0.00)"
-    slow = regrets.smoothed(falling)
-    smooth = 100 * (slow.max() - slow[-1])
-    assert cells["last epoch"] == [
-        f"{lost / 2:.2f} ({lost:.2f})", nothing, nothing, nothing,
-        f"{smooth / 2:.2f} ({smooth:.2f})",
-    ]  # fmt: skip
-    # The maximum of a constant is the first after the warm-up.
-    early = [100 * (x.max() - x[5]) for x in (rising, falling)]
-    ours = cells["largest separation"]
-    assert ours[0] == f"{sum(early) / 2:.2f} ({max(early):.2f})"
-    assert ours[1] == ours[2] == ours[3] == f"{early[0]:.2f} ({early[0]:.2f})"
-    held = f"{nothing}, 1 runs"
-    assert cells[criteria.VALIDATION] == [held, held, *[tables.MISSING] * 3]
-    gain = f"{100 * (falling[5] - rising[-1]) + 5:+.2f}"
-    above = rows_of(regrets.above_validation(results))
-    assert above["rule"] == ["CIFAR-10-N, 1 pairs"]
-    assert above["largest separation"] == [f"{gain} ({gain})"]
-    assert above["last epoch"] == ["-5.00 (-5.00)"]
-    assert regrets.above_validation(results[:2]) == ""
-
-
-def test_leads_are_counted_run_by_run():
-    top = 0.6 - 0.01 * abs(np.arange(50) - 20)
-    # Largest separation keeps epoch 20; the last one is 29 points lower, or the best there is.
-    falling = made(seed=1, test_accuracy=top, mean=top)
-    rising = made(seed=7, test_accuracy=np.linspace(0.1, 0.59, 50), mean=top)
-    results = [falling, rising, made(test_accuracy=top, mean=top)]
-    results[2]["settings"]["labels"] = "label"  # coarse-label-100-s0, which it was chosen on
-    cells = rows_of(regrets.leads(results))
-    assert cells["rule"] == [
-        "CIFAR-10-N, 2 runs", "1 of these, made after it became the default",
-    ]  # fmt: skip
-    assert "largest separation" not in cells
-    # Of two runs the interval is that of their mean, from one twice to the other twice.
-    assert cells["last epoch"] == [
-        "+0.00 (-29.00 to +29.00), 1 / 1 / 0", "-29.00 (-29.00 to -29.00), 0 / 1 / 0",
-    ]  # fmt: skip
-    assert regrets.leads(results[2:]) == ""
-
-
-def test_what_those_lose_who_know_the_wrong_labels_or_the_accuracy():
-    # Best at 20; apart at 30, but for right labels, of which nothing is known; one lucky epoch.
-    accuracy = 0.6 - 0.01 * abs(np.arange(50) - 20)
-    accuracy[40] = 0.65
-    area = (-abs(np.arange(50) - 30.0)).tolist()
-    known = {"detection": {"alignment": {"auroc": area}}}
-    results = [
-        made(seed=1, test_accuracy=accuracy, mean=[0.5]) | known,
-        made(seed=2, test_accuracy=accuracy, mean=[0.5]) | {"detection": {}},
-    ]
-    cells = rows_of(regrets.knowing(results))
-    row = cells["CIFAR-10-N, `convnext`, 1 runs"]
-    assert row[2:] == ["15.00 (15.00)", "5.00 (5.00)"]
-    # The maximum of a constant is the first after the warm-up.
-    assert row[0] == "20.00 (20.00)"
-    assert regrets.knowing(results[1:]) == ""
-
-
-def test_label_errors_of_further_networks_are_those_of_all_data():
-    def found(value):
-        return {"average_precision": [0.0, value], "mean_average_precision": [0.0, value]}
-
-    runs = [made("perceptron", seed=k) for k in range(4)]
-    for run, value in zip(runs, (0.2, 0.4, 0.9, 0.9), strict=True):
-        run["detection"] = {"margin": found(value), "label_quality": {"average_precision": 0.5}}
-        run["settings"]["network"] = "mlp"
-    runs[2]["settings"]["percent"] = 90
-    runs[3]["settings"] |= {"study": "coarse", "network": "convnext-coarse"}
-    table = comparisons.further_errors(runs)
-    assert "**`mlp` on cifar10n**" in table
-    cells = rows_of(table)
-    assert cells["signal"] == ["worse, 2 runs"]
-    assert cells["`margin`"] == ["0.300 (0.200)"]
-    assert cells["`label_quality`"] == ["0.500 (0.000)"]
-    assert comparisons.further_errors(runs[3:]) == ""
-
-
-def test_what_fluctuates_and_what_follows_it():
-    values = np.random.default_rng(0).normal(size=12)
-    slow = [np.mean(values[max(0, k - 2) : k + 3]) for k in range(12)]
-    assert_allclose(regrets.smoothed(values), slow)
-    # Up to epoch 29 and down again; every other epoch, also that one, two points lower.
-    hill = 0.6 - 0.002 * abs(np.arange(50) - 29)
-    tooth = np.where(np.arange(50) % 2, -0.02, 0)
-    followed = made(
-        test_accuracy=hill + tooth, mean=[0.5], bimodality=hill - tooth, after_loss=1 - tooth,
-        gwa=hill - tooth,
-    )  # fmt: skip
-    head, _, row = (
-        x.strip("| ").split(" | ") for x in regrets.fluctuation([followed]).splitlines()
-    )
-    cells = dict(zip(head, row, strict=True))
-    assert cells["network"].endswith(", 1 runs")
-    assert cells["lost by largest separation"] == "1.80 (1.80)"
-    assert cells["lost by the best five-epoch mean"] == "0.00 (0.00)"
-    # Of a zigzag two groups are left, within which the order is nothing: three quarters.
-    assert float(cells["separation"]) < -0.7
-    assert cells["validation"] == tables.MISSING
-    assert float(cells["loss after, turned"]) > 0.7
-
-
-def test_epochs_of_two_modes_and_unhealthy_ones_are_counted():
-    bimodality = np.where(np.arange(50) < 10, 0.7, 0.4)
-    denominator = np.where(np.arange(50) < 4, -0.2, 1.0)
-    plain = made(seed=1, bimodality=[0.4], test_accuracy=[0.5])
-    run = made(
-        bimodality=bimodality, denominator=denominator, mean=np.linspace(0, 1, 50),
-        test_accuracy=np.linspace(0.4, 0.9, 50),
-    )  # fmt: skip
-    rows = extremes.two_modes([run, plain]).splitlines()
-    # Seven tenths at a mean of 9/49 are more than four tenths at one of 1.
-    assert rows[2:] == [
-        "| `coarse-worse-100-s0` | 50 | 10 | 4 | -0.20 | 1.000 | 9, −40.8 | 5, −44.9 | 49, −0.0 |"
-    ]
-
-
-def test_figures_of_unhealthy_epochs_and_of_random_labels(tmp_path):
-    quantiles = [list(np.linspace(-1, 1, 41))] * 50
-    columns = {"test_accuracy": [0.5], "label_probability": [0.4]}
-    unhealthy = made(study="small", denominator=[-0.1, 0.2], **columns)
-    unhealthy["epochs"] |= {"right_quantiles": quantiles, "wrong_quantiles": [[]] * 50}
-    learnt = made(study="random", **columns)
-    for name, run in (("health", unhealthy), ("random-labels", learnt)):
-        assert not figures.draw(name, [made(**columns)], "", tmp_path / "none.png")
-        assert figures.draw(name, [run], "", tmp_path / f"{name}.png")
-        with Image.open(tmp_path / f"{name}.png") as image:
-            assert image.width > 300
-
-
 def test_the_original_files_of_cifar_and_its_labels(tmp_path):
     images, labels = pictures(50, 0)
     batches = tmp_path / "cifar-10-batches-py"
@@ -555,6 +378,11 @@ def test_networks_have_the_sizes_of_the_paper_and_the_weights_of_their_seed():
         network = build(name, 10, 0)
         assert 8e6 < sum(p.numel() for p in network.parameters()) < 11e6
         assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    for name in ("mlp", "conv"):
+        network, image = build(name, 10, 0), torch.rand(2, 3, 32, 32)
+        found = network.latents(image)
+        assert found.shape == (2, 128)
+        assert not torch.equal(found, network.latents(image.flip(3)))
     one, same, other = (build("tiny", 3, seed).state_dict() for seed in (0, 0, 1))
     assert all(torch.equal(one[k], same[k]) for k in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])

@@ -32,17 +32,25 @@ def prepare(tables: Path, model: Path, out: Path) -> None:
         A folder of Transformers with a BERT and its tokenizer.
     out : path
         Where the files go.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is neither.
     """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     out.mkdir(parents=True, exist_ok=True)
-    for name, source in CORPORA.items():
-        files = [tables / f"{source}-{part}.tab" for part in ("train", "test")]
-        if all(file.exists() for file in files):
-            kept = _write_tokens(files, tokenizer, out / f"{name}.npz")
-            if name == "r8":
-                _write_encoder(model, kept, out / "minilm.npz")
+    there = [name for name, x in CORPORA.items() if (tables / f"{x}-train.tab").exists()]
+    if not there:
+        known = " or ".join(f"{source}-train.tab" for source in CORPORA.values())
+        raise FileNotFoundError(f"`tables` must be a folder with {known}, got {str(tables)!r}")
+    for name in there:
+        files = [tables / f"{CORPORA[name]}-{part}.tab" for part in ("train", "test")]
+        kept = _write_tokens(files, tokenizer, out / f"{name}.npz")
+        if name == "r8":
+            _write_encoder(model, kept, out / "minilm.npz")
 
 
 def _write_tokens(files: list[Path], tokenizer: Any, out: Path) -> list[int]:

@@ -128,6 +128,13 @@ def test_texts_are_numbered_anew_and_rare_pieces_are_one(folder):
     assert found.train.max() == 13
 
 
+def test_a_folder_without_texts_is_refused(folder, tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"must be a folder with reuters-r8-train\.tab or 20"
+    ):
+        main(["prepare-text", str(tmp_path), str(folder / "encoder"), str(tmp_path)])
+
+
 def test_the_encoder_that_was_cut_is_the_whole_ones_mean_over_tokens(folder):
     network = build("minilm", 3, 0, folder).train()
     whole = transformers.BertModel.from_pretrained(folder / "encoder").eval()

@@ -101,7 +101,6 @@ def further_errors(results: list[Result]) -> str:
         if r["detection"]
         and r["settings"]["network"] not in own
         and r["settings"]["labels"] != "random"
-        and len(column(r, "epoch")) <= 70  # of the usual length
     ]
     parts = []
     for network in dict.fromkeys((r["settings"]["network"], r["settings"]["data"]) for r in runs):

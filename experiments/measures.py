@@ -229,12 +229,12 @@ def detection(
         }
     until = _cut_off(history)
     scores = samples["alignment"]
-    found["label_quality"] = dict(zip(kinds, judged(-label_quality(scores)), strict=True))
     # What was tried before: squares of the excess over the least bimodal epoch, and all alike up to one.
     bimodality = np.asarray([summary.bimodality for summary in history])
-    weights = np.nan_to_num(bimodality - np.nanmin(bimodality)) ** 2
-    both = judged(-label_quality(scores, weights=weights))
-    found["by excess bimodality"] = dict(zip(kinds, both, strict=True))
+    former = np.nan_to_num(bimodality - np.nanmin(bimodality)) ** 2
+    for name, weights in {"label_quality": None, "by excess bimodality": former}.items():
+        both = judged(-label_quality(scores, weights=weights))
+        found[name] = dict(zip(kinds, both, strict=True))
     for name, values in {"mean": scores, "margin": samples["margin"]}.items():
         both = judged(-np.nanmean(values[:until], axis=0))
         found[f"{name} to twice the peak"] = dict(zip(kinds, both, strict=True), until=until)

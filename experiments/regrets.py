@@ -52,23 +52,19 @@ def compared(results: list[Result]) -> list[Result]:
 
 def groups(results: list[Result]) -> dict[str, list[Result]]:
     """Return the runs that separation was not chosen on, by data and size of network."""
-    found: dict[str, list[Result]] = {}
-    for data, title in DATA.items():
-        for small in (False, True):
-            runs = [
-                r
-                for r in runs_of(compared(results), data=data)
-                if name_of(r) not in CHOSEN_ON and (r["settings"]["network"] in SMALL) == small
-            ]
-            if runs:
-                found[title + ", small network" * small] = runs
-    return found
+    titles = [title + of for title in DATA.values() for of in ("", ", small network")]
+    found: dict[str, list[Result]] = {title: [] for title in titles}
+    for run in compared(results):
+        s = run["settings"]
+        if name_of(run) not in CHOSEN_ON:
+            found[DATA[s["data"]] + ", small network" * (s["network"] in SMALL)].append(run)
+    return {title: runs for title, runs in found.items() if runs}
 
 
-def _columns(results: list[Result]) -> dict[str, list[Result]]:
-    """Return the groups by the heads of their columns, with the runs that the default was not made with."""
+def _columns(grouped: dict[str, list[Result]]) -> dict[str, list[Result]]:
+    """Return groups by the heads of their columns, each with its runs made since the default was chosen."""
     found = {}
-    for title, runs in groups(results).items():
+    for title, runs in grouped.items():
         found[f"{title}, {len(runs)} runs"] = runs
         later = [r for r in runs if name_of(r) not in KNOWN]
         if 0 < len(later) < len(runs):
@@ -78,9 +74,9 @@ def _columns(results: list[Result]) -> dict[str, list[Result]]:
 
 def rules(results: list[Result]) -> str:
     """Regret by rule, on runs that separation was not chosen on and on those that it was."""
-    some = _columns(results)
+    grouped = groups(results)
+    some, large = _columns(grouped), grouped.get(DATA["cifar10n"], [])
     own = [r for r in compared(results) if name_of(r) in CHOSEN_ON]
-    large = groups(results).get(DATA["cifar10n"], [])
     smooth = [smoothed(100 * column(r, "test_accuracy")) for r in large]
     rows = []
     for name in (*CRITERIA, VALIDATION):
@@ -97,7 +93,7 @@ def rules(results: list[Result]) -> str:
         rows.append([name, *cells, _mean_and_worst(lost, name)])
     head = ["rule", *some, f"the {len(own)} runs that separation was chosen on"]
     head.append(f"{DATA['cifar10n']}, {len(large)} runs, five-epoch means")
-    return markdown(head, rows) if compared(results) else ""
+    return markdown(head, rows) if some or own else ""
 
 
 def _mean_and_worst(lost: list[float], name: str) -> str:
@@ -143,7 +139,7 @@ def smoothed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def leads(results: list[Result]) -> str:
     """By how many points separation is ahead of each other rule, run by run."""
-    some = _columns(results)
+    some = _columns(groups(results))
     rows = []
     for name in CRITERIA:
         if name != SEPARATION:
@@ -205,17 +201,19 @@ def knowing(results: list[Result]) -> str:
         runs = [r for r in some if r["detection"]]
         for name in dict.fromkeys(r["settings"]["network"] for r in runs):
             of = runs_of(runs, network=name)
-            found = [[kept(r, rule) for rule in (SEPARATION, "largest bimodality")] for r in of]
-            for run, epochs in zip(of, found, strict=True):
-                apart = run["detection"]["alignment"]["auroc"]
-                epochs.append(int(np.nanargmax(apart)))
-                epochs.append(int(smoothed(column(run, "test_accuracy")).argmax()))
-            lost = np.asarray([regret(r, x) for r, x in zip(of, found, strict=True)])
+            lost = np.asarray([regret(r, _known(r)) for r in of])
             cells = (f"{x.mean():.2f} ({x.max():.2f})" for x in lost.T)
             rows.append([f"{title.split(',')[0]}, `{name}`, {len(of)} runs", *cells])
     head = ["runs with wrong labels", SEPARATION, "largest bimodality"]
     head += ["right and wrong labels furthest apart", "best five-epoch mean of the accuracy"]
     return markdown(head, rows) if rows else ""
+
+
+def _known(run: Result) -> list[int | None]:
+    """Return what two rules keep, and who knows the wrong labels, and who knows the accuracy."""
+    two = [kept(run, name) for name in (SEPARATION, "largest bimodality")]
+    apart = int(np.nanargmax(run["detection"]["alignment"]["auroc"]))
+    return [*two, apart, int(smoothed(column(run, "test_accuracy")).argmax())]
 
 
 def fixed_size(results: list[Result]) -> str:

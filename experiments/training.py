@@ -203,8 +203,6 @@ class Run:
         names = self.class_names
         self.monitor.save(self.folder, metrics=plain, targets=self.labels, class_names=names)
         values = signals.values | {"alignment": self.monitor.scores.cpu().numpy()}
-        counts = np.histogram(values["alignment"], bins=100, range=(-1, 1))[0]
-        found["histogram"] = counts.tolist()  # for rules that are not thought of yet
         quantiles = np.linspace(0, 1, 41)
         for part, mask in {"right": ~self.wrong, "wrong": self.wrong}.items():
             scores = values["alignment"][mask]

@@ -94,12 +94,12 @@ def models(results: list[Result]) -> str:
 
 def further_errors(results: list[Result]) -> str:
     """Label errors in other networks: average precision by the mean over all epochs."""
-    own = {r["settings"]["network"] for r in results if r["settings"]["study"] in NETWORKS}
     runs = [
         r
         for r in runs_of(results, percent=100)
         if r["detection"]
-        and r["settings"]["network"] not in own
+        and not r["settings"].get("fold")
+        and r["settings"]["study"] not in NETWORKS
         and r["settings"]["labels"] != "random"
     ]
     parts = []

@@ -32,6 +32,7 @@ WINDOW, SEPARATION = 5, "largest separation"
 #: Data that rules are compared on, by what they are called, and networks that a CPU can train.
 DATA = {"cifar10n": "CIFAR-10-N", "fashion-mnist": "Fashion-MNIST", "newsgroups": "20 newsgroups"}
 SMALL = {"mlp", "conv", "words"}
+MADE = "CIFAR-10, made errors"
 
 
 def judged(results: list[Result]) -> list[Result]:
@@ -53,11 +54,13 @@ def compared(results: list[Result]) -> list[Result]:
 def groups(results: list[Result]) -> dict[str, list[Result]]:
     """Return the runs that separation was not chosen on, by data and size of network."""
     titles = [title + of for title in DATA.values() for of in ("", ", small network")]
+    titles.append(MADE)
     found: dict[str, list[Result]] = {title: [] for title in titles}
     for run in compared(results):
         s = run["settings"]
         if name_of(run) not in CHOSEN_ON:
-            found[DATA[s["data"]] + ", small network" * (s["network"] in SMALL)].append(run)
+            title = DATA[s["data"]] + ", small network" * (s["network"] in SMALL)
+            found[MADE if s["study"] == "made" else title].append(run)
     return {title: runs for title, runs in found.items() if runs}
 
 

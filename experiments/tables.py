@@ -33,6 +33,7 @@ __all__ = [
     "accuracy_cell",
     "correlation",
     "markdown",
+    "newest",
     "runs_of",
     "spread",
 ]
@@ -177,7 +178,7 @@ def label_errors(results: list[Result]) -> str:
     for study, title in NETWORKS.items():
         cells: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(dict)
         for labels in LABELS[1:]:
-            for run in runs_of(results, study=study, labels=labels, percent=100):
+            for run in newest(runs_of(results, study=study, labels=labels, percent=100)):
                 for name, found in run["detection"].items():
                     cells[name].setdefault(labels, []).append(_precisions(found))
         if not cells:
@@ -199,9 +200,15 @@ def label_errors(results: list[Result]) -> str:
     return "\n".join(parts)
 
 
+def newest(runs: list[Result]) -> list[Result]:
+    """Return those in which the present weights of epochs were measured, or all where none has."""
+    return [run for run in runs if "label_quality" in run["detection"]] or runs
+
+
 def _cleanlab(results: list[Result], study: str) -> list[list[str]]:
     """Return rows of cleanlab's scores: of the study's runs, and of folds of its network."""
-    own = runs_of(results, study=study, percent=100)
+    of_labels = (runs_of(results, study=study, labels=labels, percent=100) for labels in LABELS)
+    own = [run for runs in of_labels for run in newest(runs)]
     networks = {r["settings"]["network"] for r in own}
     folds: dict[tuple[Any, ...], dict[int, Any]] = defaultdict(dict)
     for run in results:

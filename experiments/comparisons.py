@@ -10,7 +10,7 @@ from scipy.stats import pearsonr, spearmanr
 from experiments.criteria import BEST, CRITERIA, VALIDATION, Result, column, kept, share_of
 from experiments.data import GROUPS
 from experiments.regrets import judged
-from experiments.tables import MISSING, NETWORKS, RANKINGS, markdown, runs_of, spread
+from experiments.tables import MISSING, NETWORKS, RANKINGS, markdown, newest, runs_of, spread
 from gwa_core.signals import SIGNALS
 
 __all__ = ["TABLES", "model_points"]
@@ -105,7 +105,8 @@ def further_errors(results: list[Result]) -> str:
     parts = []
     for network in dict.fromkeys((r["settings"]["network"], r["settings"]["data"]) for r in runs):
         of = [r for r in runs if (r["settings"]["network"], r["settings"]["data"]) == network]
-        by = {s: runs_of(of, labels=s) for s in sorted({r["settings"]["labels"] for r in of})}
+        labels = sorted({r["settings"]["labels"] for r in of})
+        by = {x: newest(runs_of(of, labels=x)) for x in labels}
         rows = []
         for name in (*RANKINGS, "alignment", *SIGNALS):
             row = []
@@ -117,7 +118,7 @@ def further_errors(results: list[Result]) -> str:
                 row.append(spread(values, 3))
             if any(cell != MISSING for cell in row):
                 rows.append([f"`{name}`", *row])
-        head = ["signal", *(f"{labels}, {len(some)} runs" for labels, some in by.items())]
+        head = ["signal", *(f"{x}, {len(some)} runs" for x, some in by.items())]
         parts.append(f"**`{network[0]}` on {network[1]}**\n\n{markdown(head, rows)}")
     return "\n".join(parts)
 

@@ -57,11 +57,15 @@ def groups(results: list[Result]) -> dict[str, list[Result]]:
     titles.append(MADE)
     found: dict[str, list[Result]] = {title: [] for title in titles}
     for run in compared(results):
-        s = run["settings"]
         if name_of(run) not in CHOSEN_ON:
-            title = DATA[s["data"]] + ", small network" * (s["network"] in SMALL)
-            found[MADE if s["study"] == "made" else title].append(run)
+            found[_group(run["settings"])].append(run)
     return {title: runs for title, runs in found.items() if runs}
+
+
+def _group(settings: dict[str, Any]) -> str:
+    if settings["data"] == "cifar10n" and settings["labels"] not in LABELS:
+        return MADE
+    return DATA[settings["data"]] + ", small network" * (settings["network"] in SMALL)
 
 
 def _columns(grouped: dict[str, list[Result]]) -> dict[str, list[Result]]:

@@ -177,10 +177,14 @@ def label_errors(results: list[Result]) -> str:
     parts = []
     for study, title in NETWORKS.items():
         cells: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(dict)
-        for labels in LABELS[1:]:
-            for run in newest(runs_of(results, study=study, labels=labels, percent=100)):
-                for name, found in run["detection"].items():
-                    cells[name].setdefault(labels, []).append(_precisions(found))
+        own = [
+            r
+            for x in LABELS[1:]
+            for r in newest(runs_of(results, study=study, labels=x, percent=100))
+        ]
+        for run in own:
+            for name, found in run["detection"].items():
+                cells[name].setdefault(run["settings"]["labels"], []).append(_precisions(found))
         if not cells:
             continue
         rows = []
@@ -191,7 +195,7 @@ def label_errors(results: list[Result]) -> str:
                     columns = zip(*cells[name].get(labels, []), strict=True)
                     row.append(" / ".join(spread(list(x), 3) for x in columns) or MISSING)
                 rows.append([f"`{name}`", *row])
-        rows += _cleanlab(results, study)
+        rows += _cleanlab(results, own)
         table = markdown(["signal", *list(TITLES.values())[1:]], rows)
         parts.append(
             f"**{title}**, average precision: by the last epoch / by the mean over all epochs / "
@@ -205,10 +209,8 @@ def newest(runs: list[Result]) -> list[Result]:
     return [run for run in runs if "label_quality" in run["detection"]] or runs
 
 
-def _cleanlab(results: list[Result], study: str) -> list[list[str]]:
-    """Return rows of cleanlab's scores: of the study's runs, and of folds of its network."""
-    of_labels = (runs_of(results, study=study, labels=labels, percent=100) for labels in LABELS)
-    own = [run for runs in of_labels for run in newest(runs)]
+def _cleanlab(results: list[Result], own: list[Result]) -> list[list[str]]:
+    """Return rows of cleanlab's scores: of a study's own runs, and of folds of its network."""
     networks = {r["settings"]["network"] for r in own}
     folds: dict[tuple[Any, ...], dict[int, Any]] = defaultdict(dict)
     for run in results:

@@ -39,3 +39,57 @@ def imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
             module = node.module or ""
             yield module, node.lineno
             yield from ((f"{module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def lines_of_code(text: str) -> int:
+    """The lines that are not blank and not part of a docstring."""
+    described: set[int] = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and ast.get_docstring(node, clean=False) is not None:
+                described.update(range(first.lineno, first.end_lineno + 1))
+    lines = enumerate(text.splitlines(), 1)
+    return sum(1 for number, line in lines if line.strip() and number not in described)
+
+
+def module_name(path: Path) -> str:
+    """The name that a file below the core or the adapters is imported by."""
+    place = CORE.parent if path.is_relative_to(CORE) else ADAPTERS
+    parts = path.relative_to(place).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph(sources: dict[str, ast.AST]) -> dict[str, set[str]]:
+    """Which of the modules each module names in its imports, wherever they are in the file.
+
+    Imports inside functions and under TYPE_CHECKING count: they hide a circle from Python and not
+    from a reader. A package counts where a name is taken from its ``__init__``.
+    """
+    graph: dict[str, set[str]] = {name: set() for name in sources}
+    for name, tree in sources.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found = {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                modules = (f"{node.module}.{alias.name}" for alias in node.names)
+                found = {module if module in sources else str(node.module) for module in modules}
+            else:
+                continue
+            graph[name] |= found & set(sources)
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The groups of modules that reach each other, a module that imports itself included."""
+    reach = {name: set(targets) for name, targets in graph.items()}
+    for middle in graph:
+        for targets in reach.values():
+            if middle in targets:
+                targets |= reach[middle]
+    groups = {
+        tuple(sorted({name} | {other for other in reach[name] if name in reach[other]}))
+        for name in graph
+        if name in reach[name]
+    }
+    return [list(group) for group in sorted(groups)]

@@ -6,11 +6,23 @@ import sys
 from pathlib import Path
 
 import pytest
-from source import ADAPTERS, CORE, ROOT, imports, name_of, parse, python_files
+from source import (
+    ADAPTERS,
+    CORE,
+    ROOT,
+    circles,
+    import_graph,
+    imports,
+    module_name,
+    name_of,
+    parse,
+    python_files,
+)
 
 FOREIGN = ("torch", "jax", "sklearn", "scipy", "matplotlib", "pandas", "plotly")
 CORE_FILES = python_files(CORE)
 ADAPTER_FILES = python_files(ADAPTERS)
+PACKAGES = [CORE, *sorted(path.parent for path in ADAPTERS.glob("*/__init__.py"))]
 DOOR = CORE / "_lib" / "array.py"
 
 
@@ -71,6 +83,28 @@ def test_an_adapter_knows_the_core_and_itself(path):
         if top == "gwa_core":
             private = "._" in name and name != "gwa_core.__version__"
             assert not private, f"{name_of(path)}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)
+def test_no_import_circle(package):
+    sources = {module_name(path): parse(path) for path in python_files(package)}
+    assert package.name in sources
+    assert circles(import_graph(sources)) == []
+
+
+def test_the_search_for_circles_can_succeed():
+    code = {
+        "p": "from p.a import f",
+        "p.a": "import p.b",
+        "p.b": "def g():\n    from p import c",
+        "p.c": "if TYPE_CHECKING:\n    from p.a import f",
+        "p.d": "from p import f\nfrom p import e",
+        "p.e": "import json",
+    }
+    graph = import_graph({name: ast.parse(text) for name, text in code.items()})
+    assert graph["p.d"] == {"p", "p.e"}
+    assert circles(graph) == [["p.a", "p.b", "p.c"]]
+    assert circles({"x": {"y"}, "y": {"x"}, "z": {"z", "x"}}) == [["x", "y"], ["z"]]
 
 
 def test_the_run_folder_needs_no_framework():

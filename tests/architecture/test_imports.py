@@ -1,10 +1,12 @@
 """The law: gwa_core computes, adapters connect; imports point one way."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from source import (
     ADAPTERS,
@@ -18,6 +20,9 @@ from source import (
     parse,
     python_files,
 )
+
+from gwa_core import GWATracker
+from gwa_core.signals import TrackedSignals
 
 FOREIGN = ("torch", "jax", "sklearn", "scipy", "matplotlib", "pandas", "plotly")
 CORE_FILES = python_files(CORE)
@@ -105,6 +110,59 @@ def test_the_search_for_circles_can_succeed():
     assert graph["p.d"] == {"p", "p.e"}
     assert circles(graph) == [["p.a", "p.b", "p.c"]]
     assert circles({"x": {"y"}, "y": {"x"}, "z": {"z", "x"}}) == [["x", "y"], ["z"]]
+
+
+ARITHMETIC = (ast.Add, ast.Sub, ast.Mult, ast.MatMult, ast.Div, ast.FloorDiv, ast.Mod, ast.Pow)
+MATHS = re.compile(r"(exp|log|sqrt|softmax|sigmoid|expit|norm|sum|mean|dot|matmul|einsum)")
+
+
+def computations(tree):
+    """Lines that compute with numbers: arithmetic, or a function of the method's formulas."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ARITHMETIC):
+            yield node.lineno
+        elif isinstance(node, ast.Call):
+            name = ast.unparse(node.func).rpartition(".")[2]
+            if MATHS.search(name):
+                yield node.lineno
+
+
+def test_scikit_learn_leaves_the_softmax_to_the_core():
+    path = ADAPTERS / "gwa_sklearn" / "_softmax.py"
+    assert not path.exists() or sorted(computations(parse(path))) == []
+
+
+def test_the_search_for_computations_can_succeed():
+    source = "a = f(x)\nb = a * 2\nb += 1\nc = np.sqrt(a)\nd: int | None = None\nlog_softmax(x)"
+    assert sorted(computations(ast.parse(source))) == [2, 3, 4, 6]
+
+
+# How the core's states are built inside; an adapter moves them as a whole.
+STATE_KEYS = {"by_id", "by_sample", "seen_in", "trackers"}
+
+
+def words(tree):
+    """Every name that a file gives to a string or to a keyword of a call, with its line."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value, node.lineno
+        elif isinstance(node, ast.Call):
+            yield from ((key.arg, node.lineno) for key in node.keywords if key.arg)
+
+
+@pytest.mark.parametrize("path", ADAPTER_FILES, ids=name_of)
+def test_nobody_writes_the_state_of_another_class(path):
+    assert [place for place in words(parse(path)) if place[0] in STATE_KEYS] == []
+
+
+def test_the_keys_of_states_are_those_of_the_core():
+    tracker = GWATracker(2)
+    tracker.update(np.zeros(2), ids=np.arange(2))
+    state = tracker.state_dict()
+    tracked = TrackedSignals(["margin"], 2).state_dict()
+    assert {*state, *state["by_sample"], *tracked} >= STATE_KEYS
+    source = 'state.update(by_sample=1)\nstate["trackers"]'
+    assert list(words(ast.parse(source))) == [("by_sample", 1), ("trackers", 2)]
 
 
 def test_the_run_folder_needs_no_framework():

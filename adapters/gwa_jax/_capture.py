@@ -139,8 +139,15 @@ def _kind(layer: Any) -> type:
     return kind
 
 
-def find(root: nnx.Module, name: str) -> Any:
-    """Return the module of that name."""
+def find(root: nnx.Module, name: str | nnx.Module) -> tuple[str, Any]:
+    """Return the name of a module of the root and the module, from one of them."""
+    if isinstance(name, nnx.Module):
+        path = next((path for path, module in nnx.iter_modules(root) if module is name), None)
+        if path is None:
+            raise unknown(f"a {_kind(name).__name__} that is no part of it", _modules(root))
+        return ".".join(map(str, path)), name
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be a str or an nnx.Module, got {type(name).__name__}")
     node: Any = root
     for part in name.split("."):
         if isinstance(node, list | tuple):
@@ -148,9 +155,13 @@ def find(root: nnx.Module, name: str) -> Any:
         else:
             node = node.get(part) if isinstance(node, dict) else getattr(node, part, None)
     if not isinstance(node, nnx.Module):
-        paths = (path for path, _ in nnx.iter_modules(root) if path)
-        raise unknown(name, [".".join(map(str, path)) for path in paths])
-    return node
+        raise unknown(repr(name), _modules(root))
+    return name, node
+
+
+def _modules(root: nnx.Module) -> list[str]:
+    """Return the dotted names of all modules below the root."""
+    return [".".join(map(str, path)) for path, _ in nnx.iter_modules(root) if path]
 
 
 def branches(params: Any, prefix: str = "") -> list[str]:
@@ -162,10 +173,11 @@ def branches(params: Any, prefix: str = "") -> list[str]:
     return names
 
 
-def unknown(name: str, names: Iterable[str]) -> ValueError:
+def unknown(got: str, names: Iterable[str]) -> ValueError:
+    """Say which layers there are."""
     names = list(names)
-    close = difflib.get_close_matches(name, names, cutoff=0.4) or names[:8]
+    close = difflib.get_close_matches(got.strip("'"), names, cutoff=0.4) or names[:8]
     return ValueError(
-        f"`name` must be that of a layer of the model, got {name!r}; the nearest are "
+        f"`name` must be that of a layer of the model, got {got}; the nearest are "
         f"{', '.join(map(repr, close)) or 'none'}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import jax
@@ -10,10 +11,12 @@ import numpy as np
 
 from gwa_jax._tracing import everywhere
 
-__all__ = ["NEVER", "Rows", "check_rows", "check_size", "count", "place", "seen"]
+__all__ = ["NEVER", "Rows", "check_count", "check_rows", "check_size", "count", "place", "seen"]
 
-# The order of a sample that has not come.
+# The order of a sample that was not seen yet.
 NEVER = np.iinfo(np.int32).max
+# The id of rows that only fill a batch up.
+PADDING = -1
 
 
 class Rows(NamedTuple):
@@ -22,11 +25,11 @@ class Rows(NamedTuple):
     Parameters
     ----------
     order : int32 array of shape (N,)
-        When each sample was seen first in this epoch, with this batch.
+        When each sample was seen first in this epoch, this batch included.
     slots : int32 array of shape (rows,)
         Place of each row's value; N, which is none, where the row is not the first of its sample.
     unknown : 0-D int32 array
-        Rows that count, of an id outside 0..N-1.
+        Rows that count, with an id outside 0..N-1 other than -1.
     """
 
     order: jax.Array
@@ -34,15 +37,20 @@ class Rows(NamedTuple):
     unknown: jax.Array
 
 
+def check_count(name: str, value: Any) -> int:
+    """Return an integer of at least one, of any library's kind, as a Python one."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if isinstance(value, bool) or not 1 <= number < NEVER:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+    return number
+
+
 def check_size(num_samples: int | None) -> int:
     """Return how many samples are kept by id, 0 for none."""
-    if num_samples is not None and not (
-        isinstance(num_samples, int | np.integer)
-        and not isinstance(num_samples, bool)
-        and 1 <= num_samples < NEVER
-    ):
-        raise ValueError(f"`num_samples` must be an integer of at least 1, got {num_samples!r}")
-    return 0 if num_samples is None else int(num_samples)
+    return 0 if num_samples is None else check_count("num_samples", num_samples)
 
 
 def check_rows(shape: tuple[int, ...], size: int, *, ids: Any, where: Any) -> None:
@@ -62,10 +70,10 @@ def check_rows(shape: tuple[int, ...], size: int, *, ids: Any, where: Any) -> No
         )
     if ids is not None and not jnp.issubdtype(ids.dtype, jnp.integer):
         raise TypeError(f"`ids` must be integers, got {ids.dtype}")
-    if isinstance(ids, np.ndarray) and ids.size and not 0 <= ids.min() <= ids.max() < size:
+    if isinstance(ids, np.ndarray) and ids.size and not PADDING <= ids.min() <= ids.max() < size:
         raise ValueError(
             f"`ids` must be in 0..{size - 1}, got {ids.min()}..{ids.max()}; ids number the whole "
-            "training set, not the batch"
+            "training set, not the batch, and -1 marks padding"
         )
 
 
@@ -83,6 +91,7 @@ def place(
     if axis_name is not None:
         ids = everywhere(ids, axis_name)
     size = order.shape[0]
+    where = where & (ids != PADDING)
     known = where & (ids >= 0) & (ids < size)
     # Places outside are dropped.
     slots = jnp.where(known, ids, size)

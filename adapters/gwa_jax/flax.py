@@ -27,7 +27,7 @@ LINEN_HEADS = (linen.Dense, linen.DenseGeneral, linen.Conv)
 
 
 def call_with_head(
-    model: Callable[..., Any], name: str, /, *args: Any, **kwargs: Any
+    model: Callable[..., Any], name: str | nnx.Module, /, *args: Any, **kwargs: Any
 ) -> tuple[Any, Head]:
     """Call an NNX model, and return its output and what its head took and gave.
 
@@ -35,10 +35,10 @@ def call_with_head(
     ----------
     model : nnx.Module, or a method of one
         Called with all further arguments. It is the same before and after.
-    name : str
-        Of the head: the attributes that lead to it and places in lists, such as ``"head"`` or
-        ``"blocks.3.head"``. An `nnx.Linear`, an `nnx.LinearGeneral` over the last axis, or an
-        `nnx.Conv` of size one.
+    name : str or nnx.Module
+        The head, such as ``model.head``, or its name: the attributes that lead to it and places
+        in lists, such as ``"head"`` or ``"blocks.3.head"``. An `nnx.Linear`, an
+        `nnx.LinearGeneral` over the last axis, or an `nnx.Conv` of size one.
     *args, **kwargs
         Of the model.
 
@@ -52,9 +52,9 @@ def call_with_head(
     Raises
     ------
     TypeError
-        If the layer of that name is not a linear one.
+        If the head is not a linear layer.
     ValueError
-        If there is none of that name, or the model did not call it exactly once.
+        If the model has no such layer, or did not call it exactly once.
 
     Notes
     -----
@@ -78,8 +78,9 @@ def call_with_head(
             f"`model` must be an nnx.Module or a method of one, got {type(root).__name__}; for "
             "Linen there is `apply_with_head`"
         )
-    calls = Calls(name)
-    calls.watch(find(root, name), NNX_HEADS)
+    path, layer = find(root, name)
+    calls = Calls(path)
+    calls.watch(layer, NNX_HEADS)
     with watched(calls):
         output = model(*args, **kwargs)
     return output, calls.only()
@@ -152,7 +153,7 @@ def apply_with_head(
         return output
 
     if name not in names:
-        raise unknown(name, names)
+        raise unknown(repr(name), names)
     apply = model.apply if isinstance(model, linen.Module) else model
     with linen.intercept_methods(see):
         output = apply(variables, *args, **kwargs)

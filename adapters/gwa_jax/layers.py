@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+import difflib
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
 
 from gwa_core import gradient_alignment
 from gwa_core.signals import gradient_disparity, rescaled_loss
-from gwa_jax._stages import Gradients, LossFn, Stages
+from gwa_jax._rows import check_count
+from gwa_jax._tracing import automatic, lenient, spec
 from gwa_jax.scoring import Array
 
 __all__ = ["layer_alignment", "layer_gradient_disparity", "layer_gradient_norms"]
+
+LossFn: TypeAlias = Callable[[Any, Any, Any], Any]
+Stages: TypeAlias = Mapping[str, str | Sequence[str]] | Sequence[str]
 
 
 def layer_alignment(
@@ -106,7 +116,7 @@ def layer_alignment(
         score: Array = gradient_alignment(gradient[None], weights)[0]
         return score
 
-    return Gradients(loss_fn, params, stages).of_samples(measure, inputs, targets, chunk_size)
+    return _Gradients(loss_fn, params, stages).of_samples(measure, inputs, targets, chunk_size)
 
 
 def layer_gradient_norms(
@@ -167,7 +177,7 @@ def layer_gradient_norms(
         length: Array = jnp.linalg.norm(gradient)
         return length
 
-    return Gradients(loss_fn, params, stages).of_samples(measure, inputs, targets, chunk_size)
+    return _Gradients(loss_fn, params, stages).of_samples(measure, inputs, targets, chunk_size)
 
 
 def layer_gradient_disparity(
@@ -232,5 +242,231 @@ def layer_gradient_disparity(
     >>> found["full"].shape, bool(found["full"] > 0)
     ((), True)
     """
-    gradients = Gradients(loss_fn, params, stages)
+    gradients = _Gradients(loss_fn, params, stages)
     return gradients.of_batches(rescaled_loss, gradient_disparity, batches)
+
+
+class _Gradients:
+    """Gradients of a loss with respect to the stages of a network.
+
+    Parameters
+    ----------
+    loss_fn, params, stages
+        As for `layer_alignment`.
+    """
+
+    def __init__(self, loss_fn: LossFn, params: Any, stages: Stages | None) -> None:
+        nnx: Any = sys.modules.get("flax.nnx")
+        self._loss_fn = loss_fn
+        if nnx and isinstance(params, nnx.Module):
+            graph, params = nnx.split(params)
+            self._loss_fn = lambda params, x, y: loss_fn(nnx.merge(graph, params), x, y)
+        self._leaves, self._tree = jax.tree.flatten(params)
+        self._members = _members(_names(params, nnx), stages)
+        self._wanted = sorted(set().union(*self._members.values()))
+        self._arrays = {k: x for k, x in enumerate(self._leaves) if _is_array(x)}
+
+    def of_samples(
+        self,
+        measure: Callable[[Array, Array], Array],
+        inputs: Any,
+        targets: Any,
+        chunk_size: int | None,
+    ) -> dict[str, Array]:
+        """Return (N,) by stage: what `measure` makes of each gradient (P,) and the weights (P,)."""
+        samples = _count("`inputs` and `targets`", (inputs, targets))
+        step = samples if chunk_size is None else check_count("chunk_size", chunk_size)
+
+        def of_all(arrays: dict[int, Array], data: Any) -> dict[str, Array]:
+            weights, loss = self._parts(arrays, data)
+            flat = self._by_stage(weights)
+
+            def of_one(sample: Any) -> dict[str, Array]:
+                found = self._by_stage(jax.grad(loss)(weights, *sample))
+                return {stage: lenient(measure)(found[stage], flat[stage]) for stage in flat}
+
+            if step < samples:
+                made: dict[str, Array] = jax.lax.map(of_one, data, batch_size=step)
+            else:
+                made = jax.vmap(of_one)(data)
+            return made
+
+        first = jax.tree.leaves((inputs, targets))[0]
+        return self._call(of_all, (inputs, targets), spec(first, leave=first.ndim - 1))
+
+    def of_batches(
+        self,
+        reduce: Callable[[Array], Array],
+        measure: Callable[[Array], Array],
+        batches: Iterable[tuple[Any, Any]],
+    ) -> dict[str, Array]:
+        """Return by stage what `measure` makes of the gradients (S, P) of reduced losses (B,)."""
+        batches = [(inputs, targets) for inputs, targets in batches]
+        sizes = [_count("`batches`: inputs and targets", batch) for batch in batches]
+        if len(sizes) < 2 or len(set(sizes)) > 1 or sizes[0] < 2:
+            raise ValueError(
+                "`batches` must be two mini-batches or more of one size, at least two samples, got "
+                f"sizes {', '.join(map(str, sizes)) or 'of none'}; leave the rest of an epoch out"
+            )
+
+        def of_all(arrays: dict[int, Array], data: Any) -> dict[str, Array]:
+            weights, loss = self._parts(arrays, data)
+
+            def of_one(batch: Any) -> dict[str, Array]:
+                def reduced(weights: dict[int, Array]) -> Array:
+                    losses = jax.vmap(loss, in_axes=(None, 0, 0))(weights, *batch)
+                    return lenient(reduce)(losses)  # type: ignore[no-any-return]
+
+                return self._by_stage(jax.grad(reduced)(weights))
+
+            # One after the other, so that the network is compiled once.
+            found = jax.lax.map(of_one, jax.tree.map(lambda *x: jnp.stack(x), *data))
+            return {stage: lenient(measure)(some) for stage, some in found.items()}
+
+        return self._call(of_all, batches, PartitionSpec())  # type: ignore[no-untyped-call]
+
+    def _call(self, function: Callable[..., Any], data: Any, out: Any) -> dict[str, Array]:
+        arrays, data = jax.lax.stop_gradient((self._arrays, data))
+        made = automatic(function, dict.fromkeys(self._members, out), arrays, data)
+        # In the order that was asked for; JAX has sorted them.
+        return {stage: jax.lax.stop_gradient(made[stage]) for stage in self._members}
+
+    def _parts(
+        self, arrays: dict[int, Array], data: Any
+    ) -> tuple[dict[int, Array], Callable[..., Any]]:
+        """Return the parameters of all stages, and the loss of a sample as a function of them."""
+        known = dict(enumerate(self._leaves)) | arrays
+
+        def loss(weights: dict[int, Array], x: Any, y: Any) -> Any:
+            params = jax.tree.unflatten(self._tree, (known | weights).values())
+            return _one_number(self._loss_fn(params, x, y))
+
+        return {k: _varying(arrays[k], data) for k in self._wanted}, loss
+
+    def _by_stage(self, arrays: dict[int, Array]) -> dict[str, Array]:
+        return {stage: _flat(arrays[k] for k in some) for stage, some in self._members.items()}
+
+
+@lenient
+def _flat(arrays: Iterable[Array]) -> Array:
+    """Join the arrays of a stage, in the widest of their dtypes but at least float32."""
+    arrays = list(arrays)
+    wide = jnp.result_type(jnp.float32, *(x.dtype for x in arrays))
+    return jnp.concatenate([jnp.ravel(x).astype(wide) for x in arrays])
+
+
+def _varying(x: Array, data: Any) -> Array:
+    """Let a parameter differ between the devices of `shard_map` where the samples do.
+
+    JAX would take the gradient of one that is the same on all devices as the sum over them.
+    """
+    axes = {axis for leaf in jax.tree.leaves(data) for axis in _axes(leaf)} - _axes(x)
+    lax: Any = jax.lax
+    if axes and hasattr(lax, "pcast"):
+        x = lax.pcast(x, tuple(axes), to="varying")
+    elif axes:  # JAX 0.7 and 0.8
+        x = lax.pvary(x, tuple(axes))
+    return x
+
+
+def _axes(x: Any) -> frozenset[Any]:
+    """Return the axes of a mesh over which an array varies inside `shard_map`."""
+    kind: Any = jax.typeof(x) if isinstance(x, jax.Array) else None
+    # JAX 0.10 has renamed it.
+    axes: frozenset[Any] = getattr(
+        getattr(kind, "manual_axis_type", None), "varying", getattr(kind, "vma", frozenset())
+    )
+    return axes
+
+
+def _is_array(x: Any) -> bool:
+    """Tell arrays from what else is a leaf of an Equinox module."""
+    return isinstance(x, jax.Array | np.ndarray | np.generic)
+
+
+def _one_number(value: Any) -> Any:
+    if not _is_array(value) or value.ndim or not jnp.issubdtype(value.dtype, jnp.floating):
+        got = f"{value.dtype}{list(value.shape)}" if _is_array(value) else type(value).__name__
+        raise ValueError(
+            f"`loss_fn` must return one floating-point number, a 0-D array, got {got}; it is called "
+            "for one sample without an axis for the batch, and returns the loss alone"
+        )
+    return value
+
+
+def _names(params: Any, nnx: Any) -> dict[int, str]:
+    """Return the dotted paths of all parameters by their place among the leaves."""
+    kind = nnx.Variable if nnx else ()
+    nodes, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=lambda x: isinstance(x, kind))
+    names: dict[int, str] = {}
+    place = 0
+    for path, node in nodes:
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        trained = not isinstance(node, kind) or isinstance(node, nnx.Param)
+        for leaf in jax.tree.leaves(node):
+            floating = _is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.inexact)
+            if trained and floating and not name.startswith("batch_stats."):
+                names[place] = name
+            place += 1
+    return names
+
+
+def _members(names: dict[int, str], stages: Stages | None) -> dict[str, list[int]]:
+    """Return the places of the parameters of each stage, in the order of the tree."""
+    if stages is None:
+        stages = {"full": ""}
+    if isinstance(stages, str):
+        stages = [stages]
+    if not isinstance(stages, Mapping):
+        stages = {prefix: [prefix] for prefix in stages}
+    if not stages:
+        raise ValueError("`stages` must name at least one part of the tree, got none")
+    # Haiku writes a module inside another as "outer/~/inner".
+    places = {name[: end.start()] for name in names.values() for end in re.finditer("[./]", name)}
+    places |= {"", *names.values()}
+    found = {}
+    for stage, given in stages.items():
+        prefixes = [given] if isinstance(given, str) else list(given)
+        for prefix in prefixes:
+            if prefix not in places:
+                near = difflib.get_close_matches(prefix, sorted(places - {""}), n=3) or sorted(
+                    {re.split("[./]", name)[0] for name in names.values()}
+                )
+                raise ValueError(
+                    "`stages` must name sub-trees or arrays with parameters, got "
+                    f"{prefix!r} in stage {stage!r}; there are {', '.join(near) or 'none'}"
+                )
+        found[stage] = [
+            place
+            for place, name in names.items()
+            if any(
+                not prefix or name == prefix or name.startswith((f"{prefix}.", f"{prefix}/"))
+                for prefix in prefixes
+            )
+        ]
+        if not found[stage]:
+            raise ValueError(
+                f"`stages` must have parameters, got stage {stage!r} of {prefixes} with none; they "
+                "are arrays of floating point"
+            )
+    return found
+
+
+def _count(name: str, data: Any) -> int:
+    """Return how many samples there are."""
+    arrays = jax.tree.leaves(data)
+    if not all(_is_array(x) and x.ndim for x in arrays):
+        kinds = ", ".join(
+            f"{x.dtype}{list(x.shape)}" if _is_array(x) else type(x).__name__ for x in arrays[:8]
+        )
+        raise TypeError(
+            f"{name} must be arrays with the samples first, got {kinds}; convert "
+            "lists with `jax.numpy.asarray`"
+        )
+    sizes = [x.shape[0] for x in arrays]
+    if len(set(sizes)) != 1 or sizes[0] == 0:
+        raise ValueError(
+            f"{name} must have the same number of samples, at least one, got "
+            f"{', '.join(map(str, sizes)) or 'no array'}"
+        )
+    return int(sizes[0])

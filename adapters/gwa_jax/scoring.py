@@ -125,9 +125,11 @@ def _check_shapes(
     for name, (wanted, x) in expected.items():
         if x is not None and tuple(x.shape) != wanted:
             also = f"{shape} class numbers or {wanted}" if name == "targets" else f"{wanted}"
+            labels = name == "targets" and x.shape == shape
+            got = f"{x.dtype} of shape {shape}; cast class numbers to an integer dtype"
             raise ValueError(
                 f"`{name}` must be {also} for latents {tuple(latents.shape)} and kernel "
-                f"{tuple(kernel.shape)}, got {tuple(x.shape)}"
+                f"{tuple(kernel.shape)}, got {got if labels else tuple(x.shape)}"
             )
 
 

@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from gwa_core import Moments
-from gwa_core.signals import OverEpochs
+from gwa_core import Moments, summarize
+from gwa_core.signals import OverEpochs, sample_signals
 from gwa_core.signals.over_epochs import check_names
-from gwa_jax._rows import NEVER, check_rows, check_size
-from gwa_jax._signals import end, known_values, no_moments, take_in
-from gwa_jax._tracing import automatic, lenient, spec
+from gwa_jax._rows import NEVER, check_rows, check_size, place, seen
+from gwa_jax._tracing import automatic, everywhere, lenient, spec
 from gwa_jax.scoring import Array
 
 __all__ = ["State", "end_epoch", "init", "over_epochs", "update", "values"]
@@ -94,9 +93,15 @@ def _empty(names: tuple[str, ...], size: int) -> State:
         omitted=zero,
         order=jnp.full((size,), NEVER, jnp.int32),
         latest=dict.fromkeys(run.sources, whole + jnp.nan),
-        moments=None if size else no_moments(len(run.sources)),
+        moments=None if size else _no_moments(len(run.sources)),
         run=run,
     )
+
+
+def _no_moments(signals: int) -> Moments:
+    """Return moments of nothing for each signal."""
+    moments: Moments = jax.vmap(Moments.empty)(jnp.zeros((signals,), jnp.float32))
+    return moments
 
 
 def update(
@@ -164,10 +169,15 @@ def update(
         raise ValueError(
             f"`logits` must be (..., C) with at least one sample, got shape {tuple(logits.shape)}"
         )
-    if tuple(targets.shape) != shape:
+    if tuple(targets.shape) != shape or not jnp.issubdtype(targets.dtype, jnp.integer):
+        cause = (
+            "cast class numbers to an integer dtype"
+            if tuple(targets.shape) == shape
+            else "after mixup no class is the label"
+        )
         raise ValueError(
             f"`targets` must be class numbers of shape {shape} for logits {tuple(logits.shape)}, "
-            f"got shape {tuple(targets.shape)}; after mixup no class is the label"
+            f"got {targets.dtype} of shape {tuple(targets.shape)}; {cause}"
         )
     if latents is not None and tuple(latents.shape[:-1]) != shape:
         raise ValueError(
@@ -190,10 +200,52 @@ def _update(
     where: Array | None,
     axis_name: Any,
 ) -> State:
-    taken = functools.partial(take_in, axis_name=axis_name)
+    taken = functools.partial(_take_in, axis_name=axis_name)
     given = jax.lax.stop_gradient((logits, targets, latents))
     new: State = automatic(taken, jax.tree.map(spec, state), state, *given, ids, where)
     return new
+
+
+def _take_in(
+    state: State,
+    logits: Array,
+    targets: Array,
+    latents: Array | None,
+    ids: Array | None,
+    where: Array | None,
+    *,
+    axis_name: Any,
+) -> State:
+    """Return the state after a batch."""
+    found = sample_signals(
+        state.latest,
+        logits=logits.reshape(-1, logits.shape[-1]),
+        targets=targets.reshape(-1),
+        latents=None if latents is None else latents.reshape(-1, latents.shape[-1]),
+    )
+    where = seen(where, targets.size, axis_name)
+    if axis_name is not None:
+        found = {name: everywhere(x, axis_name) for name, x in found.items()}
+    if ids is None:
+        # One call for all signals: each would be compiled on its own.
+        merge: Any = jax.vmap(Moments.merge)
+        moments = jax.vmap(functools.partial(Moments.from_batch, where=where))(_stacked(found))
+        return state._replace(moments=merge(state.moments, moments))
+    rows = place(state.order, state.rows, ids, where, axis_name)
+    return state._replace(
+        rows=state.rows + len(where),
+        omitted=state.omitted + rows.unknown,
+        order=rows.order,
+        latest={
+            name: state.latest[name].at[rows.slots].set(x.astype(jnp.float32), mode="drop")
+            for name, x in found.items()
+        },
+    )
+
+
+def _stacked(values: dict[str, Array]) -> Array:
+    """Stack values in the order of their names."""
+    return jnp.stack([values[name] for name in sorted(values)])
 
 
 @jax.jit
@@ -233,8 +285,31 @@ def end_epoch(state: State) -> tuple[State, dict[str, Array]]:
     {'margin': 0.5, 'prediction_changes': 0.5}
     """
     whole = dict.fromkeys(state.run.kept, PartitionSpec())  # type: ignore[no-untyped-call]
-    both: tuple[State, dict[str, Array]] = automatic(end, (jax.tree.map(spec, state), whole), state)
+    both: tuple[State, dict[str, Array]] = automatic(
+        _end, (jax.tree.map(spec, state), whole), state
+    )
     return both
+
+
+def _end(state: State) -> tuple[State, dict[str, Array]]:
+    """Return the state of the next epoch, and the means of the one that ends."""
+    size, latest, run = state.order.shape[0], state.latest, state.run
+    of: Array | Moments | None = state.moments
+    names = sorted(latest)
+    if size:
+        # By the order alone: an epoch without a row has none of the values before it.
+        latest = _where(state.order < NEVER, latest)
+        run, of = run.add(latest), _stacked(latest)
+    means = dict(zip(names, jax.vmap(summarize)(of).mean, strict=True)) | run.means()
+    means = {name: means[name] for name in run.kept}
+    new = state._replace(
+        rows=jnp.zeros((), jnp.int32),
+        order=jnp.full((size,), NEVER, jnp.int32),
+        latest=latest,
+        moments=None if size else _no_moments(len(names)),
+        run=run,
+    )
+    return new, means
 
 
 @jax.jit
@@ -259,8 +334,19 @@ def values(state: State) -> dict[str, Array]:
     """
     _check_size(state)
     specs = {name: spec(x) for name, x in state.latest.items()}
-    found: dict[str, Array] = automatic(known_values, specs, state)
+    found: dict[str, Array] = automatic(_known_values, specs, state)
     return {name: x for name, x in found.items() if name in state.run.kept}
+
+
+def _known_values(state: State) -> dict[str, Array]:
+    """Return the values by sample, nan where it was not seen."""
+    # Also of _stacked states. Nothing is erased between epochs.
+    known = (state.rows[..., None] == 0) | (state.order < NEVER)
+    return _where(known, state.latest)
+
+
+def _where(known: Array, values: dict[str, Array]) -> dict[str, Array]:
+    return {name: jnp.where(known, x, jnp.nan) for name, x in values.items()}
 
 
 @jax.jit

@@ -147,6 +147,41 @@ def test_a_method_of_a_model_whose_head_is_deep_in_lists():
     assert_array_equal(head.latents, plain.latents)
 
 
+@pytest.mark.parametrize("jit", [lambda f: f, nnx.jit], ids=["eager", "jit"])
+def test_the_head_is_given_as_a_module_or_by_its_name(jit):
+    x, _ = data()
+    model, deep = Net(), Deep()
+
+    @jit
+    def calls(model, deep, x):
+        scaled = call_with_head(deep.classify, deep.parts[0].net.head, x, scale=2.0)
+        alone = call_with_head(model.head, model.head, x)
+        return call_with_head(model, model.head, x), scaled, alone
+
+    (output, head), (_, scaled), (logits, alone) = calls(model, deep, x)
+    named = call_with_head(model, "head", x)
+    assert_allclose(output, named[0], rtol=1e-6, atol=1e-6)
+    assert_allclose(head.latents, named[1].latents, rtol=1e-6, atol=1e-6)
+    assert_array_equal(head.kernel, model.head.kernel[...])
+    wanted = call_with_head(deep.classify, "parts.0.net.head", x, scale=2.0)[1]
+    assert_allclose(scaled.logits, wanted.logits, rtol=1e-5, atol=1e-6)
+    assert_allclose(logits, model.head(x), rtol=1e-6, atol=1e-6)
+    assert_array_equal(alone.latents, x)
+
+
+def test_a_module_that_is_no_part_of_the_model_is_refused():
+    x, _ = data()
+    with pytest.raises(
+        ValueError, match=r"`name` .* got a Linear that is no part of it; .* 'head'"
+    ):
+        call_with_head(Net(), Net().head, x)
+    model = Net()
+    with pytest.raises(TypeError, match=r"'norm' must be a linear layer .*got LayerNorm"):
+        call_with_head(model, model.norm, x)
+    with pytest.raises(TypeError, match=r"`name` must be a str or an nnx.Module, got int"):
+        call_with_head(model, 3, x)
+
+
 def test_half_precision_heads():
     def half(*args, **kwargs):
         return nnx.Linear(*args, dtype=jnp.bfloat16, **kwargs)

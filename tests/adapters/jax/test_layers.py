@@ -119,7 +119,9 @@ def test_every_stage_equals_the_loop(expected, size):
 
 def test_a_list_names_its_own_stages_and_numpy_will_do(expected):
     params, x, y = jax.tree.map(np.asarray, (network(), *batch()))
-    scores = layer_alignment(loss_fn, params, x, y, ["head.kernel", "body.0"])
+    scores = layer_alignment(
+        loss_fn, params, x, y, ["head.kernel", "body.0"], chunk_size=np.int64(4)
+    )
     assert list(scores) == ["head.kernel", "body.0"]
     close(scores["head.kernel"], expected["head"])
     close(scores["body.0"], expected["first"])
@@ -572,7 +574,7 @@ def test_what_does_not_fit_is_refused():
         call(y=y.tolist())
     with pytest.raises(TypeError, match=r"must be arrays .* got float32\[6,\s?7\], int32\[\]"):
         call(y=y[0])
-    for size in (0, 1.5, True):
+    for size in (0, 1.5, True, np.bool_(True), np.float32(2.0)):
         with pytest.raises(ValueError, match="`chunk_size` must be an integer of at least 1"):
             call(chunk_size=size)
     with pytest.raises(TypeError, match="must be floating point, got complex64"):

@@ -229,11 +229,20 @@ def test_an_epoch_without_a_batch_adds_nothing():
 def test_ids_that_are_not_there_are_counted_and_harm_nobody():
     state = gwa_jax.signals.update(
         gwa_jax.signals.init("margin", 3), logits=jnp.asarray([[1.0, 0.0]] * 3),
-        targets=jnp.zeros(3, jnp.int32), ids=jnp.asarray([-1, 3, 1]),
+        targets=jnp.zeros(3, jnp.int32), ids=jnp.asarray([-2, 3, 1]),
     )  # fmt: skip
     np.testing.assert_allclose(gwa_jax.signals.values(state)["margin"], [np.nan, 1.0, np.nan])
     assert int(state.omitted) == 2
     assert int(gwa_jax.signals.end_epoch(state)[0].omitted) == 2
+
+
+def test_padding_with_the_id_minus_one_is_left_out_silently():
+    state = gwa_jax.signals.update(
+        gwa_jax.signals.init("margin", np.int64(3)), logits=jnp.asarray([[1.0, 0.0]] * 3),
+        targets=jnp.zeros(3, jnp.int32), ids=jnp.asarray([-1, -1, 1]),
+    )  # fmt: skip
+    np.testing.assert_allclose(gwa_jax.signals.values(state)["margin"], [np.nan, 1.0, np.nan])
+    assert int(state.omitted) == 0
 
 
 LOGITS, TARGETS, IDS = np.zeros((2, C), np.float32), np.zeros(2, int), np.arange(2)
@@ -255,10 +264,14 @@ CASES = [
      ValueError, "`num_samples` must be an integer"),
     ("ids without num_samples", of_margin(None), ValueError, "num_samples=None"),
     ("num_samples without ids", of_margin(ids=None), ValueError, "no ids and num_samples=2"),
-    ("ids out of range", of_margin(ids=IDS + 1), ValueError, r"in 0\.\.1, got 1\.\.2"),
+    ("ids out of range", of_margin(ids=IDS + 1), ValueError, r"in 0\.\.1, got 1\.\.2; .*padding"),
     ("ids of another batch", of_margin(ids=IDS[:1]), ValueError, "`ids` must have one entry"),
     ("soft targets", of_margin(targets=LOGITS), ValueError, "after mixup no class is the label"),
     ("floating targets", of_margin(targets=LOGITS[:, 0]), ValueError, "`targets` must be"),
+    ("targets in half precision", of_margin(targets=jnp.zeros(2, jnp.bfloat16)),
+     ValueError, r"`targets` must be class numbers .*, got bfloat16 .*\(2,\); cast"),
+    ("boolean targets", of_margin(targets=TARGETS > 0),
+     ValueError, r"`targets` must be class numbers .*, got bool .*\(2,\); cast"),
     ("latents of another batch", of_margin(latents=LOGITS[:1]), ValueError, "`latents` must be"),
     ("no samples", of_margin(logits=LOGITS[:0], targets=TARGETS[:0], ids=IDS[:0]),
      ValueError, "at least one sample"),

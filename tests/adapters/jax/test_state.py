@@ -235,10 +235,23 @@ def test_the_first_of_two_rows_in_one_batch_counts():
 
 
 def test_ids_that_are_not_there_are_counted_and_harm_nobody():
-    state = gwa_jax.add(gwa_jax.init(3), jnp.asarray([0.1, 0.2, 0.3]), ids=jnp.asarray([-1, 3, 1]))
+    state = gwa_jax.add(gwa_jax.init(3), jnp.asarray([0.1, 0.2, 0.3]), ids=jnp.asarray([-2, 3, 1]))
     np.testing.assert_allclose(gwa_jax.scores(state), [np.nan, 0.3, np.nan])
     summary = gwa_jax.fetch(gwa_jax.summary(state))
     assert (summary.count, summary.omitted) == (1, 2)
+
+
+@pytest.mark.parametrize("kind", [np, jnp], ids=["numpy", "jax"])
+def test_padding_with_the_id_minus_one_is_left_out_silently(kind):
+    ids = kind.asarray([-1, 2, 1, -1])
+    state = gwa_jax.add(gwa_jax.init(3), jnp.asarray([0.1, 0.2, jnp.nan, jnp.nan]), ids=ids)
+    np.testing.assert_allclose(gwa_jax.scores(state), [np.nan, np.nan, 0.2])
+    summary = gwa_jax.fetch(gwa_jax.summary(state))
+    assert (summary.count, summary.omitted) == (1, 1)
+    # A batch of padding alone is no epoch.
+    padding = gwa_jax.add(gwa_jax.init(3), jnp.zeros(2), ids=kind.asarray([-1, -1]))
+    with pytest.raises(ValueError, match="got none since the last"):
+        gwa_jax.fetch(gwa_jax.summary(padding))
 
 
 def test_a_hundred_million_scores_keep_their_digits():
@@ -432,16 +445,32 @@ def test_ids_go_with_num_samples():
         gwa_jax.add(gwa_jax.init(4), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"in 0\.\.3, got 0\.\.4"):
         gwa_jax.add(gwa_jax.init(4), jnp.zeros(2), ids=np.array([0, 4]))
+    with pytest.raises(ValueError, match=r"in 0\.\.3, got -2\.\.1; .*-1 marks padding"):
+        gwa_jax.add(gwa_jax.init(4), jnp.zeros(2), ids=np.array([-2, 1]))
     with pytest.raises(TypeError, match="integers"):
         gwa_jax.add(gwa_jax.init(4), jnp.zeros(2), ids=jnp.zeros(2))
     with pytest.raises(ValueError, match="num_samples=4"):
         gwa_jax.merge(gwa_jax.init(4), gwa_jax.init(5))
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.5, True, "10"])
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, np.bool_(True), np.float64(3.0), "10", 1 << 31])
 def test_a_number_of_samples_is_one(size):
     with pytest.raises(ValueError, match="`num_samples` must be an integer"):
         gwa_jax.init(size)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.asarray, jnp.asarray])
+def test_integers_of_any_library_are_integers(kind):
+    assert gwa_jax.init(kind(5)).order.shape == (5,)
+
+
+@pytest.mark.parametrize("dtype", ["bool", "float32", "bfloat16"])
+@pytest.mark.parametrize("jitted", [False, True], ids=["eager", "jit"])
+def test_labels_that_are_no_class_numbers_are_named_by_their_dtype(dtype, jitted):
+    latents, kernel, _, labels = batch()
+    score = jax.jit(gwa_jax.head_scores) if jitted else gwa_jax.head_scores
+    with pytest.raises(ValueError, match=rf"`targets` .* got {dtype} .*24.*; cast .* an integer"):
+        score(latents=latents, kernel=kernel, targets=labels.astype(dtype))
 
 
 def test_other_arguments_that_do_not_fit():

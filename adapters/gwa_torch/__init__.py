@@ -6,8 +6,8 @@ Adapters to trainers stand in `gwa_torch.lightning`, `gwa_torch.transformers` an
 
 from gwa_torch.heads import find_head
 from gwa_torch.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
+from gwa_torch.loader import alignment_scores
 from gwa_torch.monitor import GWAMonitor
-from gwa_torch.offline import alignment_scores
 from gwa_torch.scoring import frobenius_norm, head_scores
 from gwa_torch.sketch import JLHead
 

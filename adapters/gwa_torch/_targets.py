@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import nn
 
+from gwa_torch._checks import check_integer, check_real
 from gwa_torch.heads import rows_last
 
 __all__ = ["Flat", "LossOptions", "flatten"]
@@ -42,13 +43,12 @@ class LossOptions(NamedTuple):
             raise ValueError(
                 f"`loss` must be 'cross_entropy' or 'binary_cross_entropy', got {made.loss!r}"
             )
-        if not 0.0 <= made.label_smoothing < 1.0:
+        smoothing = check_real("label_smoothing", made.label_smoothing)
+        if not 0.0 <= smoothing < 1.0:
             raise ValueError(f"`label_smoothing` must be in [0, 1), got {made.label_smoothing!r}")
         weights = made.class_weights
         if weights is not None and not isinstance(weights, torch.Tensor):
             raise TypeError(f"`class_weights` must be a tensor, got {type(weights).__name__}")
-        if not isinstance(made.ignore_index, int):
-            raise TypeError(f"`ignore_index` must be an integer, got {made.ignore_index!r}")
         if weights is not None and tuple(weights.shape) != (made.classes,):
             raise ValueError(
                 f"`class_weights` must be (C,) = ({made.classes},), got {tuple(weights.shape)}"
@@ -58,7 +58,8 @@ class LossOptions(NamedTuple):
                 "`head` must have C >= 2 outputs for loss='cross_entropy', got "
                 f"C = {made.classes}; one output is trained with loss='binary_cross_entropy'"
             )
-        return made
+        ignored = check_integer("ignore_index", made.ignore_index)
+        return made._replace(label_smoothing=smoothing, ignore_index=ignored)
 
     def weights_on(self, device: torch.device) -> torch.Tensor | None:
         """Return the class weights on a device."""

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from gwa_core import JLSketch
+from gwa_torch._checks import check_count
 
 __all__ = ["Head", "find_head", "resolve_head"]
 
@@ -170,17 +171,17 @@ def rows_last(x: torch.Tensor, head: nn.Module) -> torch.Tensor:
     return x.movedim(1 if batched else 0, -1)
 
 
-def head_sketch(projection: JLSketch | int | None, head: Head) -> JLSketch | None:
+def head_sketch(sketch: JLSketch | int | None, head: Head) -> JLSketch | None:
     """Return the sketch for the latents of a head, made where only its size is given."""
     _, features = head_size(head)
-    if isinstance(projection, int):
-        return JLSketch(features, projection)
-    if projection is not None and projection.in_features != features:
+    if sketch is not None and not isinstance(sketch, JLSketch):
+        return JLSketch(features, check_count("sketch", sketch))
+    if sketch is not None and sketch.in_features != features:
         raise ValueError(
-            f"`projection` must be made for D = {features} features, got "
-            f"{projection.in_features}; a sketch belongs to one width of latents"
+            f"`sketch` must be made for D = {features} features, got "
+            f"{sketch.in_features}; a sketch belongs to one width of latents"
         )
-    return projection
+    return sketch
 
 
 def uncompiled() -> AbstractContextManager[Any]:

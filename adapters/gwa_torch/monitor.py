@@ -48,7 +48,7 @@ class GWAMonitor(Keeper):
         As ``torch.nn.CrossEntropyLoss(weight=...)``.
     ignore_index : int
         Class number of targets that do not count, default -100.
-    projection : JLSketch or int, optional
+    sketch : JLSketch or int, optional
         Measure in K dimensions (see `gwa_core.JLSketch`); keeps a copy of the weight a step.
     every : int
         Score every n-th `update` only, default each.
@@ -112,7 +112,7 @@ class GWAMonitor(Keeper):
         label_smoothing: float = 0.0,
         class_weights: torch.Tensor | None = None,
         ignore_index: int = -100,
-        projection: JLSketch | int | None = None,
+        sketch: JLSketch | int | None = None,
         every: int = 1,
         criterion: nn.Module | None = None,
         signals: str | Iterable[str] = (),
@@ -126,7 +126,7 @@ class GWAMonitor(Keeper):
                 "which samples it sees; call `update(targets, ids=ids)` instead"
             )
         linear = resolve_head(head, model)
-        self.projection = head_sketch(projection, linear)
+        self.sketch = head_sketch(sketch, linear)
         self.options = _targets.LossOptions.of(
             criterion,
             loss=loss,
@@ -141,7 +141,7 @@ class GWAMonitor(Keeper):
         self._followed = Followed(signals, num_samples, self.options.loss)
         self.signals = self._followed.tracked
         self.every = every
-        self._capture = Capture(linear, keep_weight=projection is not None)
+        self._capture = Capture(linear, keep_weight=sketch is not None)
         self._loss_hook = None
         # The output that the criterion was called with last.
         self._last = Recent()
@@ -264,7 +264,7 @@ class GWAMonitor(Keeper):
             loss=self.options.loss,
             label_smoothing=self.options.label_smoothing,
             class_weights=self.options.weights_on(logits.device),
-            projection=self.projection,
+            sketch=self.sketch,
         )
 
     def _forget(self) -> None:

@@ -70,7 +70,7 @@ def head_scores(
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
     where: torch.Tensor | None = None,
-    projection: JLSketch | None = None,
+    sketch: JLSketch | None = None,
 ) -> torch.Tensor:
     r"""Return γ of a batch, the alignment of each sample's negative head gradient with the head.
 
@@ -89,7 +89,7 @@ def head_scores(
         whole (N, C) is never there.
     weight : tensor of shape (C, D), optional
         Weight of the head at the forward pass. Needed without `logits` or `weight_norm`, and
-        under a `projection`.
+        under a `sketch`.
     weight_norm : 0-D tensor, optional
         Its Frobenius norm where that was kept; then the weight is not read.
     bias : tensor of shape (C,), optional
@@ -102,7 +102,7 @@ def head_scores(
         Weights of the classes in the loss, as in ``torch.nn.CrossEntropyLoss(weight=...)``.
     where : boolean tensor of shape (N,), optional
         True for samples that count; the others get nan.
-    projection : JLSketch, optional
+    sketch : JLSketch, optional
         Measure in K dimensions.
 
     Returns
@@ -133,9 +133,9 @@ def head_scores(
     >>> head_scores(latents=latents, weight=torch.eye(2), targets=torch.tensor([0, 0]))
     tensor([ 0.5000, -0.5000])
     """
-    if weight is None and (weight_norm is None or logits is None or projection is not None):
+    if weight is None and (weight_norm is None or logits is None or sketch is not None):
         raise ValueError(
-            "`weight` must be given without `logits` and `weight_norm`, and under a `projection`, "
+            "`weight` must be given without `logits` and `weight_norm`, and under a `sketch`, "
             "got None; pass head.weight as it was at the forward pass"
         )
     options: dict[str, Any] = {"loss": loss, "label_smoothing": label_smoothing}
@@ -153,9 +153,9 @@ def head_scores(
     # Mixed precision would round what the core keeps exact; asking first is faster than leaving it.
     mixed = torch.is_autocast_enabled(kind)
     with torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext():
-        if latents.device.type == "cpu" or projection is not None:
+        if latents.device.type == "cpu" or sketch is not None:
             return _by_the_core(
-                latents, targets, logits, weight, weight_norm, bias, where, projection, options
+                latents, targets, logits, weight, weight_norm, bias, where, sketch, options
             )
         norm = frobenius_norm(weight) if weight_norm is None else weight_norm  # type: ignore[arg-type]
         if logits is not None:
@@ -275,7 +275,7 @@ def _by_the_core(
     norm: torch.Tensor | None,
     bias: torch.Tensor | None,
     where: torch.Tensor | None,
-    projection: JLSketch | None,
+    sketch: JLSketch | None,
     options: dict[str, Any],
 ) -> torch.Tensor:
     """Call the core; on the CPU with NumPy arrays that share the tensors' memory."""
@@ -301,7 +301,7 @@ def _by_the_core(
         name: None if x is None else give(x.detach()) for name, x in shared.items()
     }
     norm = arrays.pop("weight_norm")
-    if logits is not None and norm is not None and projection is None:
+    if logits is not None and norm is not None and sketch is None:
         # The norm of each row by the core, without its product with the weight.
         z, _ = arrays.pop("latents"), arrays.pop("weight")
         norms = torch.linalg.vector_norm(torch.as_tensor(z), dim=1)
@@ -309,7 +309,7 @@ def _by_the_core(
             latent_norms=give(norms), weight_norm=float(norm) if host else norm, **arrays, **options
         )
     else:
-        scores = alignment_scores(sketch=projection, **arrays, **options)
+        scores = alignment_scores(sketch=sketch, **arrays, **options)
     return torch.from_numpy(scores) if host else scores
 
 

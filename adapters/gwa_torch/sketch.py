@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from gwa_core import JLSketch, project
+from gwa_torch._checks import check_count, check_integer
 
 __all__ = ["JLHead"]
 
@@ -21,7 +22,7 @@ class JLHead(nn.Module):
 
     Models of different widths D get heads of one shape, and their scores can be compared. This
     changes the network that is trained. To measure a model as it is in K dimensions, pass
-    ``projection=`` to `GWAMonitor` instead; that keeps the mean of the scores as it was.
+    ``sketch=`` to `GWAMonitor` instead; that keeps the mean of the scores as it was.
 
     Parameters
     ----------
@@ -82,8 +83,10 @@ class JLHead(nn.Module):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"`num_classes` must be an integer of at least 1, got {num_classes!r}")
+        num_classes = check_count("num_classes", num_classes)
+        in_features = check_count("in_features", in_features)
+        sketch_features = check_count("sketch_features", sketch_features)
+        seed = check_integer("seed", seed)
         try:
             self._made = JLSketch(in_features, sketch_features, kind=kind, seed=seed)
         except ValueError as error:

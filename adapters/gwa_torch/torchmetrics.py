@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from gwa_core import EpochSummary, Moments, summarize
+from gwa_torch._checks import check_integer, check_real
 from gwa_torch._epoch import pack, unpack
 from gwa_torch._targets import LossOptions, flatten
 from gwa_torch.scoring import frobenius_norm, head_scores
@@ -102,7 +103,7 @@ class GradientWeightAlignment(Metric):
         **options: Any,
     ) -> None:
         super().__init__(**options)
-        self.beta = beta
+        self.beta = check_real("beta", beta)
         self.loss = loss
         self.label_smoothing = label_smoothing
         self.ignore_index = ignore_index
@@ -171,7 +172,7 @@ class GradientWeightAlignment(Metric):
             weight_norm=frobenius_norm(weight),
             bias=bias,
             loss=self.loss,
-            label_smoothing=self.label_smoothing,
+            label_smoothing=options.label_smoothing,
             class_weights=options.weights_on(logits.device),
         )
         counted = torch.ones_like(scores, dtype=torch.bool)
@@ -231,7 +232,9 @@ class GradientWeightAlignment(Metric):
         with self.sync_context(self.dist_sync_fn, should_sync=sync, should_unsync=sync):
             moments, omitted = _split(self.moments)
             return EpochSummary.from_summary(
-                summarize(moments, beta=self.beta), epoch=epoch, omitted=int(omitted)
+                summarize(moments, beta=self.beta),
+                epoch=check_integer("epoch", epoch),
+                omitted=int(omitted),
             )
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:

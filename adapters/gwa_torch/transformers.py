@@ -77,7 +77,7 @@ class GWACallback(Watched, TrainerCallback):
         Write each epoch to this run folder (see `gwa_offline.RunFolder`).
     **options : Any
         Further options of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``,
-        ``ignore_index``, ``projection``, ``beta``, ``every``, ``signals``, ``process_group``. Loss
+        ``ignore_index``, ``sketch``, ``beta``, ``every``, ``signals``, ``process_group``. Loss
         and label smoothing are those of the model and of the trainer where you do not say.
 
     Attributes

@@ -275,5 +275,5 @@ def test_the_sketch_of_a_head():
     assert head_sketch(None, head) is None
     assert head_sketch(4, head) == JLSketch(16, 4)
     assert head_sketch(JLSketch(16, 4, seed=2), head).seed == 2
-    with pytest.raises(ValueError, match="`projection` must be made for D = 16 features, got 8"):
+    with pytest.raises(ValueError, match="`sketch` must be made for D = 16 features, got 8"):
         head_sketch(JLSketch(8, 4), head)

@@ -121,13 +121,13 @@ class TestNumbers:
         run(monitor, model)
         assert monitor.history[0].count == 24
 
-    def test_a_projection_keeps_the_mean(self):
+    def test_a_sketch_keeps_the_mean(self):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(8, 256), nn.Tanh(), nn.Linear(256, CLASSES))
         x, y = batch(400)
         means = []
-        for projection in (None, 128, JLSketch(256, 128, seed=1)):
-            monitor = GWAMonitor(model[-1], 400, projection=projection)
+        for sketch in (None, 128, JLSketch(256, 128, seed=1)):
+            monitor = GWAMonitor(model[-1], 400, sketch=sketch)
             model(x)
             with torch.no_grad():  # the step must not reach what the monitor kept
                 before = copy.deepcopy(model.state_dict())
@@ -461,7 +461,7 @@ CASES = [
             nn.Linear(4, 3), criterion=nn.BCEWithLogitsLoss(pos_weight=torch.ones(3))
         ),
     ),
-    ("a sketch of another width", lambda: GWAMonitor(nn.Linear(4, 3), projection=JLSketch(8, 2))),
+    ("a sketch of another width", lambda: GWAMonitor(nn.Linear(4, 3), sketch=JLSketch(8, 2))),
     ("`num_samples` of 0", lambda: GWAMonitor(nn.Linear(4, 3), 0)),
     ("`every` of 0", lambda: GWAMonitor(nn.Linear(4, 3), every=0)),
     (

@@ -158,10 +158,10 @@ def test_latents_of_autocast_and_a_head_in_float32():
 def test_autocast_does_not_round_it():
     z, w, b, t = inputs(dtype=torch.float32)
     plain = head_scores(latents=z, weight=w, bias=b, targets=t)
-    projected = head_scores(latents=z, weight=w, targets=t, projection=JLSketch(FEATURES, 8))
+    projected = head_scores(latents=z, weight=w, targets=t, sketch=JLSketch(FEATURES, 8))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(head_scores(latents=z, weight=w, bias=b, targets=t), plain)
-        again = head_scores(latents=z, weight=w, targets=t, projection=JLSketch(FEATURES, 8))
+        again = head_scores(latents=z, weight=w, targets=t, sketch=JLSketch(FEATURES, 8))
         assert torch.equal(again, projected)
 
 
@@ -279,16 +279,16 @@ def test_nan_of_one_sample_stays_with_it():
 
 @pytest.mark.parametrize("kind", ["gaussian", "hadamard"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_a_projection_is_the_cores_sketch(kind, dtype):
+def test_a_sketch_is_the_cores_sketch(kind, dtype):
     z, w, b, t = inputs(dtype=dtype)
     sketch = JLSketch(FEATURES, 8, kind=kind)
     arrays = {"latents": z, "weight": w, "bias": b}
     numpy = {name: x.double().numpy() for name, x in arrays.items()}
     wanted = gwa_core.alignment_scores(**numpy, targets=t.numpy(), sketch=sketch)
-    scores = head_scores(**arrays, targets=t, projection=sketch)
+    scores = head_scores(**arrays, targets=t, sketch=sketch)
     close(scores, wanted, 1e-12 if dtype == torch.float64 else 1e-5)
     # The norm of the weight is that of all D features, and not used here.
-    scores = head_scores(**arrays, targets=t, projection=sketch, weight_norm=frobenius_norm(w))
+    scores = head_scores(**arrays, targets=t, sketch=sketch, weight_norm=frobenius_norm(w))
     close(scores, wanted, 1e-12 if dtype == torch.float64 else 1e-5)
     # As on a GPU: the core on tensors.
     options = {"loss": "cross_entropy", "label_smoothing": 0.0}
@@ -331,7 +331,7 @@ def test_what_is_missing_is_named():
         {},
         {"logits": logits},
         {"weight_norm": frobenius_norm(w)},
-        {"logits": logits, "weight_norm": frobenius_norm(w), "projection": sketch},
+        {"logits": logits, "weight_norm": frobenius_norm(w), "sketch": sketch},
     ]
     for options in incomplete:
         with pytest.raises(ValueError, match="`weight` must be given without `logits`"):

@@ -161,7 +161,7 @@ def test_measuring_in_fewer_dimensions_keeps_the_mean_and_adds_noise():
     means, errors = [], []
     exact = monitored(head, z, y)
     for seed in range(8):
-        scores = monitored(head, z, y, projection=JLSketch(width, 64, seed=seed))
+        scores = monitored(head, z, y, sketch=JLSketch(width, 64, seed=seed))
         means.append(scores.mean())
         errors.append((scores - exact).std())
     means = torch.stack(means)

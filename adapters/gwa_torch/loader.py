@@ -11,6 +11,7 @@ from torch import nn
 
 from gwa_core import JLSketch
 from gwa_torch._capture import whole
+from gwa_torch._checks import check_count
 from gwa_torch._epoch import BySample
 from gwa_torch._targets import Flat, LossOptions, flatten
 from gwa_torch._trainers import IDS, TARGETS, Pick, pick_ids, pick_targets
@@ -45,7 +46,7 @@ def alignment_scores(
     label_smoothing: float = 0.0,
     class_weights: torch.Tensor | None = None,
     ignore_index: int = -100,
-    projection: JLSketch | int | None = None,
+    sketch: JLSketch | int | None = None,
     device: torch.device | str | None = None,
 ) -> torch.Tensor:
     r"""Return γ of every sample of a loader at the weights that the model has now.
@@ -82,7 +83,7 @@ def alignment_scores(
         As ``torch.nn.CrossEntropyLoss(weight=...)``.
     ignore_index : int
         Class number of targets that do not count, default -100.
-    projection : JLSketch or int, optional
+    sketch : JLSketch or int, optional
         Measure in K dimensions (see `gwa_core.JLSketch`).
     device : device, optional
         Where the batches go, default where the head is. The model is not moved.
@@ -131,8 +132,7 @@ def alignment_scores(
             f"`head` must be a module of `model`, got a {type(linear).__name__} that is not in "
             f"this {type(bare).__name__}; it may be that of a copy"
         )
-    if num_samples is not None and (not isinstance(num_samples, int) or num_samples < 1):
-        raise ValueError(f"`num_samples` must be an integer of at least 1, got {num_samples!r}")
+    num_samples = None if num_samples is None else check_count("num_samples", num_samples)
     options = LossOptions.of(
         None,
         loss=loss,
@@ -141,7 +141,7 @@ def alignment_scores(
         ignore_index=ignore_index,
         classes=head_size(linear)[0],
     )
-    sketch = head_sketch(projection, linear)
+    sketch = head_sketch(sketch, linear)
     place = torch.device(head_device(linear) if device is None else device)
     parts, numbers = [], []
     with _evaluating(bare), _listening(linear, options, sketch) as listener:
@@ -167,10 +167,10 @@ def alignment_scores(
 class _Listener:
     """A hook that scores the batch while the head's output is as the head made it."""
 
-    def __init__(self, head: Head, options: LossOptions, projection: JLSketch | None) -> None:
+    def __init__(self, head: Head, options: LossOptions, sketch: JLSketch | None) -> None:
         self.head = head
         self.options = options
-        self.projection = projection
+        self.sketch = sketch
         self._rows: Flat | None = None
         self._found: list[torch.Tensor] = []
 
@@ -209,23 +209,21 @@ class _Listener:
             latents=latents.reshape(logits.shape[0], -1),
             targets=rows.to(logits.device).fitting(logits),
             logits=logits,
-            weight=None if self.projection is None else whole(head_weight(module)),
+            weight=None if self.sketch is None else whole(head_weight(module)),
             weight_norm=frobenius_norm(head_weight(module)),
             bias=None if self.head.bias is None else whole(self.head.bias.detach()),
             loss=self.options.loss,
             label_smoothing=self.options.label_smoothing,
             class_weights=self.options.weights_on(logits.device),
             where=None if rows.where is None else rows.where.to(logits.device),
-            projection=self.projection,
+            sketch=self.sketch,
         )
         self._found.append(scores.float())
 
 
 @contextlib.contextmanager
-def _listening(
-    head: Head, options: LossOptions, projection: JLSketch | None
-) -> Iterator[_Listener]:
-    listener = _Listener(head, options, projection)
+def _listening(head: Head, options: LossOptions, sketch: JLSketch | None) -> Iterator[_Listener]:
+    listener = _Listener(head, options, sketch)
     hook = head.register_forward_hook(listener.hear, with_kwargs=True)
     try:
         with uncompiled():

@@ -299,12 +299,12 @@ def test_a_sample_seen_twice_keeps_its_first_score():
     assert torch.equal(alignment_scores(model, twice, num_samples=3), scores)
 
 
-@pytest.mark.parametrize("projection", [8, JLSketch(16, 8)], ids=["size", "sketch"])
-def test_a_projection(projection):
+@pytest.mark.parametrize("sketch", [8, JLSketch(16, 8)], ids=["size", "sketch"])
+def test_a_sketch(sketch):
     model = network()
     x, y, ids = data().tensors
-    scores = alignment_scores(model, loader(), projection=projection)
-    with GWAMonitor(model.head, num_samples=ROWS, projection=projection) as monitor:
+    scores = alignment_scores(model, loader(), sketch=sketch)
+    with GWAMonitor(model.head, num_samples=ROWS, sketch=sketch) as monitor:
         model(x)
         monitor.update(y, ids=ids)
         close(scores, monitor.scores.double(), atol=1e-6)
@@ -385,7 +385,7 @@ def test_what_does_not_fit_is_refused():
         ([(x, y)], {"head": nn.Linear(16, 5)}, "`head` must be a module of `model`"),
         ([(x, y)], {"head": "haed"}, "`head` must be the name of a module"),
         ([(x, y)], {"loss": "hinge"}, "`loss` must be"),
-        ([(x, y)], {"projection": JLSketch(9, 4)}, "`projection` must be made for D = 16"),
+        ([(x, y)], {"sketch": JLSketch(9, 4)}, "`sketch` must be made for D = 16"),
         ([(x, y)], {"class_weights": torch.ones(3)}, r"`class_weights` must be \(C,\) = \(5,\)"),
         ([(x, y.double())], {}, "`targets` must have the classes last"),
     ]

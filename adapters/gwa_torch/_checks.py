@@ -1,0 +1,41 @@
+"""Numbers of any library's kind as Python's own."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+__all__ = ["check_count", "check_integer", "check_real"]
+
+
+def check_integer(name: str, value: Any) -> int:
+    """Return an integer, of NumPy or of a tensor too."""
+    try:
+        integer = operator.index(value)
+    except TypeError:
+        integer = None
+    # The dtype of a NumPy scalar or of a tensor tells a bool that passes for an integer.
+    if integer is None or "bool" in str(getattr(value, "dtype", type(value))):
+        raise TypeError(f"`{name}` must be an integer, got {value!r}")
+    return integer
+
+
+def check_count(name: str, value: Any) -> int:
+    """Return an integer of at least one."""
+    try:
+        count = check_integer(name, value)
+    except TypeError:
+        count = 0
+    if count < 1:
+        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+    return count
+
+
+def check_real(name: str, value: Any) -> float:
+    """Return a finite number."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
+        raise ValueError(f"`{name}` must be a finite number, got {value!r}")
+    return float(value)

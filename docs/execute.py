@@ -1,8 +1,9 @@
 """Run the code of the pages: `python docs/execute.py` writes the outputs shown there anew.
 
 Python blocks of a page share one namespace and one empty folder, in order; a block that imports
-PyTorch or JAX stands alone, except on the pages of that framework's adapter. Lines of bash blocks that call `gwa` are run, as on a terminal of 100
-columns. A block of `text` right after is the output. The tests run the pages in the same way.
+PyTorch or JAX runs alone, except on the pages of that framework's adapter. Lines of bash blocks that
+call `gwa` run in this process, as on a terminal of 100 columns. A block of `text` right after is the
+output. The tests run the pages in the same way.
 """
 
 from __future__ import annotations
@@ -12,10 +13,8 @@ import io
 import os
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = [str(ROOT), str(ROOT / "adapters")]
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
 TERMINAL = {"TTY_COMPATIBLE": "1", "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
-# The matrices here are small, and threads that wait for each other cost more than they bring.
-TERMINAL |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 FENCE = re.compile(r"^```(\w+)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^gwa (.*)$", re.MULTILINE)
@@ -72,37 +70,39 @@ def blocks(path: Path) -> list[Block]:
     return [block for block in out if block.runs]
 
 
-def run(block: Block, namespace: dict[str, Any], places: list[str] = PLACES) -> str:
+def run(block: Block, namespace: dict[str, Any]) -> str:
     """Run a block in the current folder and return what it prints."""
-    if block.owned:
-        _one_thread()
+    if block.owned and "torch" in sys.modules:
+        # Threads only wait for each other on models as small as these.
+        sys.modules["torch"].set_num_threads(1)
     if block.kind == "python":
         with contextlib.redirect_stdout(io.StringIO()) as out:
             exec(compile(block.code, "<documentation>", "exec"), namespace)  # noqa: S102
         return out.getvalue()
     # What a quiet command prints is not shown.
-    return "".join(text for line, text in _gwa(block, places) if "--quiet" not in line)
+    printed = [(line, call(shlex.split(line))) for line in block.commands]
+    return "".join(text for line, text in printed if "--quiet" not in line)
 
 
-def _one_thread() -> None:
-    """Keep PyTorch from threads that only wait for each other on models as small as these."""
-    if "torch" in sys.modules:
-        sys.modules["torch"].set_num_threads(1)
+def call(arguments: list[str]) -> str:
+    """Run a command of `gwa` in this process and return what it prints on a terminal."""
+    from gwa_offline.__main__ import main as gwa
 
-
-def _gwa(block: Block, places: list[str]) -> Iterator[tuple[str, str]]:
-    for line in block.commands:
-        done = subprocess.run(  # noqa: S603
-            [sys.executable, "-m", "gwa_offline", *shlex.split(line)],
-            env={**os.environ, **TERMINAL, "PYTHONPATH": os.pathsep.join(places)},
-            capture_output=True,
-            text=True,
-            encoding="utf-8",
-            check=False,
-        )
-        if done.returncode:
-            raise RuntimeError(f"gwa {line}: {done.stderr}")
-        yield line, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", done.stdout)
+    out, errors = io.StringIO(), io.StringIO()
+    argv, environment = sys.argv, dict(os.environ)
+    sys.argv = ["gwa", *arguments]
+    os.environ.update(TERMINAL)
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(errors):
+            gwa()
+    except SystemExit as end:
+        if end.code:
+            raise RuntimeError(f"gwa {shlex.join(arguments)}: {errors.getvalue()}") from None
+    finally:
+        sys.argv = argv
+        os.environ.clear()
+        os.environ.update(environment)
+    return ESCAPE.sub("", out.getvalue())
 
 
 def rewrite(path: Path) -> None:

@@ -343,9 +343,8 @@ def labels_page() -> str:
 
 def results_page() -> str:
     """Return the chapter of results, with its tables drawn anew."""
-    from experiments.__main__ import RESULTS
     from experiments.catalogue import TABLES
-    from experiments.criteria import read
+    from experiments.store import RESULTS, read
 
     page = (DOCS / "results" / "index.md").read_text(encoding="utf-8")
     results = read(RESULTS)

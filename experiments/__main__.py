@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterable
@@ -11,9 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.plan import Settings, plan, studies
-
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
+from experiments.store import RESULTS, append, names, read
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -76,10 +73,6 @@ def _chosen(given: Any) -> list[Settings]:
     return [run for study in given.study for run in plan(study, **only)]
 
 
-def _done(settings: Settings, results: Path) -> bool:
-    return (results / f"{settings.name}.json").exists()
-
-
 def _run(given: Any) -> None:
     import torch
 
@@ -92,9 +85,8 @@ def _run(given: Any) -> None:
     device = given.device or ("cuda" if torch.cuda.is_available() else "cpu")
     loaded: dict[str, Any] = {}
     engine = None
-    given.results.mkdir(parents=True, exist_ok=True)
     for settings in _chosen(given)[place - 1 :: processes]:
-        if _done(settings, given.results):
+        if settings.name in names(given.results, settings.study):
             continue
         if settings.data not in loaded:
             loaded[settings.data] = load(_find(given.data, settings.data))
@@ -111,8 +103,7 @@ def _run(given: Any) -> None:
         if result is None:
             print(f"{settings.name}: {run.step} of {run.steps} steps, {took}; goes on", flush=True)
             return
-        target = given.results / f"{settings.name}.json"
-        target.write_text(json.dumps(result, separators=(",", ":")))
+        append(given.results, result)
         best = max(result["epochs"]["test_accuracy"])
         print(f"{settings.name}: done in {took}, best test accuracy {best:.2%}", flush=True)
 
@@ -127,10 +118,12 @@ def _find(folder: Path, name: str) -> Path:
 
 
 def _status(given: Any) -> None:
-    for settings in _chosen(given):
+    chosen = _chosen(given)
+    done = {study: names(given.results, study) for study in {s.study for s in chosen}}
+    for settings in chosen:
         here = given.out / settings.name
         state = "missing"
-        if _done(settings, given.results):
+        if settings.name in done[settings.study]:
             state = "done"
         elif (here / "checkpoint.pt").exists():
             state = "stopped, goes on"
@@ -139,14 +132,12 @@ def _status(given: Any) -> None:
 
 def _table(given: Any) -> None:
     from experiments.catalogue import TABLES
-    from experiments.criteria import read
 
     _check_name("table", given.name, TABLES)
     print(TABLES[given.name](read(given.results)))
 
 
 def _figure(given: Any) -> None:
-    from experiments.criteria import read
     from experiments.figures import ACROSS, OF_STUDY, draw
 
     _check_name("figure", given.name, OF_STUDY | ACROSS)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import pearsonr
 
-from experiments.criteria import Result, column
+from experiments.store import Result, column
 from experiments.tables import MISSING, TITLES, correlation, markdown, runs_of, spread
 
 __all__ = ["PARTS", "TABLES", "paired", "widths_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from experiments import ablations, comparisons, dips, extremes, regrets, tables
-from experiments.criteria import Result
+from experiments.store import Result
 
 __all__ = ["TABLES"]
 

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from experiments.criteria import BEST, CRITERIA, VALIDATION, Result, column, kept, share_of
+from experiments.criteria import BEST, CRITERIA, VALIDATION, kept, share_of
 from experiments.data import GROUPS
 from experiments.regrets import judged
+from experiments.store import Result, column
 from experiments.tables import MISSING, NETWORKS, RANKINGS, markdown, newest, runs_of, spread
 from gwa_core.signals import SIGNALS
 
@@ -98,7 +99,7 @@ def further_errors(results: list[Result]) -> str:
         r
         for r in runs_of(results, percent=100)
         if r["detection"]
-        and not r["settings"].get("fold")
+        and not r["settings"]["fold"]
         and r["settings"]["study"] not in NETWORKS
         and r["settings"]["labels"] != "random"
     ]
@@ -111,11 +112,8 @@ def further_errors(results: list[Result]) -> str:
         for name in (*RANKINGS, "alignment", *SIGNALS):
             row = []
             for some in by.values():
-                found = [r["detection"][name] for r in some if name in r["detection"]]
-                values = [
-                    x.get("mean_average_precision", [x["average_precision"]])[-1] for x in found
-                ]
-                row.append(spread(values, 3))
+                found = [r["detection"][name]["mean"] for r in some if name in r["detection"]]
+                row.append(spread(found, 3))
             if any(cell != MISSING for cell in row):
                 rows.append([f"`{name}`", *row])
         head = ["signal", *(f"{x}, {len(some)} runs" for x, some in by.items())]

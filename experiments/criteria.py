@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from experiments.plan import Settings
+from experiments.store import Result, column, history
 from gwa_core import (
-    EpochSummary,
     GradientDisparity,
     LabelWave,
     MaxBimodality,
@@ -29,17 +24,11 @@ __all__ = [
     "FEW",
     "KNOWN",
     "VALIDATION",
-    "column",
-    "history",
     "kept",
-    "name_of",
     "outcome",
-    "read",
     "regret",
     "share_of",
 ]
-
-Result = dict[str, Any]
 
 #: By name: the column it watches and the rule; None is a rule of summaries.
 CRITERIA: dict[str, tuple[str | None, Any]] = {
@@ -68,29 +57,6 @@ KNOWN = CHOSEN_ON | {
 #: What `kept` knows besides: the epoch of the best test accuracy, and those of held-out images.
 BEST, VALIDATION, FEW = "best epoch", "validation 10 %", "validation 1 %"
 HELD_OUT = "validation_accuracy", Patience(metric="validation_accuracy", mode="max")
-
-
-def read(folder: Path) -> list[Result]:
-    """Return all results of a folder, by name."""
-    return [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
-
-
-def name_of(result: Result) -> str:
-    """Return the name of a run, as its file has it."""
-    return Settings(**result["settings"]).name
-
-
-def column(result: Result, name: str) -> np.ndarray[Any, Any]:
-    """Return a column of a run by epoch."""
-    if name == "separation":
-        return np.asarray([summary.separation for summary in history(result)])
-    return np.asarray(result["epochs"][name], float)
-
-
-def history(result: Result) -> list[EpochSummary]:
-    """Return the summaries of a run."""
-    columns = [result["epochs"][name] for name in EpochSummary._fields]
-    return [EpochSummary(*row) for row in zip(*columns, strict=True)]
 
 
 def kept(result: Result, criterion: str) -> int | None:

@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.criteria import BEST, VALIDATION, Result, column, history, kept, outcome, share_of
+from experiments.criteria import BEST, VALIDATION, kept, outcome, share_of
+from experiments.store import Result, column, history
 from experiments.tables import MISSING, TITLES, accuracy_cell, markdown, runs_of
 from gwa_core import DipThenMax, select_epoch
 

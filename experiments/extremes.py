@@ -8,9 +8,10 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.criteria import Result, column, history, kept, name_of, regret
+from experiments.criteria import kept, regret
+from experiments.store import Result, column, history, name_of
 from experiments.tables import markdown
-from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED
+from gwa_offline.figures.style import BAD, CHOSEN, GWA, METRIC, MUTED
 
 __all__ = ["TABLES", "bands", "health", "legend", "random_labels"]
 
@@ -52,14 +53,11 @@ def two_modes(results: list[Result]) -> str:
 
 def bands(ax: Any, run: Result) -> None:
     """Draw the middle eight tenths of the scores of right and of wrong labels over the epochs."""
-    for part, colour in {"right": GWA, "wrong": BAD}.items():
-        rows = [row for row in run["epochs"][f"{part}_quantiles"] if row]
-        if rows:
-            q = np.asarray(rows).T
-            last = len(q) - 1
-            low, middle, high = q[round(0.1 * last)], q[last // 2], q[round(0.9 * last)]
+    for side, colour in {"right": GWA, "wrong": BAD}.items():
+        if f"{side}_middle" in run["epochs"]:
+            low, middle, high = (column(run, f"{side}_{at}") for at in ("low", "middle", "high"))
             ax.fill_between(range(len(middle)), low, high, color=colour, alpha=0.25, lw=0)
-            ax.plot(middle, color=colour, label=f"{part} labels: median, 10 to 90 %")
+            ax.plot(middle, color=colour, label=f"{side} labels: median, 10 to 90 %")
     ax.axhline(0, color=MUTED, lw=0.8)
 
 
@@ -80,7 +78,7 @@ def health(runs: list[Result]) -> Any:
         below.axhline(0, color=MUTED, lw=0.8)
         below.set_xlabel("epoch")
         s = run["settings"]
-        rate = ", constant rate" if s.get("schedule") == "constant" else ""
+        rate = ", constant rate" if s["schedule"] == "constant" else ""
         above.set_title(f"{s['study']}, {s['labels']}{rate}")
     axes[0, 0].set_ylabel("alignment γ")
     axes[1, 0].set_ylabel("kurtosis + 1.2")

@@ -12,12 +12,13 @@ import numpy as np
 
 from experiments.ablations import PARTS, paired, widths_of
 from experiments.comparisons import model_points
-from experiments.criteria import Result, column, kept
+from experiments.criteria import kept
 from experiments.dips import STUDIES, after_dip, lowest
 from experiments.extremes import bands, health, legend, random_labels
+from experiments.store import Result, column
 from experiments.tables import LABELS, NETWORKS, RANKINGS, TITLES
-from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
-from gwa_offline.statistics import scaled
+from gwa_offline.analysis.statistics import scaled
+from gwa_offline.figures.style import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
 
 __all__ = ["ACROSS", "OF_STUDY", "draw"]
 
@@ -120,16 +121,12 @@ def detection(runs: dict[str, Result]) -> Any:
     for ax, run in zip(axes, runs.values(), strict=True):
         for name, colour in shown.items():
             found = run["detection"][name]
-            ax.plot(
-                found["mean_average_precision"],
-                color=colour,
-                label=f"{name}, mean so far; dotted: alone",
-            )
-            ax.plot(found["average_precision"], color=colour, ls=":", lw=1.2)
+            ax.plot(found["by_mean"], color=colour, label=f"{name}, mean so far; dotted: alone")
+            ax.plot(found["by_epoch"], color=colour, ls=":", lw=1.2)
         # Older runs lack the first of these, some both.
         for name in RANKINGS[:2]:
             if quality := run["detection"].get(name):
-                ax.axhline(quality["average_precision"], color=BAD, ls="--", lw=1.2, label=name)
+                ax.axhline(quality["mean"], color=BAD, ls="--", lw=1.2, label=name)
                 break
     axes[0].set_ylabel("average precision")
     legend(figure, axes, columns=2)

@@ -34,13 +34,15 @@ from gwa_torch import GWAMonitor, head_scores, layer_alignment
 if TYPE_CHECKING:
     from experiments.engine import Engine
 
-__all__ = ["Measures", "detection"]
+__all__ = ["CURVES", "Measures", "detection"]
 
 BATCHES, BATCH = 5, 512
 #: Training images that are scored after an epoch, in a pass without augmentation.
 AFTER = 5000
 #: Samples whose gradients are explicit, and how many of them at the same time.
 SAMPLES, CHUNK = 256, 64
+#: Signals whose average precision is kept for every epoch, for the figure.
+CURVES = ("alignment", "margin", "sample_loss", "el2n")
 
 
 class Measures:
@@ -182,7 +184,10 @@ def detection(
     wrong: np.ndarray[Any, Any],
     device: str,
 ) -> dict[str, Any]:
-    """Return how well each signal finds the wrong labels: by epoch, and by its mean so far.
+    """Return how well each signal finds the wrong labels, as average precision.
+
+    By its "last" epoch, by its "mean" over all epochs, and by the "best_mean" up to any epoch; of
+    `CURVES` also "by_epoch" and "by_mean" so far. "auroc" and "last_auroc" are areas.
 
     Parameters
     ----------
@@ -207,7 +212,6 @@ def detection(
         area, precision = binary_auroc(x, truth), binary_average_precision(x, truth)
         return round(float(area), 5), round(float(precision), 5)
 
-    kinds = "auroc", "average_precision"
     found: dict[str, Any] = {}
     for name, values in samples.items():
         if name == "alignment":
@@ -220,24 +224,27 @@ def detection(
         of_runs = name in ("variability", "forgetting_events")
         means = x if of_runs else x.nan_to_num().cumsum(0) / x.isfinite().cumsum(0).clamp_min(1)
         single = [] if of_runs else [judged(row) for row in x]
-        mean = [judged(row) for row in means]
-        found[name] = {
-            "auroc": [a for a, _ in single],
-            "average_precision": [b for _, b in single],
-            "mean_auroc": [a for a, _ in mean],
-            "mean_average_precision": [b for _, b in mean],
-        }
-    until = _cut_off(history)
+        mean = [precision for _, precision in map(judged, means)]
+        found[name] = {"mean": mean[-1], "best_mean": max(mean)}
+        if single:
+            found[name] |= dict(zip(("last_auroc", "last"), single[-1], strict=True))
+        if name in CURVES:
+            found[name] |= {"by_epoch": [precision for _, precision in single], "by_mean": mean}
+        if name == "alignment":
+            found[name]["auroc"] = [area for area, _ in single]
     scores = samples["alignment"]
     # What was tried before: squares of the excess over the least bimodal epoch, and all alike up to one.
     bimodality = np.asarray([summary.bimodality for summary in history])
     former = np.nan_to_num(bimodality - np.nanmin(bimodality)) ** 2
-    for name, weights in {"label_quality": None, "by excess bimodality": former}.items():
-        both = judged(-label_quality(scores, weights=weights))
-        found[name] = dict(zip(kinds, both, strict=True))
+    qualities = {
+        name: label_quality(scores, weights=weights)
+        for name, weights in {"label_quality": None, "by excess bimodality": former}.items()
+    }
     for name, values in {"mean": scores, "margin": samples["margin"]}.items():
-        both = judged(-np.nanmean(values[:until], axis=0))
-        found[f"{name} to twice the peak"] = dict(zip(kinds, both, strict=True), until=until)
+        qualities[f"{name} to twice the peak"] = np.nanmean(values[: _cut_off(history)], axis=0)
+    for name, quality in qualities.items():
+        area, precision = judged(-quality)
+        found[name] = {"mean": precision, "auroc": area}
     return found
 
 

@@ -9,18 +9,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.criteria import (
-    CHOSEN_ON,
-    CRITERIA,
-    KNOWN,
-    VALIDATION,
-    Result,
-    column,
-    kept,
-    name_of,
-    outcome,
-    regret,
-)
+from experiments.criteria import CHOSEN_ON, CRITERIA, KNOWN, VALIDATION, kept, outcome, regret
+from experiments.store import Result, column, name_of
 from experiments.tables import LABELS, MISSING, NETWORKS, TITLES, markdown, runs_of, spread
 
 __all__ = ["TABLES", "judged"]
@@ -40,7 +30,7 @@ def judged(results: list[Result]) -> list[Result]:
     return [
         r
         for r in results
-        if not r["settings"].get("fold")
+        if not r["settings"]["fold"]
         and r["settings"]["labels"] != "random"
         and len(column(r, "epoch")) >= 30
     ]
@@ -133,7 +123,7 @@ def _twins(runs: list[Result]) -> list[tuple[Result, Result]]:
     by: dict[Any, dict[int, Result]] = defaultdict(dict)
     for run in runs:
         s = run["settings"]
-        key = s["study"], s["labels"], s["seed"], s.get("variant", "")
+        key = s["study"], s["labels"], s["seed"], s["variant"]
         by[key][s["percent"]] = run
     return [(pair[100], pair[90]) for pair in by.values() if pair.keys() >= {100, 90}]
 

@@ -9,18 +9,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
-from experiments.criteria import (
-    BEST,
-    CRITERIA,
-    FEW,
-    VALIDATION,
-    Result,
-    column,
-    kept,
-    outcome,
-    share_of,
-)
+from experiments.criteria import BEST, CRITERIA, FEW, VALIDATION, kept, outcome, share_of
 from experiments.folds import FOLDS, SCORES, judged
+from experiments.store import Result, column
 from gwa_core.signals import SIGNALS
 
 __all__ = [
@@ -221,7 +212,7 @@ def _cleanlab(results: list[Result], own: list[Result]) -> list[list[str]]:
     for run in own:
         # What cleanlab calls self-confidence.
         if single := run["detection"].get("label_probability"):
-            last = single["auroc"][-1], single["average_precision"][-1]
+            last = single["last_auroc"], single["last"]
             found["in-sample, `self_confidence`"][run["settings"]["labels"]].append(last)
     for (labels, *_), parts in folds.items():
         if len(parts) == FOLDS:
@@ -239,12 +230,9 @@ def _cleanlab(results: list[Result], own: list[Result]) -> list[list[str]]:
     return rows
 
 
-def _precisions(found: dict[str, Any]) -> tuple[float, float, float]:
-    if "mean_average_precision" not in found:  # of all epochs at once
-        nan = float("nan")
-        return nan, float(found["average_precision"]), nan
-    single, mean = found["average_precision"], found["mean_average_precision"]
-    return single[-1] if single else float("nan"), mean[-1], max(mean)
+def _precisions(found: dict[str, float]) -> tuple[float, float, float]:
+    nan = float("nan")
+    return found.get("last", nan), found["mean"], found.get("best_mean", nan)
 
 
 #: By name: what makes the table.

@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 from experiments.augmentation import mixed
 from experiments.data import Images, with_noise
 from experiments.engine import Engine
-from experiments.folds import held_out, split
+from experiments.folds import packed, scores, split
 from experiments.measures import Measures, detection
 from experiments.plan import Settings
 from gwa_core.signals import SIGNALS
@@ -82,7 +82,7 @@ class Run:
         if s.mixup:
             self.others["labels"] = GWAMonitor(head, count, signals=tuple(SIGNALS))
         if 0 < s.sketch < head.in_features:
-            self.others["sketched"] = GWAMonitor(head, count, projection=s.sketch)
+            self.others["sketched"] = GWAMonitor(head, count, sketch=s.sketch)
         self.measures = Measures(engine, self.monitor, self.images, self.labels, s.batch_size)
         self.step, self.seconds = 0, 0.0
         self.columns: list[dict[str, Any]] = []
@@ -203,11 +203,11 @@ class Run:
         names = self.class_names
         self.monitor.save(self.folder, metrics=plain, targets=self.labels, class_names=names)
         values = signals.values | {"alignment": self.monitor.scores.cpu().numpy()}
-        quantiles = np.linspace(0, 1, 41)
-        for part, mask in {"right": ~self.wrong, "wrong": self.wrong}.items():
-            scores = values["alignment"][mask]
-            kept = np.nanquantile(scores, quantiles).round(4).tolist() if mask.any() else []
-            found[f"{part}_quantiles"] = kept
+        for side, mask in {"right": ~self.wrong, "wrong": self.wrong}.items():
+            if mask.any():
+                for at, share in {"low": 0.1, "middle": 0.5, "high": 0.9}.items():
+                    value = np.nanquantile(values["alignment"][mask], share)
+                    found[f"{side}_{at}"] = round(float(value), 4)
         for name, x in values.items():
             self.samples.setdefault(name, []).append(x.astype(np.float32))
         over = signals.over_epochs
@@ -239,7 +239,7 @@ class Run:
         if self.settings.fold:
             images, labels = self.tests["validation"]
             logits = self.engine.evaluate(images)[1].cpu().numpy()
-            result["held_out"] = held_out(logits, labels.cpu().numpy(), self.held_wrong)
+            result["held_out"] = packed(scores(logits, labels.cpu().numpy()), self.held_wrong)
         return result
 
     def _save(self) -> None:

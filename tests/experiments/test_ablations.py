@@ -1,6 +1,5 @@
 """Estimator, layers, widths and folds in miniature, through the command line."""
 
-import json
 import time
 
 import numpy as np
@@ -9,11 +8,12 @@ import torch
 from PIL import Image
 from shades import write_shades
 
-from experiments import ablations, criteria, data, figures, folds, networks, plan, tables
+from experiments import ablations, data, figures, folds, networks, plan, store, tables
 from experiments.__main__ import main
 from experiments.engine import Engine
 from experiments.training import Run
 from gwa_core import JLSketch
+from gwa_offline import RunFolder
 from gwa_torch import head_scores
 
 N, TESTS, K = 120, 24, 8
@@ -73,7 +73,14 @@ def beginning(folder):
 
 
 def named(results, name):
-    return json.loads((results / f"{name}.json").read_text())
+    return next(run for run in store.read(results) if store.name_of(run) == name)
+
+
+def measured(results, name):
+    """Return all columns of a run, as its run folder has them."""
+    epochs = RunFolder.open(results.parent / name).epochs()
+    rows = [summary._asdict() | metrics for summary, metrics in epochs]
+    return {key: [row[key] for row in rows] for key in rows[0]}
 
 
 def test_runs_that_differ_in_another_field_have_names_of_their_own():
@@ -91,7 +98,7 @@ def test_runs_that_differ_in_another_field_have_names_of_their_own():
 
 
 def test_online_and_offline_differ_as_far_as_the_weights_move(results):
-    still = named(results, "estimator-symmetric-40-100-s0-learning_rate-1e-05")["epochs"]
+    still = measured(results, "estimator-symmetric-40-100-s0-learning_rate-1e-05")
     moved = named(results, "estimator-symmetric-40-100-s0-learning_rate-0.1")["epochs"]
     assert still["gwa"] == pytest.approx(still["offline_gwa"], rel=1e-2)
     # All images are among those that are scored after the epoch.
@@ -99,7 +106,7 @@ def test_online_and_offline_differ_as_far_as_the_weights_move(results):
     assert still["after_bimodality"] == pytest.approx(still["bimodality"], rel=1e-2)
     assert still["after_loss"] == pytest.approx(still["sample_loss"], rel=1e-2)
     assert np.abs(still["glass_delta"]).max() < 2e-3 < np.abs(moved["glass_delta"]).max() / 10
-    table = ablations.estimator(criteria.read(results))
+    table = ablations.estimator(store.read(results))
     row = next(line for line in table.splitlines() if line.startswith("| 0.1 | "))
     deltas = np.abs(moved["glass_delta"])
     assert f"| {deltas.mean():.3f} | {deltas.max():.3f} | 0.04 / 0.12 |" in row
@@ -115,7 +122,7 @@ def test_the_part_that_is_the_head_has_the_scores_of_the_head(results):
             [columns[f"{part}_{x}"] for x in ("mean", "deviation", "kurtosis")]
         ).all()
         assert max(columns[f"{part}_with_head"]) < 0.999
-    rows = ablations.layers(criteria.read(results)).splitlines()
+    rows = ablations.layers(store.read(results)).splitlines()
     assert [row.split(" | ")[0] for row in rows if row.startswith("| ")][2:] == [
         "| head", "| stages 2 to 4 and head", "| all",
     ]  # fmt: skip
@@ -126,7 +133,7 @@ def test_a_sketch_that_only_measures_and_one_that_is_trained_behind(results, beg
     engine, latents, logits = of("tiny-16")
     scores = head_scores(
         latents=latents, logits=logits, targets=labels, weight=engine.model.head.weight,
-        bias=engine.model.head.bias, projection=JLSketch(16, K),
+        bias=engine.model.head.bias, sketch=JLSketch(16, K),
     )  # fmt: skip
     full = named(results, "widths-symmetric-40-100-s0-network-tiny-16")["epochs"]
     assert full["sketched_mean"] == pytest.approx([scores.mean().item()] * 2, rel=1e-3)
@@ -134,7 +141,7 @@ def test_a_sketch_that_only_measures_and_one_that_is_trained_behind(results, beg
     frozen = named(results, "widths-symmetric-40-100-s0-network-tiny-16-sketch")["epochs"]
     assert "sketched_mean" not in frozen
     assert of("tiny-16-sketch")[0].model.head.in_features == K
-    row = ablations.widths(criteria.read(results)).splitlines()[-1]
+    row = ablations.widths(store.read(results)).splitlines()[-1]
     cells = [f"{max(x):.3f}" for x in (full["mean"], full["sketched_mean"], frozen["mean"])]
     assert row.startswith(f"| 16 | {' | '.join(cells)} |")
 
@@ -157,22 +164,24 @@ def test_a_sketch_that_measures_goes_on_with_its_run(folder, results, beginning,
     assert run.train(deadline=time.monotonic() - 1) is None
     found = Run(settings, beginning[0], tmp_path, engine).train()
     whole = named(results, settings.name)
-    for name in ("test_loss", "mean", "sketched_mean", "sketched_gwa"):
+    for name in ("mean", "sketched_mean", "sketched_gwa"):
         assert found["epochs"][name] == whole["epochs"][name]
+    loss = measured(results, settings.name)["test_loss"]
+    assert found["epochs"]["test_loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_five_folds_score_every_label_once_with_a_network_that_has_not_seen_it(results, beginning):
     images, labels, of = beginning
     logits = of("tiny")[2].double()
     everything = logits.softmax(1)[torch.arange(N), labels]
-    parts = [r["held_out"] for r in criteria.read(results) if "held_out" in r]
-    assert [part["count"] for part in parts] == [N // 5] * 5
-    found = np.concatenate([folds._array(part["self_confidence"], "<f2") for part in parts])
+    parts = [r["held_out"]["self_confidence"] for r in store.read(results) if "held_out" in r]
+    values, wrong = zip(*map(folds.unpacked, parts), strict=True)
+    assert [len(x) for x in values] == [N // 5] * 5
+    found = np.concatenate(values)
     np.testing.assert_allclose(np.sort(found), everything.sort()[0].numpy(), atol=1e-3)
-    bits = [np.unpackbits(folds._array(p["wrong"], "u1"), count=p["count"]) for p in parts]
-    wrong = labels.numpy() != images.labels["label"]
-    assert found[np.concatenate(bits) > 0].mean() == pytest.approx(
-        everything.numpy()[wrong].mean(), abs=1e-3
+    truth = labels.numpy() != images.labels["label"]
+    assert found[np.concatenate(wrong)].mean() == pytest.approx(
+        everything.numpy()[truth].mean(), abs=1e-3
     )
     for fold in (1, 5):
         rows, held = folds.split(23, percent=100, fold=fold, seed=0)
@@ -186,7 +195,7 @@ def test_scores_are_those_of_cleanlab():
     logits, labels = rng.normal(size=(400, 3)) * 2, rng.integers(0, 3, 400)
     wrong = rng.random(400) < 0.3
     logits[np.arange(400), labels] += np.where(wrong, -2.0, 2.0)
-    part = folds.held_out(logits, labels, wrong)
+    scores = folds.scores(logits, labels)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     own = p[np.arange(400), labels]
     p[np.arange(400), labels] = 0
@@ -200,16 +209,23 @@ def test_scores_are_those_of_cleanlab():
         expected = {name: get_label_quality_scores(labels, p, method=name) for name in folds.SCORES}
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    halves = [folds.held_out(logits[k::2], labels[k::2], wrong[k::2]) for k in (0, 1)]
+    halves = [
+        folds.packed({name: x[k::2] for name, x in scores.items()}, wrong[k::2]) for k in (0, 1)
+    ]
     for name in folds.SCORES:
-        np.testing.assert_allclose(folds._array(part[name], "<f2"), expected[name], 1e-3, 1e-6)
+        np.testing.assert_allclose(scores[name], expected[name], 1e-3, 1e-6)
+        # Packed are the values with their labels, and nothing else.
+        values, of = folds.unpacked(halves[0][name])
+        order = np.lexsort([wrong[::2], scores[name][::2]])
+        np.testing.assert_array_equal(values, scores[name][::2][order])
+        np.testing.assert_array_equal(of, wrong[::2][order])
         area, precision = folds.judged(halves)[name]
         assert area == pytest.approx(roc_auc_score(wrong, -expected[name]), abs=1e-3)
         assert precision == pytest.approx(average_precision_score(wrong, -expected[name]), abs=1e-3)
 
 
 def test_cleanlab_has_rows_in_the_table_of_label_errors(results):
-    found = criteria.read(results)
+    found = store.read(results)
     for result in found:
         result["settings"]["labels"] = "worse"
         if result["settings"]["study"] == "layers":
@@ -224,7 +240,7 @@ def test_cleanlab_has_rows_in_the_table_of_label_errors(results):
 
 
 def test_figures(results, tmp_path):
-    others = [r for r in criteria.read(results) if r["settings"]["study"] == "folds"]
+    others = [r for r in store.read(results) if r["settings"]["study"] == "folds"]
     for name in ablations.TABLES:
         main(f"figure {name} --results {results} --png {tmp_path / name}.png".split())
         with Image.open(tmp_path / f"{name}.png") as image:

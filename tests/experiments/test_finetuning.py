@@ -10,12 +10,13 @@ import torch
 from shades import write_shades
 from torch import nn
 
-from experiments import criteria, data, dips, figures
+from experiments import data, dips, figures, store
 from experiments.__main__ import main
 from experiments.engine import Engine
 from experiments.networks import build
 from experiments.plan import Settings
 from experiments.training import Run
+from gwa_offline import RunFolder
 
 transformers = pytest.importorskip("transformers")
 N, TESTS = 80, 24
@@ -105,13 +106,17 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def results(folder, tmp_path_factory):
-    out = tmp_path_factory.mktemp("out")
+def out(tmp_path_factory):
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def results(folder, out):
     studies = " ".join(str(folder / f"{name}.toml") for name in STUDIES)
     main(
         f"run {studies} --data {folder} --device cpu --out {out / 'runs'} --results {out / 'found'}".split()
     )
-    return criteria.read(out / "found")
+    return store.read(out / "found")
 
 
 def test_texts_are_numbered_anew_and_rare_pieces_are_one(folder):
@@ -172,11 +177,12 @@ def test_words_are_averaged_whatever_fills_up(folder):
         torch.testing.assert_close(torch.relu(network.body.layer(mean)), latents)
 
 
-def test_all_studies_run_and_learn(results):
+def test_all_studies_run_and_learn(results, out):
     assert len(results) == 4
     for result in results:
         assert {"gwa", "gradient_disparity", "test_accuracy"} <= result["epochs"].keys()
-        loss = criteria.column(result, "test_loss")
+        run = RunFolder.open(out / "runs" / store.name_of(result))
+        loss = [metrics["test_loss"] for _, metrics in run.epochs()]
         assert loss[1] < min(loss[0], np.log(3))
     assert {r["wrong"] > 0 for r in results if r["settings"]["study"] == "minilm"} == {True, False}
 

@@ -1,18 +1,20 @@
 """Tables and figures over all runs, on results that are made up and known."""
 
+from dataclasses import asdict
+
 import numpy as np
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from experiments import comparisons, criteria, extremes, figures, regrets, tables
+from experiments import comparisons, criteria, extremes, figures, regrets, store, tables
+from experiments.plan import Settings
 
 
 def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
-    settings = {"study": study, "percent": percent, "seed": seed, "labels": "worse"}
-    settings |= {"data": "cifar10n", "network": "convnext"}
+    settings = asdict(Settings(study=study, percent=percent, seed=seed, labels="worse"))
     given = {name: np.resize(x, epochs).tolist() for name, x in columns.items()}
     given["epoch"] = list(range(epochs))
-    for name in criteria.EpochSummary._fields:
+    for name in store.SUMMARY:
         given.setdefault(name, [1.0] * epochs)
     for name in ("prediction_changes", "gradient_disparity", "sample_loss"):
         given.setdefault(name, np.linspace(1, 0, epochs).tolist())
@@ -110,12 +112,9 @@ def test_what_those_lose_who_know_the_wrong_labels_or_the_accuracy():
 
 
 def test_label_errors_of_further_networks_are_those_of_all_data():
-    def found(value):
-        return {"average_precision": [0.0, value], "mean_average_precision": [0.0, value]}
-
     runs = [made("perceptron", seed=k) for k in range(4)]
     for run, value in zip(runs, (0.2, 0.4, 0.9, 0.9), strict=True):
-        run["detection"] = {"margin": found(value), "label_quality": {"average_precision": 0.5}}
+        run["detection"] = {"margin": {"mean": value, "last": 0.0}, "label_quality": {"mean": 0.5}}
         run["settings"]["network"] = "mlp"
     runs[2]["settings"]["percent"] = 90
     runs[3]["settings"] |= {"study": "coarse", "network": "convnext-coarse"}
@@ -168,10 +167,9 @@ def test_epochs_of_two_modes_and_unhealthy_ones_are_counted():
 
 
 def test_figures_of_unhealthy_epochs_and_of_random_labels(tmp_path):
-    quantiles = [list(np.linspace(-1, 1, 41))] * 50
     columns = {"test_accuracy": [0.5], "label_probability": [0.4]}
-    unhealthy = made(study="small", denominator=[-0.1, 0.2], **columns)
-    unhealthy["epochs"] |= {"right_quantiles": quantiles, "wrong_quantiles": [[]] * 50}
+    bands = {"right_low": [-1.0], "right_middle": [0.0], "right_high": [1.0]}
+    unhealthy = made(study="small", denominator=[-0.1, 0.2], **columns, **bands)
     learnt = made(study="random", **columns)
     for name, run in (("health", unhealthy), ("random-labels", learnt)):
         assert not figures.draw(name, [made(**columns)], "", tmp_path / "none.png")

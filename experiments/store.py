@@ -1,0 +1,147 @@
+"""Results: one file a study, one run a line."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.plan import Settings
+from gwa_core import EpochSummary
+
+__all__ = [
+    "COLUMNS",
+    "RESULTS",
+    "Result",
+    "append",
+    "column",
+    "history",
+    "name_of",
+    "names",
+    "read",
+]
+
+RESULTS = Path(__file__).parent / "results"
+
+#: Settings, device, seconds, share of wrong labels, columns by epoch, detection, held-out scores.
+Result = dict[str, Any]
+
+#: What is derived from other columns or the same in all runs.
+DERIVED = ("separation", "expected")
+SUMMARY = tuple(name for name in EpochSummary._fields if name not in DERIVED)
+PARTS = ("head", "stage4", "stage3", "stage2", "full")
+#: The columns that a table or a figure reads. The run folder has all that was measured.
+COLUMNS = frozenset(
+    (
+        *SUMMARY,
+        *("test_accuracy", "validation_accuracy", "after_loss", "label_probability"),
+        *("prediction_changes", "gradient_disparity", "sample_loss", "gradient_norm"),
+        *("pairwise_alignment", "optimum_alignment", "mir", "hdr"),
+        *("offline_gwa", "offline_mean", "glass_delta", "sketched_gwa", "sketched_mean"),
+        *(f"corrupted_{group}_accuracy" for group in ("blur", "digital", "noise", "weather")),
+        *(f"{side}_{at}" for side in ("right", "wrong") for at in ("low", "middle", "high")),
+        *(
+            f"{part}_{what}"
+            for part in PARTS
+            for what in ("mean", "deviation", "kurtosis", "gwa", "with_head")
+        ),
+    )
+)
+
+
+def append(folder: Path, result: Mapping[str, Any]) -> None:
+    """Add a run to the file of its study.
+
+    Several processes may add runs at the same time: each locks the file while it writes. Settings
+    with their default value are left out, and so are columns that no table reads. A column with the
+    same value in all epochs becomes that value.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of results; made where it does not exist.
+    result : mapping
+        What ``training.Run.train`` returns.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    defaults = {field.name: field.default for field in fields(Settings)}
+    settings = {k: v for k, v in result["settings"].items() if v != defaults[k]}
+    columns = {
+        name: values[0] if all(x == values[0] for x in values) else values
+        for name, values in result["epochs"].items()
+        if name in COLUMNS
+    }
+    # NaN is not JSON, but Python reads and writes it.
+    line = json.dumps({**result, "settings": settings, "epochs": columns}, separators=(",", ":"))
+    with _path(folder, settings["study"]).open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
+        # A process that was killed while it wrote leaves half a line; the next run begins a new one.
+        if end := file.seek(0, os.SEEK_END):
+            file.seek(end - 1)
+            line = line if file.read(1) == b"\n" else f"\n{line}"
+        file.write(f"{line}\n".encode())
+
+
+def read(folder: Path) -> list[Result]:
+    """Return all results of a folder, by name; of runs that were repeated, the last.
+
+    A line that is not whole is skipped with a warning.
+    """
+    found = {}
+    for path in folder.glob("*.jsonl"):
+        for result in _lines(path):
+            found[name_of(result)] = result
+    return [found[name] for name in sorted(found)]
+
+
+def names(folder: Path, study: str) -> set[str]:
+    """Return the names of the runs of a study that are done."""
+    path = _path(folder, study)
+    return {name_of(result) for result in _lines(path)} if path.exists() else set()
+
+
+def name_of(result: Result) -> str:
+    """Return the name of a run."""
+    return Settings(**result["settings"]).name
+
+
+def column(result: Result, name: str) -> np.ndarray[Any, Any]:
+    """Return a column of a run by epoch."""
+    if name == "separation":
+        return np.asarray([summary.separation for summary in history(result)])
+    return np.asarray(result["epochs"][name], float)
+
+
+def history(result: Result) -> list[EpochSummary]:
+    """Return the summaries of a run."""
+    columns = [result["epochs"][name] for name in SUMMARY]
+    return [EpochSummary(*row) for row in zip(*columns, strict=True)]
+
+
+def _path(folder: Path, study: str) -> Path:
+    return folder / f"{study}.jsonl"
+
+
+def _lines(path: Path) -> Sequence[Result]:
+    found = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        try:
+            result = json.loads(line)
+        except ValueError:
+            warnings.warn(f"{path}: line {number} is not whole and is left out", stacklevel=3)
+            continue
+        result["settings"] = asdict(Settings(**result["settings"]))
+        count = len(result["epochs"]["epoch"])
+        result["epochs"] = {
+            name: values if isinstance(values, list) else [values] * count
+            for name, values in result["epochs"].items()
+        }
+        found.append(result)
+    return found

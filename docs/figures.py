@@ -19,14 +19,13 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
 
-from experiments.__main__ import RESULTS  # noqa: E402
-from experiments.criteria import read  # noqa: E402
 from experiments.figures import ACROSS, OF_STUDY, draw  # noqa: E402
+from experiments.store import RESULTS, read  # noqa: E402
 from experiments.tables import NETWORKS  # noqa: E402
 from gwa_core import MaxGWA, MaxSeparation, alignment_scores, select_epoch  # noqa: E402
-from gwa_offline._drawing import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE  # noqa: E402
-from gwa_offline.demo import NOISE, DemoResult, run_demo  # noqa: E402
-from gwa_offline.displays import DistributionDisplay, SignalsDisplay  # noqa: E402
+from gwa_offline.app.demo import NOISE, DemoResult, run_demo  # noqa: E402
+from gwa_offline.figures.displays import DistributionDisplay, SignalsDisplay  # noqa: E402
+from gwa_offline.figures.style import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 

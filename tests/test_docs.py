@@ -15,10 +15,12 @@ import gwa_offline
 import gwa_sklearn
 import gwa_torch
 from gwa_core import signals
+from gwa_offline import analysis, app, figures
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 PACKAGES = [gwa_core, signals, gwa_jax, gwa_offline, gwa_sklearn, gwa_torch]
+WINGS = [analysis, figures, app]
 FOLDERS = {"gwa_core": "", "gwa_core.signals": "signals"}
 GENERATED = {
     "backends.md",
@@ -104,7 +106,7 @@ def test_code_of_a_page_runs_and_its_output_is_real(path, tmp_path, monkeypatch)
     namespace = {}
     for block in execute.blocks(path):
         if block.framework is None:
-            got = execute.run(block, namespace, PLACES)
+            got = execute.run(block, namespace)
             if block.shown is not None:
                 same_output(path, got, block.shown)
 
@@ -144,8 +146,11 @@ def test_generated_page_is_up_to_date(name, monkeypatch):
 
 @pytest.mark.parametrize(
     ("package", "folder"),
-    [(p, DOCS / "api" / FOLDERS.get(p.__name__, p.__name__)) for p in PACKAGES],
-    ids=[p.__name__ for p in PACKAGES],
+    [
+        (p, DOCS / "api" / FOLDERS.get(p.__name__, p.__name__.replace(".", "/")))
+        for p in [*PACKAGES, *WINGS]
+    ],
+    ids=[p.__name__ for p in [*PACKAGES, *WINGS]],
 )
 def test_every_module_has_its_page(package, folder):
     modules = {path.stem for path in Path(package.__file__).parent.glob("[!_]*.py")}
@@ -170,11 +175,11 @@ def test_every_command_and_option_is_described():
     require("typer")
     import typer.main
 
-    from gwa_offline.app.cli import app
+    from gwa_offline.app import cli
 
     text = (DOCS / "command-line.md").read_text(encoding="utf-8")
     sections = dict(re.findall(r"^## gwa (\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
-    found = typer.main.get_command(app).commands
+    found = typer.main.get_command(cli.app).commands
     assert set(sections) == set(found)
     for name, command in found.items():
         options = {option for parameter in command.params for option in parameter.opts}

@@ -1,8 +1,8 @@
 """Saved features and runs: read them in blocks, analyse them, report what was found."""
 
 from gwa_offline.analysis import analyse
+from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.readers import Epoch, Features, Source, open_features
-from gwa_offline.results import EpochRecord, Report
 from gwa_offline.store import FeaturesError, RunFolder
 
 __all__ = [

@@ -8,7 +8,7 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
-        from gwa_offline.cli import app
+        from gwa_offline.app.cli import app
     except ImportError as error:
         # The bare install computes; it has nothing to draw a terminal with.
         print(f"gwa: {error}; pip install 'gwa-core[cli]'", file=sys.stderr)

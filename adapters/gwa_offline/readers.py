@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import EpochSummary
-from gwa_offline._checks import FIELDS, LOSSES, likeliest_labels, to_numpy
-from gwa_offline._errors import FeaturesError
-from gwa_offline._features import Block, Features, open_snapshot
-from gwa_offline._formats import FORMATS
+from gwa_offline.files.checks import FIELDS, LOSSES, likeliest_labels, to_numpy
+from gwa_offline.files.errors import FeaturesError
+from gwa_offline.files.features import Block, Features, open_snapshot
+from gwa_offline.files.formats import FORMATS
 from gwa_offline.store import RunFolder
 
 __all__ = ["Block", "Epoch", "Features", "Source", "open_features"]

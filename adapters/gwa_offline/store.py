@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import EpochSummary
-from gwa_offline import _records
-from gwa_offline._arrays import read_all
-from gwa_offline._checks import check_features, check_run_labels, check_scores
-from gwa_offline._errors import FeaturesError, blame
-from gwa_offline._formats import open_npy
+from gwa_offline.files import records
+from gwa_offline.files.arrays import read_all
+from gwa_offline.files.checks import check_features, check_run_labels, check_scores
+from gwa_offline.files.errors import FeaturesError, blame
+from gwa_offline.files.formats import open_npy
 
 __all__ = ["FeaturesError", "RunFolder"]
 
@@ -122,31 +122,31 @@ class RunFolder:
             Where the folder already holds epochs, or an argument does not fit.
         """
         folder = Path(path)
-        if done := _records.read_lines(folder / "epochs.jsonl").records:
+        if done := records.read_lines(folder / "epochs.jsonl").records:
             raise FeaturesError(
                 f"{folder} already holds a run of {len(done)} epochs; go on with it by "
                 f"RunFolder.open({str(folder)!r}), or choose another name for a new run"
             )
         header = {
-            "schema": _records.SCHEMA,
+            "schema": records.SCHEMA,
             "kind": "gwa-run",
-            "num_samples": _records.index("num_samples", num_samples),
-            "num_classes": _records.index("num_classes", num_classes),
+            "num_samples": records.index("num_samples", num_samples),
+            "num_classes": records.index("num_classes", num_classes),
             "class_names": None if class_names is None else list(class_names),
-            "beta": _records.number("beta", beta),
+            "beta": records.number("beta", beta),
             "adapter": adapter,
             "loss": loss,
         }
-        _records.check_header(header)
+        records.check_header(header)
         run = cls(folder, header)
         labels = None if targets is None else check_run_labels(targets, run)
         folder.mkdir(parents=True, exist_ok=True)
         if labels is not None:
-            _records.write_whole(folder / "targets.npy", lambda file: np.save(file, labels))
+            records.write_whole(folder / "targets.npy", lambda file: np.save(file, labels))
         else:
             (folder / "targets.npy").unlink(missing_ok=True)
         text = json.dumps(header, indent=1) + "\n"
-        _records.write_whole(folder / "run.json", lambda file: file.write(text.encode()))
+        records.write_whole(folder / "run.json", lambda file: file.write(text.encode()))
         return run
 
     @classmethod
@@ -175,7 +175,7 @@ class RunFolder:
         except (ValueError, RecursionError) as error:
             raise FeaturesError(f"{file} is damaged, it is not JSON: {error}") from error
         with blame(file):
-            _records.check_header(header)
+            records.check_header(header)
         return cls(path, header)
 
     def write_epoch(
@@ -215,30 +215,30 @@ class RunFolder:
                 "it is what the tracker's end_epoch() returns"
             )
         file = self.path / "epochs.jsonl"
-        done, ends, _ = _records.read_lines(file)
+        done, ends, _ = records.read_lines(file)
         if done and summary.epoch <= (last := done[-1][0].epoch):
             raise FeaturesError(
                 f"`summary` is of epoch {summary.epoch}, but {self.path} is already at epoch "
                 f"{last}; when training went on from an older checkpoint, drop the later epochs "
                 f"first: RunFolder.open({str(self.path)!r}).truncate({summary.epoch})"
             )
-        line = _records.format_line(summary, metrics or {})
+        line = records.format_line(summary, metrics or {})
         saved = None if scores is None else check_scores(scores, self.num_samples)
         arrays = None if features is None else check_features(features, self)
 
-        stem = _records.stem(summary.epoch)
+        stem = records.stem(summary.epoch)
         # What a killed run left of this epoch must not pass for a part of it.
-        _records.drop_files(self.path, lambda epoch: epoch == summary.epoch)
+        records.drop_files(self.path, lambda epoch: epoch == summary.epoch)
         if arrays is not None:
-            _records.write_whole(
+            records.write_whole(
                 self.path / "features" / f"{stem}.npz",
                 lambda stream: np.savez(stream, **arrays),  # type: ignore[arg-type]
             )
         if saved is not None:
-            _records.write_whole(
+            records.write_whole(
                 self.path / "scores" / f"{stem}.npy", lambda stream: np.save(stream, saved)
             )
-        _records.append_line(file, line, ends[-1] if ends else 0)
+        records.append_line(file, line, ends[-1] if ends else 0)
 
     def truncate(self, epoch: int) -> Self:
         """Drop all epochs from `epoch` on.
@@ -253,18 +253,18 @@ class RunFolder:
         RunFolder
             This run.
         """
-        first = _records.index("epoch", epoch)
+        first = records.index("epoch", epoch)
         file = self.path / "epochs.jsonl"
-        done, ends, _ = _records.read_lines(file)
+        done, ends, _ = records.read_lines(file)
         kept = sum(record[0].epoch < first for record in done)
         if file.exists():
             # The lines go first: an epoch without a line does not exist, whatever files are left.
             head = file.read_bytes()[: ends[kept - 1] if kept else 0]
-            _records.write_whole(file, lambda stream: stream.write(head))
-        _records.drop_files(self.path, lambda epoch: epoch >= first)
+            records.write_whole(file, lambda stream: stream.write(head))
+        records.drop_files(self.path, lambda epoch: epoch >= first)
         return self
 
-    def epochs(self) -> list[_records.Record]:
+    def epochs(self) -> list[records.Record]:
         """Read the summary and the metrics of each epoch.
 
         Returns
@@ -279,7 +279,7 @@ class RunFolder:
             gives a UserWarning and is skipped.
         """
         file = self.path / "epochs.jsonl"
-        done, _, torn = _records.read_lines(file)
+        done, _, torn = records.read_lines(file)
         if torn:
             warnings.warn(
                 f"{file}: the last line is incomplete and was skipped; the run was killed while "
@@ -296,11 +296,11 @@ class RunFolder:
         FeaturesError
             Where the file is damaged.
         """
-        return _records.map_scores(self.path, epoch, self.num_samples)
+        return records.map_scores(self.path, epoch, self.num_samples)
 
     def features_path(self, epoch: int) -> Path | None:
         """Find the features of an epoch; None where the run kept none."""
-        names = (f"{_records.stem(epoch)}.{suffix}" for suffix in ("npz", "safetensors"))
+        names = (f"{records.stem(epoch)}.{suffix}" for suffix in ("npz", "safetensors"))
         files = (self.path / "features" / name for name in names)
         return next((file for file in files if file.exists()), None)
 

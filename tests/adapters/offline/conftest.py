@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("sklearn")
 
-from gwa_offline.demo import DemoResult, run_demo
+from gwa_offline.app.demo import DemoResult, run_demo
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from gwa_core import EpochSummary, Selection
-from gwa_offline.results import EpochRecord, Report
+from gwa_offline.analysis.results import EpochRecord, Report
 
 T, N, C = 20, 300, 4
 CHOSEN, SICK = 13, 3

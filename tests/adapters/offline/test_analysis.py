@@ -17,8 +17,9 @@ from gwa_core import (
     label_quality,
     summarize,
 )
-from gwa_offline import RunFolder, analyse, open_features, statistics
-from gwa_offline.comparison import compare
+from gwa_offline import RunFolder, analyse, open_features
+from gwa_offline.analysis import statistics
+from gwa_offline.analysis.comparison import compare
 
 N, C, D = 700, 4, 6
 

@@ -10,9 +10,9 @@ from adapters.offline.reports import SICK, T, make_report
 from scipy.stats import pearsonr, spearmanr
 
 from gwa_core import LabelWave, MaxGWA, MaxSeparation, select_epoch, select_step
-from gwa_offline.curves import signal_curves, stored_signals
-from gwa_offline.results import Report
-from gwa_offline.statistics import scaled
+from gwa_offline.analysis.curves import signal_curves, stored_signals
+from gwa_offline.analysis.results import Report
+from gwa_offline.analysis.statistics import scaled
 
 BEGIN = T // 10
 RNG = np.random.default_rng(0)

@@ -7,7 +7,7 @@ import pytest
 
 from gwa_core import gwa_score, summarize
 from gwa_core.signals import SIGNALS
-from gwa_offline.demo import run_demo
+from gwa_offline.app.demo import run_demo
 from gwa_offline.store import FeaturesError, RunFolder
 
 

@@ -16,7 +16,7 @@ from adapters.offline.reports import CHOSEN, SICK, N, T, make_report
 from adapters.offline.test_curves import COLUMNS, run
 from PIL import Image
 
-from gwa_offline.displays import (
+from gwa_offline.figures.displays import (
     DistributionDisplay,
     GWACurveDisplay,
     MomentsDisplay,
@@ -190,7 +190,7 @@ def test_matplotlib_is_asked_for_only_when_drawing() -> None:
         "import sys\n"
         "sys.modules['matplotlib'] = None\n"
         "sys.modules['PIL'] = None\n"
-        "from gwa_offline.displays import MomentsDisplay\n"
+        "from gwa_offline.figures.displays import MomentsDisplay\n"
         "display = MomentsDisplay(epochs=[0], mean=[0.0], kurtosis=[0.0])\n"
         "try:\n    display.plot()\n"
         "except ImportError as error:\n    print(error)\n"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gwa_offline.images import match_images, open_images
+from gwa_offline.figures.images import match_images, open_images
 from gwa_offline.store import FeaturesError
 
 RNG = np.random.default_rng(0)

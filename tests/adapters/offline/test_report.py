@@ -18,8 +18,8 @@ from adapters.offline.test_curves import COLUMNS, run
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from gwa_core import Selection
-from gwa_offline.curves import signal_curves
-from gwa_offline.report import write_html
+from gwa_offline.analysis.curves import signal_curves
+from gwa_offline.app.report import write_html
 from gwa_offline.store import FeaturesError
 
 FLAGS = [

@@ -1,0 +1,30 @@
+"""A source becomes a report; reports become tables, curves and comparisons of runs."""
+
+from gwa_offline.analysis.analysis import analyse
+from gwa_offline.analysis.comparison import Comparison, ComparisonRow, SignalRow, compare
+from gwa_offline.analysis.curves import (
+    SignalCurve,
+    SignalCurves,
+    signal_curves,
+    stored_signals,
+)
+from gwa_offline.analysis.export import sample_columns, to_json, write_csv, write_parquet
+from gwa_offline.analysis.results import EpochRecord, Report
+
+__all__ = [
+    "Comparison",
+    "ComparisonRow",
+    "EpochRecord",
+    "Report",
+    "SignalCurve",
+    "SignalCurves",
+    "SignalRow",
+    "analyse",
+    "compare",
+    "sample_columns",
+    "signal_curves",
+    "stored_signals",
+    "to_json",
+    "write_csv",
+    "write_parquet",
+]

@@ -1,0 +1,302 @@
+"""Analysis of saved features and runs: numbers in, a report of numbers out."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_core import (
+    EpochSummary,
+    MaxGWA,
+    MaxSeparation,
+    Rule,
+    alignment_scores,
+    glass_delta,
+    select_epoch,
+    summarize,
+    summarize_history,
+)
+from gwa_offline.analysis.results import EpochRecord, Report
+from gwa_offline.analysis.statistics import histograms_of, moments_of, per_class, quality_of
+from gwa_offline.readers import Block, Epoch, Features, Source, open_features
+
+__all__ = ["analyse"]
+
+# Rows read at once: enough for a fast matrix product, little memory for any D and C in use.
+BLOCK_ROWS = 2048
+
+
+def analyse(
+    source: Source | str | os.PathLike[str],
+    *,
+    rule: Rule | None = None,
+    label_smoothing: float = 0.0,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Analyse saved features or a run: which epoch to keep, which labels to look at.
+
+    Parameters
+    ----------
+    source : Source or path
+        What `open_features` returned or takes.
+    rule : gwa_core.Rule, optional
+        The stopping rule, default ``MaxSeparation()``; a message tells where the paper's rule
+        ``MaxGWA()`` would keep another epoch.
+    label_smoothing : float
+        In [0, 1), of the training; used where scores are computed from features.
+    progress : callable, optional
+        Called as ``progress(done, total)`` with rows of features read.
+
+    Returns
+    -------
+    Report
+        Numbers only.
+
+    Raises
+    ------
+    FeaturesError
+        Where the source is damaged.
+    ValueError
+        Where the source lacks the column that the rule watches.
+
+    Notes
+    -----
+    Scores saved during training are used where they are; those computed here from saved features
+    at the end of an epoch then only serve as a check (Glass's delta). Features are read in
+    blocks: memory is O(N T) for the scores, whatever D and C. Cost: one matrix product of the
+    latents with the weight an epoch.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> rng = np.random.default_rng(0)
+    >>> latents, targets = rng.normal(size=(50, 3)), np.arange(50) % 2
+    >>> latents[:, 0] += 2 * targets - 1
+    >>> file = folder.name + "/features.npz"
+    >>> np.savez(file, latents=latents, weight=np.asarray([[-1.0, 0, 0], [1, 0, 0]]), targets=targets)
+    >>> report = analyse(file)
+    >>> report.epochs[0].summary.count, report.rank(2).shape
+    (50, (2,))
+    >>> folder.cleanup()
+    """
+    if not isinstance(source, Source):
+        source = open_features(source)
+    rule = MaxSeparation() if rule is None else rule
+    reader = _Reader(source, label_smoothing, progress)
+    records, scores = [], []
+    for epoch in source.epochs:
+        record, values = reader.read(epoch)
+        records.append(record)
+        scores.append(values)
+
+    rows = [{**record.metrics, **record.summary._asdict()} for record in records]
+    selection = select_epoch(rows, rule)
+    selected = selection.step
+    if selected is not None:
+        selection = selection._replace(step=records[selected].summary.epoch)
+    shown = len(records) - 1 if selected is None else selected
+    history = [record.summary for record in records]
+    edges, histograms = histograms_of(scores)
+    class_gwa, class_mean = per_class(scores, source.targets, source.num_classes, source.beta)
+    run = summarize_history(history)
+    names = source.class_names or tuple(str(label) for label in range(source.num_classes))
+    return Report(
+        name=source.name,
+        num_samples=source.num_samples,
+        num_classes=source.num_classes,
+        class_names=names,
+        beta=source.beta,
+        epochs=tuple(records),
+        rule=repr(rule),
+        selection=selection,
+        selected=selected,
+        memorising=run.memorising,
+        targets=source.targets,
+        predictions=reader.predictions(source.epochs[shown]),
+        scores=_or_nan(scores[shown], source.num_samples),
+        label_quality=quality_of(scores, history, source.num_samples),
+        class_gwa=class_gwa,
+        class_mean=class_mean,
+        histogram_edges=edges,
+        histograms=histograms,
+        messages=_messages(records, rows, rule, selected, run.memorising),
+    )
+
+
+class _Reader:
+    """Read the epochs of a source, computing scores where only features are there."""
+
+    def __init__(
+        self,
+        source: Source,
+        label_smoothing: float,
+        progress: Callable[[int, int], None] | None,
+    ) -> None:
+        self.source = source
+        self.label_smoothing = label_smoothing
+        self.progress = progress
+        self._done = 0
+        self._predicted: tuple[int, NDArray[np.int64]] | None = None
+
+    def read(self, epoch: Epoch) -> tuple[EpochRecord, NDArray[np.float32] | None]:
+        """Return the record of an epoch and its (N,) scores by id."""
+        online, features = epoch.scores, epoch.features
+        offline = None if features is None else self._score(epoch.epoch, features)
+        values = offline if online is None else online
+        summary = epoch.summary
+        if values is not None and (summary is None or online is None):
+            seen = int(np.isfinite(values).sum()) if features is None else features.num_samples
+            moments = moments_of(values)
+            summary = EpochSummary.from_summary(
+                summarize(moments, beta=self.source.beta),
+                epoch=epoch.epoch,
+                step=epoch.step,
+                omitted=seen - int(moments.count),
+            )
+        assert summary is not None  # noqa: S101  (an epoch has a summary, scores or features)
+        delta = None
+        if online is not None and offline is not None:
+            delta = float(glass_delta(moments_of(online), moments_of(offline)))
+        record = EpochRecord(
+            summary=summary,
+            source="offline" if online is None and offline is not None else "online",
+            glass_delta=delta,
+            metrics=epoch.metrics,
+        )
+        return record, values
+
+    def _score(self, number: int, features: Features) -> NDArray[np.float32]:
+        scores = np.full(self.source.num_samples, np.nan, np.float32)
+        predicted = np.full(self.source.num_samples, -1, np.int64)
+        total = features.num_samples * len(self.source.epochs)
+        spare = threading.local()
+
+        def work(block: Block) -> int:
+            ids: Any = slice(block.start, block.start + len(block.latents))
+            if block.ids is not None:
+                ids = block.ids
+            # A new array for each product would be cleared by the system each time.
+            logits = spare.logits = _logits(block, features, getattr(spare, "logits", None))
+            scores[ids] = alignment_scores(
+                latents=block.latents,
+                weight=features.weight,
+                targets=block.targets,
+                logits=logits,
+                bias=features.bias,
+                loss=self.source.loss,  # type: ignore[arg-type]  # checked by the reader
+                label_smoothing=self.label_smoothing,
+            )
+            predicted[ids] = logits.argmax(axis=1)
+            return len(logits)
+
+        waiting: deque[Future[int]] = deque()
+
+        def collect() -> None:
+            self._done += waiting.popleft().result()
+            if self.progress is not None:
+                self.progress(self._done, max(total, self._done))
+
+        with _one_blas_thread_a_worker() as workers, ThreadPoolExecutor(workers) as pool:
+            for block in features.blocks(BLOCK_ROWS):
+                waiting.append(pool.submit(work, block))
+                if len(waiting) > workers:
+                    collect()
+            while waiting:
+                collect()
+        self._predicted = number, predicted
+        return scores
+
+    def predictions(self, epoch: Epoch) -> NDArray[np.int64] | None:
+        """Return the (N,) classes of largest logit at an epoch, where features are there."""
+        features = epoch.features
+        if features is None or features.num_classes < 2:
+            return None
+        if self._predicted is None or self._predicted[0] != epoch.epoch:
+            self.progress = None
+            self._score(epoch.epoch, features)
+        assert self._predicted is not None  # noqa: S101  (set by _score)
+        return self._predicted[1]
+
+
+@contextmanager
+def _one_blas_thread_a_worker() -> Iterator[int]:
+    """Yield how many workers to have, each with one thread of BLAS while the context lasts.
+
+    Blocks in parallel use the cores better than a product in parallel, which leaves all but one
+    idle while its block is scored. Without threadpoolctl BLAS can't be told, and one worker it is.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        yield 1
+        return
+    with threadpool_limits(1, user_api="blas"):
+        yield os.cpu_count() or 1
+
+
+def _logits(block: Block, features: Features, out: NDArray[Any] | None) -> NDArray[Any]:
+    """Return the saved logits of a block, or the product, into `out` where it fits."""
+    if block.logits is not None:
+        saved: NDArray[Any] = block.logits
+        return saved
+    latents = block.latents.astype(np.result_type(block.latents, np.float32), copy=False)
+    weight = features.weight.astype(latents.dtype, copy=False)
+    if out is None or out.dtype != latents.dtype or len(out) < len(latents):
+        out = np.empty((len(latents), len(weight)), latents.dtype)
+    product = np.matmul(latents, weight.T, out=out[: len(latents)])
+    if features.bias is not None:
+        product += features.bias.astype(product.dtype, copy=False)
+    return product
+
+
+def _or_nan(scores: NDArray[np.float32] | None, num_samples: int) -> NDArray[np.float32]:
+    return np.full(num_samples, np.nan, np.float32) if scores is None else np.array(scores)
+
+
+def _messages(
+    records: Sequence[EpochRecord],
+    rows: Sequence[Mapping[str, Any]],
+    rule: Rule,
+    selected: int | None,
+    memorising: bool,
+) -> tuple[str, ...]:
+    found = []
+    if selected is None:
+        found.append("No epoch qualifies under the rule; the last one is shown instead.")
+    unhealthy = [record.summary.epoch for record in records if not record.summary.healthy]
+    if unhealthy:
+        found.append(
+            f"GWA means nothing at {len(unhealthy)} of {len(records)} epochs "
+            f"({_listed(unhealthy)}): the scores are so bimodal, or so constant, that the "
+            "denominator is not positive. These epochs are never chosen."
+        )
+    if memorising:
+        found.append(
+            "The run is memorising: the negative scores that wrong labels had have vanished. "
+            "GWA climbs a second time then; an epoch before the climb generalises better."
+        )
+    omitted = sum(record.summary.omitted for record in records)
+    if omitted:
+        found.append(f"{omitted} scores were not finite and were left out.")
+    if not isinstance(rule, MaxGWA) and len(records) > 1:
+        paper = select_epoch(rows, MaxGWA())
+        if paper.step is not None and paper.step != selected:
+            found.append(
+                f"The paper's rule, largest GWA, would keep epoch {rows[paper.step]['epoch']}."
+            )
+    return tuple(found)
+
+
+def _listed(numbers: Sequence[int], most: int = 8) -> str:
+    text = ", ".join(map(str, numbers[:most]))
+    return text + (", ..." if len(numbers) > most else "")

@@ -1,0 +1,120 @@
+"""A report as JSON, CSV or Parquet."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gwa_offline.analysis.findings import Findings
+from gwa_offline.store import FeaturesError
+
+__all__ = ["sample_columns", "to_json", "write_csv", "write_parquet"]
+
+
+def to_json(report: Findings) -> str:
+    """Return the whole report as JSON text.
+
+    Parameters
+    ----------
+    report : Report
+        What `analyse` returned.
+
+    Returns
+    -------
+    str
+        One object with the fields of `Report`, arrays as lists, nan as null.
+
+    Notes
+    -----
+    Cost: O(N + T). For many samples CSV and Parquet are smaller.
+    """
+    record = {
+        name: getattr(report, name) for name in report.__dataclass_fields__ if name != "epochs"
+    }
+    record["selection"] = report.selection._asdict()
+    return json.dumps(plain_values({**record, "epochs": epoch_rows(report)}), allow_nan=False)
+
+
+def epoch_rows(report: Findings) -> list[dict[str, Any]]:
+    """Return one mapping an epoch: summary, source, Glass's delta and metrics."""
+    return [
+        {
+            **record.summary._asdict(),
+            "healthy": record.summary.healthy,
+            "source": record.source,
+            "glass_delta": record.glass_delta,
+            **record.metrics,
+        }
+        for record in report.epochs
+    ]
+
+
+def sample_columns(report: Findings) -> dict[str, Any]:
+    """Return the per-sample columns by name, each of length N."""
+    columns: dict[str, Any] = {"id": np.arange(report.num_samples)}
+    if report.targets is not None:
+        columns["target"] = report.targets
+    if report.predictions is not None:
+        columns["prediction"] = report.predictions
+    return {**columns, "alignment": report.scores, "label_quality": report.label_quality}
+
+
+def write_csv(report: Findings, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write ``epochs.csv`` and ``samples.csv`` into a folder, made where it does not exist."""
+    target = _made(folder)
+    rows = epoch_rows(report)
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    epochs, samples = target / "epochs.csv", target / "samples.csv"
+    with epochs.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    columns = sample_columns(report)
+    with samples.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(columns)
+        table.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+    return [epochs, samples]
+
+
+def write_parquet(report: Findings, folder: str | os.PathLike[str]) -> list[Path]:
+    """Write ``epochs.parquet`` and ``samples.parquet`` into a folder."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise FeaturesError("Parquet needs pyarrow: pip install 'gwa-core[formats]'") from error
+    target = _made(folder)
+    tables = {
+        "epochs": pa.Table.from_pylist(epoch_rows(report)),
+        "samples": pa.table(sample_columns(report)),
+    }
+    paths = []
+    for name, table in tables.items():
+        paths.append(target / f"{name}.parquet")
+        parquet.write_table(table, paths[-1])
+    return paths
+
+
+def _made(folder: str | os.PathLike[str]) -> Path:
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    return target
+
+
+def plain_values(value: Any) -> Any:
+    """Return plain Python values, with None for what JSON has no number for."""
+    if isinstance(value, np.ndarray):
+        return plain_values(value.tolist())
+    if isinstance(value, dict):
+        return {key: plain_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_values(item) for item in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,143 @@
+"""What an analysis found: numbers only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_core import EpochSummary, Selection, rank_samples
+
+__all__ = ["EpochRecord", "Findings"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochRecord:
+    """One epoch of an analysis.
+
+    Parameters
+    ----------
+    summary : gwa_core.EpochSummary
+        Moments, GWA, standard error and health of the epoch's scores.
+    source : {"online", "offline"}
+        Where the scores come from: saved during training (weights of each step), or computed here
+        from saved features (weights at the end of the epoch).
+    glass_delta : float or None
+        Online against offline scores of the epoch (App. A.1); None unless both are there.
+    metrics : mapping of str to float
+        Columns the run stored beside the summary, such as ``test_accuracy``.
+    """
+
+    summary: EpochSummary
+    source: str
+    glass_delta: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What an analysis found, as numbers only.
+
+    Parameters
+    ----------
+    name : str
+        Name of the run: the last part of its path.
+    num_samples, num_classes : int
+        N and C.
+    class_names : tuple of str
+        C names; "0", "1", ... where the run has none.
+    beta : float
+        The constant of Eq. 2.
+    epochs : tuple of EpochRecord
+        T records in order.
+    rule : str
+        The stopping rule asked, as its repr: "MaxGWA()".
+    selection : gwa_core.Selection
+        The step to keep, its value and why.
+    selected : int or None
+        Position in `epochs` of the selected step; None where no epoch qualifies.
+    memorising : bool
+        The history looks like memorisation of wrong labels (gwa_core.summarize_history).
+    targets : array of shape (N,) or None
+        Given labels by sample id; -1 where unknown.
+    predictions : array of shape (N,) or None
+        Class with the largest logit at the selected epoch; -1 where unknown.
+    scores : array of shape (N,)
+        Alignment at the selected epoch, by sample id; nan where not seen. Low = suspicious.
+    label_quality : array of shape (N,)
+        In [0, 1], low = suspicious, over all epochs; nan where never seen.
+    class_gwa, class_mean : array of shape (T, C)
+        GWA and mean alignment of each class at each epoch; nan where unknown.
+    histogram_edges : array of shape (B + 1,)
+        Bin edges shared by all epochs.
+    histograms : array of shape (T, B)
+        Number of scores in each bin.
+    messages : tuple of str
+        Sentences the user should read: unhealthy epochs, memorisation, omitted scores.
+    """
+
+    name: str
+    num_samples: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    beta: float
+    epochs: tuple[EpochRecord, ...]
+    rule: str
+    selection: Selection
+    selected: int | None
+    memorising: bool
+    targets: NDArray[np.int64] | None
+    predictions: NDArray[np.int64] | None
+    scores: NDArray[np.float32]
+    label_quality: NDArray[np.float64]
+    class_gwa: NDArray[np.float64]
+    class_mean: NDArray[np.float64]
+    histogram_edges: NDArray[np.float64]
+    histograms: NDArray[np.int64]
+    messages: tuple[str, ...] = ()
+
+    @property
+    def shown(self) -> int:
+        """Position in `epochs` of the selected one, or of the last where none qualifies."""
+        return len(self.epochs) - 1 if self.selected is None else self.selected
+
+    def rank(
+        self,
+        k: int,
+        *,
+        order: Literal["lowest", "highest"] = "lowest",
+        by: Literal["label_quality", "scores"] = "label_quality",
+        per_class: bool = False,
+    ) -> NDArray[np.int64]:
+        """Return the ids of the k samples of lowest or highest label quality or score.
+
+        Parameters
+        ----------
+        k : int
+            How many; fewer come back where fewer samples are known.
+        order : {"lowest", "highest"}
+            Which end, default the suspicious one.
+        by : {"label_quality", "scores"}
+            The field to rank by.
+        per_class : bool
+            Rank within each class of `targets`.
+
+        Returns
+        -------
+        array of shape (k,), or (C, k) with `per_class`
+            Sample ids; with `per_class` -1 where a class has fewer.
+        """
+        values = getattr(self, by)
+        k = min(k, self.num_samples)
+        if not per_class:
+            ids: NDArray[np.int64] = rank_samples(values, k=k, order=order)
+            return ids[ids >= 0]
+        if self.targets is None:
+            raise ValueError("`per_class` needs labels, got none; save `targets` with the run")
+        table = np.full((self.num_classes, k), -1, np.int64)
+        ranked = rank_samples(values, k=k, order=order, targets=self.targets, per_class=True)
+        table[: len(ranked)] = ranked
+        return table

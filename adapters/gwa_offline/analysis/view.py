@@ -1,0 +1,113 @@
+"""What the page and the pictures of a report show: choices and number formats, no drawing."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_offline.analysis.findings import Findings
+
+__all__ = [
+    "ClassEnds",
+    "class_ends",
+    "column",
+    "curve_limits",
+    "epoch_numbers",
+    "format_number",
+    "healthy_epochs",
+    "lowest_classes",
+    "metric_names",
+    "metric_values",
+    "occupied_bins",
+]
+
+
+class ClassEnds(NamedTuple):
+    """Ids of the least and most aligned samples of a class, each from its end inwards."""
+
+    name: str
+    size: int
+    least: NDArray[np.intp]
+    most: NDArray[np.intp]
+
+
+def epoch_numbers(report: Findings) -> list[int]:
+    """Return the numbers of the T epochs."""
+    return [record.summary.epoch for record in report.epochs]
+
+
+def column(report: Findings, field: str) -> NDArray[np.float64]:
+    """Return one field of the T summaries."""
+    return np.array([getattr(record.summary, field) for record in report.epochs], dtype=np.float64)
+
+
+def healthy_epochs(report: Findings) -> NDArray[np.bool_]:
+    """Return which of the T epochs have a GWA that says something."""
+    healthy = [record.summary.healthy for record in report.epochs]
+    return np.array(healthy, dtype=bool) & np.isfinite(column(report, "gwa"))
+
+
+def metric_names(report: Findings) -> list[str]:
+    """Return the names of all metrics, in the order of their first appearance."""
+    return list(dict.fromkeys(name for record in report.epochs for name in record.metrics))
+
+
+def metric_values(report: Findings, name: str) -> NDArray[np.float64]:
+    """Return one metric at the T epochs, nan where it is missing."""
+    found = [record.metrics.get(name) for record in report.epochs]
+    return np.array([math.nan if value is None else value for value in found], dtype=np.float64)
+
+
+def lowest_classes(report: Findings, limit: int) -> NDArray[np.intp]:
+    """Return the classes of lowest mean at the shown epoch, lowest first, without unknown ones.
+
+    Not of lowest GWA: that of a class with two modes has a pole, and changes its sign there.
+    """
+    mean = report.class_mean[report.shown]
+    return np.argsort(mean, kind="stable")[: min(limit, int(np.isfinite(mean).sum()))]
+
+
+def class_ends(report: Findings, *, limit: int, k: int) -> list[ClassEnds]:
+    """Return the k ids at both ends of the lowest classes; of all samples where labels are unknown."""
+    groups: list[tuple[str, Any]] = [("all classes", True)]
+    if report.targets is not None:
+        lowest = lowest_classes(report, limit)
+        groups = [(report.class_names[c], report.targets == c) for c in lowest]
+    found = []
+    for name, mask in groups:
+        ids = np.flatnonzero(mask & np.isfinite(report.scores))
+        ids = ids[np.argsort(report.scores[ids], kind="stable")]
+        n = min(k, len(ids) // 2)  # no sample stands at both ends
+        if n:
+            found.append(ClassEnds(name, len(ids), ids[:n], ids[::-1][:n]))
+    return found
+
+
+def occupied_bins(histograms: NDArray[np.int64]) -> slice:
+    """Return the columns of (T, B) histograms between the first and the last that hold a score."""
+    bins = np.flatnonzero(histograms.sum(axis=0))
+    return slice(int(bins[0]), int(bins[-1]) + 1) if len(bins) else slice(None)
+
+
+def curve_limits(values: NDArray[np.float64], half: NDArray[np.float64]) -> tuple[float, float]:
+    """Return the range that shows the values, and their bands of +- half unless far wider."""
+    if not len(values):
+        return -1.0, 1.0
+    low, high = float(values.min()), float(values.max())
+    span = (high - low) or max(float(half.max()), 1e-3)
+    bottom = max(float((values - half).min()), low - span)
+    top = min(float((values + half).max()), high + span)
+    return bottom - 0.06 * (top - bottom), top + 0.06 * (top - bottom)
+
+
+def format_number(value: float | None, digits: int = 3) -> str:
+    """Format a number for people; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if isinstance(value, int | np.integer):
+        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    text = f"{value:.{digits}g}" if 0.0 < abs(value) < 1e-3 else f"{value:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}")

@@ -1,0 +1,195 @@
+"""The report as one page of HTML that needs no network."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import os
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from gwa_offline.analysis.curves import signal_curves, stored_signals
+from gwa_offline.analysis.findings import Findings
+from gwa_offline.analysis.view import class_ends, epoch_numbers, format_number, metric_names
+from gwa_offline.figures.images import Images, ImageSource, match_images
+from gwa_offline.figures.interactive import BARS, make_figures
+
+try:
+    import jinja2
+    from plotly.offline import get_plotlyjs
+except ImportError as error:
+    raise ImportError(
+        "the HTML report needs jinja2 and plotly: pip install 'gwa-core[report]'"
+    ) from error
+
+__all__ = ["write_html"]
+
+_SUSPICIOUS = 200  # rows of the table of labels: what a person may look through
+_SAMPLES = 8  # images at each end of a class
+_CLASSES = 20  # classes with images; the lowest ones where there are more
+
+
+def write_html(
+    report: Findings,
+    path: str | os.PathLike[str],
+    *,
+    images: ImageSource | None = None,
+    metric: str | None = None,
+    mode: Literal["max", "min"] = "max",
+) -> Path:
+    """Write a report as one self-contained HTML file.
+
+    Parameters
+    ----------
+    report : Report
+        What an analysis found, T >= 1 epochs.
+    path : str or path
+        The file to write; its folder is made where missing.
+    images : str, path, array, Images or None
+        The N images by sample id, as `gwa_offline.figures.images.open_images` takes them.
+    metric : str or None
+        A column that the run stored, drawn beside GWA and the signals; default the first there is,
+        and beside the signals the first that is none of them.
+    mode : {"max", "min"}
+        Which end of `metric` is better.
+
+    Returns
+    -------
+    pathlib.Path
+        The file written.
+
+    Raises
+    ------
+    FeaturesError
+        The images cannot be read or are not N.
+    ValueError
+        The report has no epochs, or no such metric.
+
+    Notes
+    -----
+    The page carries plotly.js (4.6 MB) and asks for nothing from outside. The same report gives the
+    same bytes. The file appears whole or not at all. At most 200 suspicious labels are listed and
+    20 classes shown with images, so that size and time grow with T and C, not with N.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from gwa_core import EpochSummary, Selection
+    >>> from gwa_offline.analysis.results import EpochRecord, Report
+    >>> summary = EpochSummary(0, 0, 3, 0, 0.1, 0.04, 0.0, -0.5, 0.14, 0.02, 0.7, 0.4, 0.33)
+    >>> report = Report(
+    ...     name="run", num_samples=3, num_classes=2, class_names=("cat", "dog"), beta=1.2,
+    ...     epochs=(EpochRecord(summary=summary, source="offline"),), rule="MaxGWA()",
+    ...     selection=Selection(0, 0.14, "the only epoch"), selected=0, memorising=False,
+    ...     targets=np.array([0, 1, 1]), predictions=None, scores=np.float32([-0.2, 0.1, 0.4]),
+    ...     label_quality=np.array([0.2, 0.5, 0.8]), class_gwa=np.full((1, 2), np.nan),
+    ...     class_mean=np.array([[-0.2, 0.25]]), histogram_edges=np.linspace(-1, 1, 5),
+    ...     histograms=np.array([[0, 1, 2, 0]]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_html(report, folder + "/report.html").name
+    'report.html'
+    """
+    if not report.epochs:
+        raise ValueError("`report` must have at least one epoch, got none; the run may be empty")
+    found = None if images is None else match_images(images, report.num_samples)
+    if metric is not None and metric not in metric_names(report):
+        raise ValueError(f"`metric` must be one of {metric_names(report)}, got {metric!r}")
+    page = _render(report, found, metric, mode)
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _render(
+    report: Findings, images: Images | None, metric: str | None, mode: Literal["max", "min"]
+) -> str:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"number": format_number, "thumbnail": _thumbnail}
+    template = resources.files("gwa_offline.app").joinpath("report.html.jinja")
+    shown = report.shown
+    several = len(report.epochs) > 1
+    curves = None
+    if several and stored_signals(report):
+        curves = signal_curves(report, metric=metric, mode=mode)
+    figures = make_figures(report, curves)
+    summaries = [record.summary for record in report.epochs]
+    return environment.from_string(template.read_text(encoding="utf-8")).render(
+        report=report,
+        images=images,
+        several=several,
+        shown=summaries[shown],
+        summaries=summaries,
+        gwa=_measure(summaries[shown].gwa, summaries[shown].gwa_standard_error),
+        measure=_measure,
+        value_is_gwa=math.isclose(report.selection.value, summaries[shown].gwa, rel_tol=1e-6),
+        metrics=metric_names(report),
+        metric=metric,
+        curves=curves,
+        numbers=epoch_numbers(report),
+        figures={name: json.loads(figure.to_json()) for name, figure in figures.items()},
+        bars=BARS,
+        classes=_class_samples(report),
+        suspicious=_suspicious(report),
+        plotly_js=get_plotlyjs(),
+    )
+
+
+def _measure(value: float, error: float) -> str:
+    """Format a value with as many decimals as two digits of its standard error have."""
+    if not (math.isfinite(error) and error > 0.0 and math.isfinite(value)):
+        return format_number(value)
+    decimals = max(0, 1 - math.floor(math.log10(error)))
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _thumbnail(images: Images, sample: int) -> str:
+    data = io.BytesIO()
+    images.thumbnail(sample).save(data, format="PNG")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")
+
+
+def _sample(report: Findings, sample: int) -> dict[str, Any]:
+    """Describe one sample to the template."""
+    given, predicted = (
+        -1 if labels is None else int(labels[sample])
+        for labels in (report.targets, report.predictions)
+    )
+    return {
+        "id": sample,
+        "given": report.class_names[given] if given >= 0 else None,
+        "predicted": report.class_names[predicted] if predicted >= 0 else None,
+        "disagrees": min(given, predicted) >= 0 and given != predicted,
+        "quality": float(report.label_quality[sample]),
+        "score": float(str(report.scores[sample])),  # the shortest text of a float32
+    }
+
+
+def _suspicious(report: Findings) -> list[dict[str, Any]]:
+    order = np.argsort(report.label_quality, kind="stable")  # puts nan last
+    known = order[~np.isnan(report.label_quality[order])]
+    return [_sample(report, int(sample)) for sample in known[:_SUSPICIOUS]]
+
+
+def _class_samples(report: Findings) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": ends.name,
+            "size": ends.size,
+            "least": [_sample(report, int(i)) for i in ends.least],
+            "most": [_sample(report, int(i)) for i in ends.most],
+        }
+        for ends in class_ends(report, limit=_CLASSES, k=_SAMPLES)
+    ]

@@ -1,0 +1,236 @@
+"""What the commands print: tables on a terminal, plain text in a pipe, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gwa_offline.analysis.comparison import Comparison
+from gwa_offline.analysis.export import plain_values
+from gwa_offline.analysis.results import Report
+from gwa_offline.app.demo import DemoResult
+
+__all__ = ["Terminal"]
+
+# Epochs shown of a long run; the files hold all of them.
+SHOWN_EPOCHS = 12
+
+
+class Terminal:
+    """Where a command's results go.
+
+    Parameters
+    ----------
+    json : bool
+        Print one JSON value and nothing else.
+    quiet : bool
+        Plain text without progress bars, also on a terminal.
+    """
+
+    def __init__(self, *, json: bool, quiet: bool) -> None:
+        self._json = json
+        self._out = Console(highlight=False, soft_wrap=True)
+        self._plain = quiet or not self._out.is_terminal
+        self._bars = Console(stderr=True)
+        self._show_bars = not (json or quiet) and self._bars.is_terminal
+
+    @contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """Show a progress bar on standard error, where somebody watches."""
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeRemainingColumn(),
+            console=self._bars,
+            transient=True,
+            disable=not self._show_bars,
+        ) as bar:
+            task = bar.add_task(text)
+            yield lambda done, total: bar.update(task, completed=done, total=total)
+
+    def json(self, value: Any) -> None:
+        """Print a value, or a list of JSON texts, as JSON, where asked for."""
+        if self._json:
+            if isinstance(value, list) and all(isinstance(item, str) for item in value):
+                value = [json.loads(item) for item in value]
+                value = value[0] if len(value) == 1 else value
+            print(json.dumps(plain_values(value)))
+
+    def _line(self, text: str = "") -> None:
+        if not self._json:
+            self._out.print(text, markup=False)
+
+    def _table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        if self._json:
+            return
+        if self._plain:
+            print("\t".join(columns))
+            for row in rows:
+                print("\t".join(row))
+            return
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+        for column in columns:
+            table.add_column(column, justify="right")
+        for row in rows:
+            table.add_row(*row)
+        self._out.print(table)
+
+    def report(self, report: Report) -> None:
+        """Print epochs, choice and messages."""
+        chosen = report.selected
+        rows = [
+            [
+                str(record.summary.epoch) + (" *" if position == chosen else ""),
+                f"{record.summary.gwa:.4f}",
+                f"{record.summary.gwa_standard_error:.4f}",
+                f"{record.summary.mean:.4f}",
+                f"{record.summary.kurtosis:.2f}",
+                f"{record.summary.separation:.3f}",
+                f"{100 * record.summary.negative_fraction:.1f} %",
+                "yes" if record.summary.healthy else "NO",
+            ]
+            for position, record in enumerate(report.epochs)
+        ]
+        columns = ["epoch", "GWA", "SE", "mean", "kurtosis", "separation", "negative", "healthy"]
+        if not self._plain:
+            rows = [rows[i] for i in _spread(len(rows), chosen)]
+        self._table(f"{report.name}: {report.num_samples} samples", columns, rows)
+        self._choice(report)
+
+    def _choice(self, report: Report) -> None:
+        if report.selection.step is None:
+            self._line(f"No epoch to keep ({report.rule}): {report.selection.reason}.")
+        else:
+            self._line(
+                f"Keep epoch {report.selection.step}: {report.selection.reason} "
+                f"({report.selection.value:.4g})."
+            )
+        for message in report.messages:
+            self._line(message)
+
+    def selection(self, report: Report) -> None:
+        """Print the chosen epoch and why."""
+        self._choice(report)
+        self.json({"rule": report.rule, **report.selection._asdict()})
+
+    def samples(self, report: Report, *, lowest: int, highest: int, per_class: bool) -> None:
+        """Print the samples of lowest and highest label quality."""
+        ids: list[int] = []
+        for count, order in ((lowest, "lowest"), (highest, "highest")):
+            if count:
+                found = report.rank(count, order=order, per_class=per_class)  # type: ignore[arg-type]
+                ids += [int(i) for i in found.ravel() if i >= 0]
+        rows = [_sample(report, i) for i in ids]
+        columns = ["id", "label", "model says", "label quality", "alignment"]
+        self._table(f"{report.name}: samples to look at", columns, rows)
+        names = ["id", "label", "prediction", "label_quality", "alignment"]
+        values = [[i, *_facts(report, i)] for i in ids]
+        self.json([dict(zip(names, row, strict=True)) for row in values])
+
+    def comparison(self, comparison: Comparison) -> None:
+        """Print runs beside each other."""
+        metric = comparison.metric or "metric"
+        rows = [
+            [
+                row.name,
+                f"{row.max_mean:.4f}",
+                f"{row.max_gwa:.4f}",
+                "-" if row.chosen is None else str(row.chosen),
+                "-" if row.metric is None else f"{row.metric:.4g}",
+                "yes" if row.memorising else "no",
+            ]
+            for row in comparison.rows
+        ]
+        columns = ["run", "max mean", "max GWA", "epoch", metric, "memorising"]
+        self._table("runs", columns, rows)
+        if comparison.metric is not None:
+            if comparison.pearson is None or comparison.spearman is None:
+                self._line("A correlation takes at least three runs that differ.")
+            else:
+                self._line(
+                    f"Largest mean alignment against {metric} over {len(rows)} runs: Pearson "
+                    f"{comparison.pearson:.3f}, Spearman {comparison.spearman:.3f}."
+                )
+
+        for run in dict.fromkeys(row.run for row in comparison.signals):
+            shown = [
+                [row.signal, _number(row.pearson), _number(row.spearman)]
+                for row in comparison.signals
+                if row.run == run
+            ]
+            self._line("")
+            self._table(f"{run}: signals beside {metric}", ["signal", "Pearson", "Spearman"], shown)
+
+    def wrote(self, paths: Sequence[Path]) -> None:
+        """Say where files are."""
+        for path in paths:
+            self._line(f"wrote {path}")
+
+    def demo(self, result: DemoResult, page: Path) -> None:
+        """Print what the demonstration shows."""
+        report, last = result.report, len(result.report.epochs) - 1
+        self._line(
+            f"Trained {last + 1} epochs on {report.num_samples} handwritten digits, "
+            f"{result.flipped} of them with a wrong label ({result.seconds:.1f} s)."
+        )
+        share = 100 * result.found / result.flipped
+        lines = [
+            "",
+            f"Epoch to keep: {report.selection.step} ({report.selection.reason}).",
+            f"  test accuracy there          {100 * result.chosen_accuracy:.1f} %",
+            f"  at the best epoch, {result.best_epoch:<10d}{100 * result.best_accuracy:.1f} %",
+            f"  at the last epoch, {last:<10d}{100 * result.last_accuracy:.1f} %",
+            "",
+            f"Of the {result.flipped} most suspicious labels {result.found} ({share:.1f} %) are wrong.",
+            "",
+            *report.messages,
+            f"Report: {page}",
+            f"Go on with: gwa samples {result.run} --images {result.images}",
+        ]
+        for line in lines:
+            self._line(line)
+        values = {name: getattr(result, name) for name in result.__dataclass_fields__}
+        del values["report"], values["seconds"]
+        chosen = report.selection._asdict()
+        files = {name: str(values.pop(name)) for name in ("run", "images")}
+        self.json({"chosen": chosen, **values, **files, "report": str(page)})
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:+.3f}"
+
+
+def _spread(count: int, chosen: int | None) -> list[int]:
+    """Return at most about a dozen positions, with the first, the last and the chosen one."""
+    step = max(1, -(-count // SHOWN_EPOCHS))
+    shown = {*range(0, count, step), count - 1}
+    return sorted(shown if chosen is None else shown | {chosen})
+
+
+def _facts(report: Report, sample: int) -> list[Any]:
+    def name(labels: NDArray[np.int64] | None) -> str | None:
+        if labels is None or labels[sample] < 0:
+            return None
+        return report.class_names[int(labels[sample])]
+
+    return [
+        name(report.targets),
+        name(report.predictions),
+        float(report.label_quality[sample]),
+        float(report.scores[sample]),
+    ]
+
+
+def _sample(report: Report, sample: int) -> list[str]:
+    label, prediction, quality, score = _facts(report, sample)
+    return [str(sample), label or "-", prediction or "-", f"{quality:.4f}", f"{score:+.4f}"]

@@ -1,0 +1,327 @@
+"""Plotly figures of a report, for its HTML page."""
+
+from __future__ import annotations
+
+import html
+import math
+from typing import Any
+
+import numpy as np
+
+from gwa_offline.analysis.curves import SignalCurve, SignalCurves
+from gwa_offline.analysis.findings import Findings
+from gwa_offline.analysis.view import (
+    column,
+    curve_limits,
+    epoch_numbers,
+    format_number,
+    healthy_epochs,
+    lowest_classes,
+    metric_names,
+    metric_values,
+    occupied_bins,
+)
+
+try:
+    import plotly.graph_objects as go
+    from plotly.subplots import make_subplots
+except ImportError as error:
+    raise ImportError("the HTML report needs plotly: pip install 'gwa-core[report]'") from error
+
+__all__ = ["BARS", "make_figures"]
+
+BARS = 40  # classes in the bar chart; the lowest ones where there are more
+
+Figures = dict[str, go.Figure]
+
+
+def make_figures(report: Findings, signals: SignalCurves | None = None) -> Figures:
+    """Return the figures of the page by name.
+
+    Parameters
+    ----------
+    report : Report
+        T >= 1 epochs; the figures over epochs are left out where T = 1.
+    signals : SignalCurves or None
+        A figure for each signal of them, ``signal-NAME``.
+
+    Returns
+    -------
+    dict of str to plotly.graph_objects.Figure
+        Their colours are names of CSS variables, such as "var(--gwa)".
+    """
+    figures = _epoch_figures(report, signals) if len(report.epochs) > 1 else {}
+    figures["histogram"] = _histogram(report)
+    if len(lowest_classes(report, BARS)):
+        figures["classes"] = _class_bars(report)
+    return figures
+
+
+def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
+    epochs, shown = epoch_numbers(report), report.shown
+    figures = {
+        "curve": _curve(report, epochs),
+        "moments": make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06),
+        "distribution": _distribution(report, epochs),
+    }
+    for row, (field, title) in enumerate([("mean", "mean"), ("kurtosis", "excess kurtosis")], 1):
+        trace = line(epochs, column(report, field), "gwa", title, showlegend=False)
+        figures["moments"].add_trace(trace, row=row, col=1)
+        figures["moments"].update_yaxes(title_text=title, row=row, col=1)
+    limits = {"denominator": 0.0, "bimodality": 5 / 9, "separation": None}
+    limits |= {"negative_fraction": None, "omitted": None}
+    for field, limit in limits.items():
+        values = column(report, field)
+        trace = line(epochs, values, "gwa", field, showlegend=False)
+        if field == "omitted":
+            trace = go.Bar(x=epochs, y=clean(values), marker={"color": "var(--bad)"})
+        figure = figures[field] = style(go.Figure(trace), 170, top=8)
+        figure.update_yaxes(nticks=5, rangemode="tozero").update_xaxes(title_text="epoch")
+        if limit is not None:
+            figure.add_hline(limit, line={"color": "var(--bad)", "width": 1.5, "dash": "dot"})
+    figures["moments"].add_hline(
+        -report.beta, row=2, col=1, line={"color": "var(--bad)", "width": 1.5, "dash": "dot"}
+    )
+    figures["moments"].update_xaxes(title_text="epoch", row=2, col=1)
+    style(figures["moments"], 420, top=8, hovermode="x unified")
+    if signals is not None:
+        for signal in signals.signals:
+            figures[f"signal-{signal.name}"] = _signal(epochs, signal, signals)
+    pad = 0.02 * (epochs[-1] - epochs[0])
+    for name, figure in figures.items():
+        if name != "distribution":  # its cells reach half an epoch further
+            figure.update_xaxes(range=[epochs[0] - pad, epochs[-1] + pad], zeroline=False)
+        if report.selected is not None:
+            figure.add_vline(
+                epochs[shown], line={"color": "var(--chosen)", "width": 1.5, "dash": "dash"}
+            )
+    return figures
+
+
+def _curve(report: Findings, epochs: list[int]) -> go.Figure:
+    gwa, error = column(report, "gwa"), column(report, "gwa_standard_error")
+    healthy = healthy_epochs(report)
+    half = 2.0 * np.nan_to_num(error)
+    values = np.where(healthy, gwa, np.nan)
+    figure = go.Figure()
+    band_x: list[float | None] = []
+    band_y: list[float | None] = []
+    for run in np.split(np.arange(len(gwa)), np.flatnonzero(np.diff(healthy)) + 1):
+        if healthy[run[0]]:  # one closed outline for each stretch of healthy epochs
+            band_x += [*(epochs[i] for i in run), *(epochs[i] for i in run[::-1]), None]
+            band_y += [*(gwa + half)[run].tolist(), *(gwa - half)[run[::-1]].tolist(), None]
+    figure.add_scatter(
+        x=band_x,
+        y=band_y,
+        fill="toself",
+        fillcolor="var(--band)",
+        line={"width": 0},
+        mode="lines",
+        name="±2 standard errors",
+        hoverinfo="skip",
+    )
+    figure.add_trace(line(epochs, values, "gwa", "GWA"))
+    for name in metric_names(report):
+        trace = line(
+            epochs, metric_values(report, name), "metric", escape(name), yaxis="y2", visible=False
+        )
+        figure.add_trace(trace.update(meta={"metric": name}, line={"dash": "dot", "width": 2}))
+    low, high = curve_limits(values[healthy], half[healthy])
+    if not healthy.all():
+        sick, edge = np.flatnonzero(~healthy), 0.04 * (high - low)
+        figure.add_scatter(
+            x=[epochs[i] for i in sick],
+            # A value near the pole of Eq. 2 would flatten the curve: it stands at the edge instead.
+            y=np.clip(np.nan_to_num(gwa[sick], nan=low), low + edge, high - edge).tolist(),
+            customdata=[format_number(float(gwa[i])) for i in sick],
+            mode="markers",
+            name="unhealthy epoch",
+            hovertemplate="%{customdata}",
+            marker={"symbol": "x", "size": 11, "color": "var(--bad)"},
+        )
+    if report.selected is not None:
+        figure.add_scatter(
+            x=[epochs[report.selected]],
+            y=clean([gwa[report.selected]]),
+            mode="markers",
+            name="chosen epoch",
+            hoverinfo="skip",
+            marker={
+                "symbol": "star",
+                "size": 18,
+                "color": "var(--chosen)",
+                "line": {"width": 1.5, "color": "var(--card)"},
+            },
+        )
+    figure.update_xaxes(title_text="epoch").update_yaxes(title_text="GWA", range=[low, high])
+    second = {"overlaying": "y", "side": "right", "showgrid": False, "zeroline": False}
+    # Ticks of its own: those in step with the left axis would be odd numbers.
+    second |= {"tickmode": "auto", "nticks": 8, "automargin": True, "title_standoff": 14}
+    return style(figure, 400, hovermode="x unified", yaxis2=second)
+
+
+def _signal(epochs: list[int], signal: SignalCurve, beside: SignalCurves) -> go.Figure:
+    figure = go.Figure()
+    drawn = [
+        (beside.metric, "metric", {"dash": "dot"}),
+        (beside.gwa, "gwa", {}),
+        (signal, "text", {}),
+    ]
+    for curve, color, dash in drawn:
+        if curve is None:
+            continue
+        name = "GWA" if curve is beside.gwa else escape(curve.name)
+        trace = line(epochs, curve.values, color, name, showlegend=False)
+        width = 2.5 if curve is signal else 1.5
+        figure.add_trace(trace.update(mode="lines", line={"width": width, **dash}))
+    for curve, color, _ in drawn:
+        if curve is None or curve.pick is None:
+            continue
+        figure.add_scatter(
+            x=[epochs[curve.pick]],
+            y=[float(np.clip(curve.values[curve.pick], 0.0, 1.0))],
+            mode="markers",
+            hoverinfo="skip",
+            showlegend=False,
+            marker={
+                "symbol": "star",
+                "size": 15 if curve is signal else 10,
+                "color": f"var(--{color})",
+                "line": {"width": 1, "color": "var(--card)"},
+            },
+        )
+    if beside.warmup:
+        end = (epochs[beside.warmup - 1] + epochs[beside.warmup]) / 2
+        figure.add_vrect(epochs[0], end, fillcolor="var(--grid)", line_width=0, layer="below")
+    figure.update_xaxes(title_text="epoch")
+    figure.update_yaxes(range=[-0.12, 1.12], tickvals=[0, 1], zeroline=False)
+    return style(figure, 190, top=8, hovermode="x unified")
+
+
+def _distribution(report: Findings, epochs: list[int]) -> go.Figure:
+    edges, used = report.histogram_edges, occupied_bins(report.histograms)
+    counts = report.histograms[:, used]
+    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    relative = share / np.maximum(share.max(axis=1, keepdims=True), 1e-12)
+    figure = go.Figure()
+    figure.add_heatmap(
+        x=epochs,
+        y=((edges[1:] + edges[:-1]) / 2)[used].tolist(),
+        z=relative.T.tolist(),
+        customdata=(100 * share.T).tolist(),
+        showscale=False,
+        colorscale=[[i / 4, f"var(--heat{i})"] for i in range(5)],
+        hovertemplate="epoch %{x}, alignment %{y:.3f}: %{customdata:.2f} % of samples<extra></extra>",
+    )
+    mean = line(epochs, column(report, "mean"), "chosen", "mean", showlegend=True)
+    figure.add_trace(mean.update(mode="lines", hoverinfo="skip", hovertemplate=None))
+    figure.add_hline(0.0, line={"color": "var(--text)", "width": 1, "dash": "dot"})
+    figure.update_xaxes(title_text="epoch", showgrid=False)
+    figure.update_yaxes(title_text="alignment", showgrid=False, zeroline=False)
+    return style(figure, 380)
+
+
+def _histogram(report: Findings) -> go.Figure:
+    edges, used = report.histogram_edges, occupied_bins(report.histograms)
+    centres = ((edges[1:] + edges[:-1]) / 2)[used]
+    figure = go.Figure()
+    for name, sign, color in [("negative", -1, "bad"), ("positive", 1, "gwa")]:
+        side = centres * sign >= 0
+        figure.add_bar(
+            x=centres[side].tolist(),
+            y=report.histograms[report.shown, used][side].tolist(),
+            width=np.diff(edges)[used][side].tolist(),
+            name=name,
+            marker={"color": f"var(--{color})", "line": {"width": 0}},
+            hovertemplate="alignment %{x:.3f}: %{y} samples<extra></extra>",
+        )
+    figure.update_xaxes(title_text="alignment").update_yaxes(title_text="samples")
+    return style(figure, 380, barmode="overlay", bargap=0)
+
+
+def _class_bars(report: Findings) -> go.Figure:
+    order = lowest_classes(report, BARS)
+    # Plotly reads a little HTML in its texts: names are escaped for it too.
+    names = [escape(report.class_names[c]) for c in order]
+    short = [
+        escape(name if len(name) <= 18 else name[:17] + "…")
+        for name in (report.class_names[c] for c in order)
+    ]
+    mean = report.class_mean[report.shown, order]
+    gwa = report.class_gwa[report.shown, order]
+    figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.06)
+    panels = [("mean alignment", mean, "metric"), ("GWA", gwa, "gwa")]
+    for col, (title, values, color) in enumerate(panels, 1):
+        bars = go.Bar(
+            x=clean(values),
+            y=list(range(len(order))),
+            orientation="h",
+            customdata=names,
+            marker={"color": f"var(--{color})"},
+            hovertemplate="%{customdata}: %{x:.4g}<extra></extra>",
+            showlegend=False,
+        )
+        figure.add_trace(bars, row=1, col=col)
+        figure.update_xaxes(
+            title_text=title, nticks=4, tickangle=0, tickfont_size=11, row=1, col=col
+        )
+    style(figure, 90 + 26 * len(order), top=8, bargap=0.3)
+    figure.update_yaxes(
+        autorange="reversed",
+        showgrid=False,
+        zeroline=False,
+        tickvals=list(range(len(order))),
+        ticktext=short,
+    )
+    return figure.update_yaxes(showticklabels=False, row=1, col=2)
+
+
+# Colours are CSS variables of the page, whose script puts in the values of the light or dark
+# scheme; so each colour is written once, in the template.
+def style(figure: go.Figure, height: int, *, top: int = 36, **layout: Any) -> go.Figure:
+    axis = {
+        "automargin": True,
+        "gridcolor": "var(--grid)",
+        "zerolinecolor": "var(--axis)",
+        "linecolor": "var(--axis)",
+        "title_standoff": 8,
+        "ticks": "",
+    }
+    figure.update_xaxes(axis).update_yaxes(axis)
+    return figure.update_layout(
+        template="none",
+        height=height,
+        margin={"l": 8, "r": 8, "t": top, "b": 8},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"family": "system-ui, sans-serif", "size": 13, "color": "var(--text)"},
+        hoverlabel={
+            "bgcolor": "var(--card)",
+            "bordercolor": "var(--axis)",
+            "font_color": "var(--text)",
+        },
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        **layout,
+    )
+
+
+def escape(text: str) -> str:
+    """Escape what Plotly would read as its HTML or, between dollars, as TeX."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
+
+
+def clean(values: Any) -> list[float | None]:
+    return [float(v) if math.isfinite(v) else None for v in values]
+
+
+def line(x: Any, y: Any, color: str, name: str, **options: Any) -> go.Scatter:
+    return go.Scatter(
+        x=x,
+        y=clean(y),
+        name=name,
+        mode="lines+markers" if len(x) <= 50 else "lines",
+        line={"color": f"var(--{color})", "width": 2.5},
+        marker={"size": 5},
+        hovertemplate="%{y:.4g}",
+        **options,
+    )

@@ -1,0 +1,1 @@
+"""Arrays, features and records on disk; needs NumPy only. Its doors are `store` and `readers`."""

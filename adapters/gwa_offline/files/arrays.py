@@ -1,0 +1,129 @@
+"""Arrays in files, read a block of rows at a time.
+
+Blocks are read with plain file reads, not through a memory map: mapped pages count as resident
+memory of the process, so a map over a large file looks like (and is limited as) memory in use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import IO, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_offline.files.errors import FeaturesError, reading
+
+
+class LazyArray(Protocol):
+    """An array that is not in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of elements along each dimension."""
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the blocks, in native byte order."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether blocks of rows can be read without reading all."""
+
+    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
+
+
+def read_all(array: LazyArray) -> NDArray[Any]:
+    """Read a whole array."""
+    blocks = list(array.chunks(max(1, array.shape[0])))
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _fill(stream: IO[bytes], out: NDArray[Any]) -> None:
+    """Read exactly `out.nbytes` bytes into a contiguous array."""
+    view = out.reshape(-1).view(np.uint8).data
+    done = 0
+    while done < len(view):
+        got = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            raise FeaturesError(f"ends {len(view) - done} bytes early; the file is truncated")
+        done += got
+
+
+def _native(block: NDArray[Any]) -> NDArray[Any]:
+    return block.astype(block.dtype.newbyteorder("="), copy=False)
+
+
+def _row_blocks(n: int, rows: int) -> Iterator[tuple[int, int]]:
+    return ((start, min(start + rows, n)) for start in range(0, n, rows))
+
+
+@dataclass(frozen=True)
+class Held:
+    """An array in memory, read like one in a file."""
+
+    array: NDArray[Any]
+    streams = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of elements along each dimension."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the blocks."""
+        return self.array.dtype
+
+    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Yield blocks of `rows` rows, the last one shorter."""
+        return (self.array[a:b] for a, b in _row_blocks(self.shape[0], rows))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """An array as consecutive bytes of a stream: plain in a file, or inflated from a zip member."""
+
+    open_stream: Callable[[], IO[bytes]]  # positioned at the first byte
+    shape: tuple[int, ...]
+    stored: np.dtype[Any]
+    fortran: bool = False
+    seekable: bool = True
+    bfloat16: bool = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the blocks."""
+        return np.dtype(np.float32) if self.bfloat16 else self.stored.newbyteorder("=")
+
+    @property
+    def streams(self) -> bool:
+        """Whether blocks of rows can be read without reading all."""
+        return self.seekable or not self.fortran
+
+    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
+        with reading(), self.open_stream() as stream:
+            origin = stream.tell() if self.seekable else 0
+            for start, stop in _row_blocks(self.shape[0], rows):
+                if self.fortran:
+                    block = self._read_columns(stream, origin, start, stop)
+                else:
+                    block = np.empty((stop - start, *self.shape[1:]), dtype=self.stored)
+                    _fill(stream, block)
+                if self.bfloat16:  # the upper half of a float32
+                    block = (block.astype(np.uint32) << 16).view(np.float32)
+                yield _native(block)
+
+    def _read_columns(self, stream: IO[bytes], origin: int, start: int, stop: int) -> NDArray[Any]:
+        n, size = self.shape[0], self.stored.itemsize
+        columns = np.empty((*self.shape[:0:-1], stop - start), dtype=self.stored)
+        for j, column in enumerate(columns.reshape(-1, stop - start)):
+            if self.seekable:
+                stream.seek(origin + (j * n + start) * size)
+            elif stop - start != n:
+                raise FeaturesError("a compressed array in Fortran order cannot be read in blocks")
+            _fill(stream, column)
+        return np.ascontiguousarray(columns.T)

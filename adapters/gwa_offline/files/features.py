@@ -1,0 +1,193 @@
+"""The features of one epoch on disk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_offline.files.arrays import Held, LazyArray, read_all
+from gwa_offline.files.checks import check_ids, check_snapshot
+from gwa_offline.files.errors import FeaturesError, blame
+from gwa_offline.files.formats import open_arrays, open_npy
+
+
+class Block(NamedTuple):
+    """Consecutive rows of the features of one epoch.
+
+    Parameters
+    ----------
+    start : int
+        Number of the first row.
+    latents : array of shape (b, D)
+        Input of the head.
+    targets : array of shape (b,) or (b, C)
+        Labels as int64, or probabilities.
+    logits : array of shape (b, C) or None
+        Output of the head, where saved.
+    ids : array of shape (b,) or None
+        Sample ids, where saved; without them the id is the row.
+    """
+
+    start: int
+    latents: NDArray[Any]
+    targets: NDArray[Any]
+    logits: NDArray[Any] | None
+    ids: NDArray[np.int64] | None
+
+
+class Features:
+    """Features of one epoch on disk; what is read of them is checked, and never all at once.
+
+    Parameters
+    ----------
+    path : path
+        The file or folder.
+    arrays : mapping of str to lazy array
+        Opened arrays by name.
+    loss : str
+        Loss of the head.
+    num_samples, num_classes : int, optional
+        N and C of the run, where known.
+
+    Attributes
+    ----------
+    num_samples, num_classes, num_features : int
+        n rows, C and D.
+    dtype : numpy.dtype
+        Of the latents; bfloat16 is read as float32.
+    has_logits : bool
+        Whether blocks have logits.
+    soft : bool
+        Whether targets are probabilities.
+    targets : array of shape (n,) or None
+        Labels as int64; of soft targets the likeliest class; None where neither makes sense.
+    ids : array of shape (n,) or None
+        Sample ids.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        arrays: Mapping[str, LazyArray],
+        *,
+        loss: str,
+        num_samples: int | None = None,
+        num_classes: int | None = None,
+    ) -> None:
+        with blame(path):
+            layout, self.targets, self.ids = check_snapshot(
+                arrays, loss=loss, num_samples=num_samples, num_classes=num_classes
+            )
+        self.num_samples, self.num_classes, self.num_features = layout
+        self.dtype = arrays["latents"].dtype
+        self.has_logits = "logits" in arrays
+        self.soft = len(arrays["targets"].shape) == 2
+        self._path = path
+        checked = {"targets": None if self.soft else self.targets, "ids": self.ids}
+        self._arrays = {
+            **arrays,
+            **{name: Held(array) for name, array in checked.items() if array is not None},
+        }
+
+    @cached_property
+    def weight(self) -> NDArray[Any]:
+        """Weight of the head, (C, D)."""
+        with blame(self._path):
+            return read_all(self._arrays["weight"])
+
+    @cached_property
+    def bias(self) -> NDArray[Any] | None:
+        """Bias of the head, (C,)."""
+        with blame(self._path):
+            return read_all(self._arrays["bias"]) if "bias" in self._arrays else None
+
+    def blocks(self, rows: int = 4096) -> Iterator[Block]:
+        """Read all samples in order.
+
+        Parameters
+        ----------
+        rows : int, default 4096
+            Rows of a block; the last one may have fewer.
+
+        Yields
+        ------
+        Block
+            Latents and logits are new arrays each time.
+
+        Raises
+        ------
+        FeaturesError
+            Where the file is found to be damaged while it is read.
+
+        Notes
+        -----
+        Takes O(rows (D + C)) memory, whatever n.
+        """
+        if rows < 1:
+            raise FeaturesError(f"`rows` must be at least 1, got {rows}")
+        names = [name for name in ("latents", "targets", "logits", "ids") if name in self._arrays]
+        start = 0
+        with blame(self._path):
+            for parts in zip(*(self._arrays[name].chunks(rows) for name in names), strict=True):
+                block = dict(zip(names, parts, strict=True))
+                targets = block["targets"]
+                if self.soft and targets.dtype.kind != "f":
+                    targets = targets.astype(np.float32)
+                yield Block(start, block["latents"], targets, block.get("logits"), block.get("ids"))
+                start += len(targets)
+
+
+# Both are part of gwa_offline.readers.
+Block.__module__ = Features.__module__ = "gwa_offline.readers"
+
+
+def open_snapshot(
+    path: Path,
+    *,
+    given: Mapping[str, NDArray[Any]],
+    loss: str,
+    num_samples: int | None = None,
+    num_classes: int | None = None,
+    labels: NDArray[np.int64] | None = None,
+) -> Features:
+    """Open one epoch; `given` arrays and the `labels` of the run are for what the file lacks."""
+    with blame(path):
+        arrays, names = open_arrays(path)
+        for name in given:
+            if name in arrays:
+                raise FeaturesError(f"`{name}` was given, but the file has its own; drop one")
+        for name in ("weight", "bias"):
+            beside = path.with_name(f"{path.stem}.{name}.npy")
+            if name in given:
+                arrays[name] = Held(given[name])
+            elif name not in arrays and beside.exists():
+                arrays[name] = open_npy(beside)
+        by_id = given.get("targets", labels)
+        if "targets" not in arrays and by_id is not None:
+            arrays["targets"] = Held(_pick(by_id, arrays, num_samples))
+        if missing := [name for name in ("latents", "weight", "targets") if name not in arrays]:
+            hint = (
+                f"; it may lie beside as {path.stem}.weight.npy" if missing[0] == "weight" else ""
+            )
+            raise FeaturesError(
+                f"`{missing[0]}` is missing, there is {', '.join(names) or 'nothing'}; needed are "
+                f"latents (n, D), weight (C, D) and targets (n,){hint}"
+            )
+    return Features(path, arrays, loss=loss, num_samples=num_samples, num_classes=num_classes)
+
+
+def _pick(
+    by_id: NDArray[Any], arrays: Mapping[str, LazyArray], num_samples: int | None
+) -> NDArray[Any]:
+    """Return the targets of the rows of a file."""
+    if "ids" not in arrays or by_id.ndim == 0:
+        return by_id
+    ids = arrays["ids"]
+    if len(ids.shape) != 1 or ids.shape[0] == 0:
+        raise FeaturesError(f"`ids` must be (n,), got {ids.dtype} of shape {ids.shape}")
+    return by_id[check_ids(read_all(ids), num_samples)]

@@ -1,0 +1,243 @@
+"""The text files of a run folder, run.json and epochs.jsonl, and how files reach the disk."""
+
+from __future__ import annotations
+
+import json
+import math
+import operator
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_core import EpochSummary
+from gwa_offline.files.checks import LOSSES, check_num_classes
+from gwa_offline.files.errors import FeaturesError, blame, reading
+from gwa_offline.files.formats import open_npy
+
+SCHEMA = 1
+SUFFIXES = ("npz", "safetensors", "npy")
+Record = tuple[EpochSummary, dict[str, float]]
+
+_COUNTS = ("epoch", "step", "count", "omitted")
+
+
+def index(name: str, value: Any) -> int:
+    """Return a whole number of any integer type."""
+    try:
+        whole = operator.index(value)
+    except TypeError as error:
+        raise FeaturesError(
+            f"`{name}` must be an integer, got {type(value).__name__} {value!r}"
+        ) from error
+    if not 0 <= whole < 2**63:
+        raise FeaturesError(f"`{name}` must be from 0 to 2**63 - 1, got {whole}")
+    return whole
+
+
+def number(name: str, value: Any) -> float:
+    """Return a number of any type that has a float in it."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FeaturesError(
+            f"`{name}` must be one number, got {type(value).__name__}: {str(value)[:80]}"
+        ) from error
+
+
+def check_header(header: Any) -> None:
+    """Check the contents of run.json."""
+    if not isinstance(header, dict) or header.get("kind") != "gwa-run":
+        raise FeaturesError('`kind` is not "gwa-run"; this is the run.json of another program')
+    if header.get("schema") != SCHEMA:
+        raise FeaturesError(
+            f"`schema` is {header.get('schema')!r}, this gwa-core reads version {SCHEMA}; "
+            "the run was written by a newer gwa-core: pip install --upgrade gwa-core"
+        )
+    needed = ("num_samples", "num_classes", "class_names", "beta", "adapter", "loss")
+    if missing := [key for key in needed if key not in header]:
+        raise FeaturesError(f"`{missing[0]}` is missing; there are {', '.join(header)}")
+    if header["loss"] not in LOSSES:
+        raise FeaturesError(f"`loss` must be one of {', '.join(LOSSES)}, got {header['loss']!r}")
+    if index("num_samples", header["num_samples"]) < 1:
+        raise FeaturesError("`num_samples` must be at least 1, got 0")
+    classes = index("num_classes", header["num_classes"])
+    check_num_classes(classes, header["loss"])
+    names = header["class_names"]
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise FeaturesError(f"`class_names` must be a list of strings, got {str(names)[:80]}")
+    if names is not None and len(names) != classes:
+        raise FeaturesError(f"`class_names` must have C = {classes} names, got {len(names)}")
+    if not math.isfinite(number("beta", header["beta"])):
+        raise FeaturesError(f"`beta` must be finite, got {header['beta']}")
+    if not isinstance(header["adapter"], str):
+        raise FeaturesError(f"`adapter` must be a string, got {header['adapter']!r}")
+
+
+def format_line(summary: EpochSummary, metrics: Mapping[str, Any]) -> bytes:
+    """Return one epoch as a line of JSON."""
+    fields: dict[str, int | float | None] = {}
+    for name, value in summary._asdict().items():
+        fields[name] = index(name, value) if name in _COUNTS else _finite(name, value)
+    for name in metrics:
+        if not isinstance(name, str) or name in fields:
+            raise FeaturesError(
+                f"`metrics` may not have a {name!r}: names are strings, and not those of the "
+                f"summary ({', '.join(EpochSummary._fields)})"
+            )
+    fields |= {name: _finite(f"metrics[{name!r}]", value) for name, value in metrics.items()}
+    return (json.dumps(fields, allow_nan=False) + "\n").encode()
+
+
+def _finite(name: str, value: Any) -> float | None:
+    # JSON has no nan and no infinity.
+    real = number(name, value)
+    return real if math.isfinite(real) else None
+
+
+class Lines(NamedTuple):
+    """The contents of epochs.jsonl."""
+
+    records: list[Record]
+    ends: list[int]  # the byte after each record
+    torn: bool  # whether an incomplete last line follows
+
+
+def read_lines(path: Path) -> Lines:
+    """Read epochs.jsonl; a file that is not there has no lines."""
+    with blame(path), reading():
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = b""
+        return _parse_lines(data)
+
+
+def _parse_lines(data: bytes) -> Lines:
+    records: list[Record] = []
+    ends: list[int] = []
+    start = 0
+    for row, line in enumerate(data.split(b"\n"), start=1):
+        stop = min(start + len(line) + 1, len(data))
+        if line.strip():
+            record = _parse_line(line, row, is_last=not data[stop:].strip())
+            if record is None:
+                return Lines(records, ends, torn=True)
+            if records and record[0].epoch <= records[-1][0].epoch:
+                raise FeaturesError(
+                    f"line {row}: epoch {record[0].epoch} comes after epoch "
+                    f"{records[-1][0].epoch}; did two processes write one run?"
+                )
+            records.append(record)
+            ends.append(stop)
+        start = stop
+    return Lines(records, ends, torn=False)
+
+
+def _parse_line(line: bytes, row: int, *, is_last: bool) -> Record | None:
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        if is_last:
+            return None
+        raise FeaturesError(f"line {row} is damaged, it is not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise FeaturesError(f"line {row} must be a table of numbers, got {str(fields)[:80]}")
+    numbers = {
+        name: math.nan if value is None else value
+        for name, value in fields.items()
+        if value is None or type(value) in (int, float)
+    }
+    wanted = EpochSummary._fields
+    if missing := [name for name in wanted if name not in numbers]:
+        raise FeaturesError(
+            f"line {row}: there is no number `{missing[0]}`; it has {str(fields)[:80]}"
+        )
+    with blame(f"line {row}"):
+        converted = {
+            name: index(name, value) if name in _COUNTS else number(name, value)
+            for name, value in numbers.items()
+        }
+    # What else is there and is a number is a metric; other things are not for us.
+    metrics = {name: float(value) for name, value in converted.items() if name not in wanted}
+    return EpochSummary._make(converted[name] for name in wanted), metrics
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that it is there whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # One process writes a run, so what a killed one left under this name is overwritten.
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def append_line(path: Path, line: bytes, good: int) -> None:
+    """Append a line in one write, after cutting the file to its first `good` bytes."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0), 0o666)
+    try:
+        os.ftruncate(fd, good)
+        if good:
+            os.lseek(fd, good - 1, os.SEEK_SET)
+            if os.read(fd, 1) != b"\n":  # as editors leave a last line
+                line = b"\n" + line
+        if os.write(fd, line) != len(line):
+            raise OSError(f"{path}: the disk is full")
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Make a rename last through a power cut, where the system can."""
+    if os.name == "posix":
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def stem(epoch: int) -> str:
+    """Return the name of an epoch's files without their suffix."""
+    return f"{epoch:06d}"
+
+
+def drop_files(run: Path, condition: Callable[[int], bool]) -> None:
+    """Remove the scores and features of the epochs that meet the condition."""
+    for folder in ("scores", "features"):
+        for file in (run / folder).glob("[0-9]*"):
+            number, _, suffix = file.name.partition(".")
+            is_ours = number.isdecimal() and suffix.removesuffix(".tmp") in SUFFIXES
+            if is_ours and condition(int(number)):
+                file.unlink()
+
+
+def map_scores(run: Path, epoch: int, num_samples: int) -> NDArray[np.float32] | None:
+    """Map the scores of an epoch, or return None where the run kept none."""
+    file = run / "scores" / f"{stem(epoch)}.npy"
+    if not file.exists():
+        return None
+    with blame(file), reading():
+        array = open_npy(file)
+        if array.shape != (num_samples,) or array.stored != np.float32:
+            raise FeaturesError(
+                f"scores must be float32 of shape (N,) = ({num_samples},), "
+                f"got {array.stored} of shape {array.shape}"
+            )
+        offset = file.stat().st_size - 4 * num_samples
+        return np.memmap(file, np.float32, "r", offset, array.shape)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, TypeAlias, get_args
 from gwa_core._lib.checks import check_choice, check_positive_int
 from gwa_core.rules import Extremum, new_state, smooth, wait
 
-__all__ = ["GradientDisparity", "LabelWave", "Patience"]
+__all__ = ["BestMetric", "GradientDisparity", "LabelWave"]
 
 Criterion: TypeAlias = Literal["fifth_increase", "five_consecutive"]
 
@@ -17,7 +17,7 @@ INCREASES = 5
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
-class Patience(Extremum):
+class BestMetric(Extremum):
     """Keep the step of the best validation metric, and stop when it no longer improves.
 
     Parameters
@@ -52,8 +52,8 @@ class Patience(Extremum):
 
     Examples
     --------
-    >>> from gwa_core import Patience, select_step
-    >>> select_step([0.9, 0.5, 0.6, 0.7, 0.1], Patience(mode="min", patience=2)).step
+    >>> from gwa_core import BestMetric, select_step
+    >>> select_step([0.9, 0.5, 0.6, 0.7, 0.1], BestMetric(mode="min", patience=2)).step
     1
     """
 
@@ -115,8 +115,8 @@ class LabelWave:
     signal: ClassVar[str] = "prediction_changes"
 
     def __post_init__(self) -> None:
-        check_positive_int("window", self.window)
-        check_positive_int("patience", self.patience)
+        for name in ("window", "patience"):
+            object.__setattr__(self, name, check_positive_int(name, getattr(self, name)))
 
     def begin(self) -> dict[str, Any]:
         """Return the state before the first value."""

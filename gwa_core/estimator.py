@@ -1,52 +1,12 @@
-"""Estimators of App. A.1: single batches, a forgetting window, and the bias between two."""
+"""Estimators of App. A.1: a forgetting window, and the bias between online and offline."""
 
 from __future__ import annotations
 
 from gwa_core._lib.array import Array, constant, namespace
 from gwa_core._lib.checks import check_scores
 from gwa_core.moments import Moments
-from gwa_core.score import BETA, gwa_score
 
-__all__ = ["batch_gwa", "exponential_window", "glass_delta"]
-
-
-def batch_gwa(scores: Array, *, beta: float = BETA) -> Array:
-    """Return GWA of one batch, for streams without epochs and large batches (App. A.1).
-
-    Parameters
-    ----------
-    scores : array of shape (N,)
-        Alignment scores of a batch.
-    beta : float
-        The constant of Eq. 2, default 1.2.
-
-    Returns
-    -------
-    0-D array
-        See `gwa_score`, whose result this is.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If the scores are not a floating vector.
-
-    Notes
-    -----
-    The kurtosis of a small batch is noisy; `exponential_window` steadies it. Cost: O(N).
-
-    References
-    ----------
-    Hölzl, Rueckert, Kaissis, NeurIPS 2025, App. A.1.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from gwa_core import batch_gwa
-    >>> float(batch_gwa(np.asarray([0.1, 0.2, 0.3, 0.9]))).__round__(3)
-    0.933
-    """
-    check_scores(namespace(scores=scores), "scores", scores)
-    return gwa_score(scores, beta=beta)
+__all__ = ["exponential_window", "glass_delta"]
 
 
 def exponential_window(window: Moments, scores: Array, *, decay: float = 0.99) -> Moments:

@@ -1,4 +1,4 @@
-"""Alignment of explicit per-sample gradients with their weights (Def. 1)."""
+"""Explicit per-sample gradients: their alignment with the weights (Def. 1), and their norms."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from gwa_core._lib.array import Array, map_rows, namespace, quiet, result_dtype
 from gwa_core._lib.checks import check_matrix, check_vector
 from gwa_core._lib.numerics import bounded_score, divide_or_zero, norm
 
-__all__ = ["gradient_alignment"]
+__all__ = ["gradient_alignment", "gradient_norms"]
 
 
 def gradient_alignment(gradients: Array, weights: Array, /) -> Array:
@@ -67,3 +67,52 @@ def gradient_alignment(gradients: Array, weights: Array, /) -> Array:
 
         score = map_rows(rows, xp, gradients, row_bytes=4 * gradients.shape[1])
         return xp.where(xp.isfinite(size), score, xp.nan)
+
+
+def gradient_norms(gradients: Array, /) -> Array:
+    r"""Return the norm of each explicit per-sample gradient (GraNd).
+
+    .. math:: \|\nabla_w \mathcal L_i\|
+
+    For the head alone `gwa_core.signals.gradient_norm` needs no gradients.
+
+    Parameters
+    ----------
+    gradients : array of shape (N, P)
+        Gradient of each sample's loss, flattened. Half precision is raised to float32.
+
+    Returns
+    -------
+    array of shape (N,)
+        At least 0, dtype of the input but at least float32; nan or inf where a gradient is not
+        finite.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the input is not a floating (N, P) array.
+
+    Notes
+    -----
+    Norms are scaled, so that they neither overflow nor underflow. Cost: O(NP). Runs under jit.
+
+    References
+    ----------
+    Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet", NeurIPS 2021; Hölzl, Rueckert,
+    Kaissis, NeurIPS 2025, App. B.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_core import gradient_norms
+    >>> gradient_norms(np.asarray([[3.0, 4.0], [0.0, 1e-200]]))
+    array([5.e+000, 1.e-200])
+    """
+    xp = namespace(gradients=gradients)
+    check_matrix(xp, "gradients", gradients, shape="(N, P)")
+    dtype = result_dtype(xp, gradients)
+
+    def rows(gradient: Array) -> Array:
+        return norm(xp, xp.astype(gradient, dtype, copy=False))
+
+    return map_rows(rows, xp, gradients, row_bytes=4 * gradients.shape[1])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-from gwa_core.score import Summary
+import numpy as np
+
+from gwa_core._lib.array import namespace
+from gwa_core.score import Summary, separation
 
 __all__ = ["EpochSummary", "HistorySummary", "summarize_history"]
 
@@ -17,10 +20,15 @@ CLEAR_NEGATIVE = 0.06
 LEFT = 0.5
 
 
-def separation(mean: float, bimodality: float) -> float:
-    """Return the bimodality times the fourth root of the mean; 0 for a negative mean."""
-    root: float = max(mean, 0.0) ** 0.25  # nan comes first here, and stays
-    return bimodality * root
+def expected_samples(came: Any, *, rows: Any, total: Any) -> Any:
+    """Return how many samples an epoch should have had: `came` times max(total / rows, 1).
+
+    Rows count, not samples: a sampler that draws with replacement sees a sample twice, and a mask
+    leaves some out, in whole epochs too. Works on numbers and on arrays of any namespace.
+    """
+    ratio = total / rows
+    # max(ratio, 1), for numbers and traced arrays alike.
+    return came * ((ratio + 1.0 + abs(ratio - 1.0)) / 2.0)
 
 
 class EpochSummary(NamedTuple):
@@ -33,8 +41,11 @@ class EpochSummary(NamedTuple):
     count, omitted : int
         Scores that counted, and scores left out because they were not finite.
     mean, variance, skewness, kurtosis, gwa, gwa_standard_error, denominator, bimodality, \
-negative_fraction : float
+negative_fraction, separation : float
         See `Summary`.
+    expected : int, optional
+        Scores that a whole epoch has, counted and omitted; None where nobody knows. An epoch with
+        less than nine tenths of it was cut short, and no rule keeps it.
     """
 
     epoch: int
@@ -50,24 +61,40 @@ negative_fraction : float
     denominator: float
     bimodality: float
     negative_fraction: float
+    separation: float
+    expected: int | None = None
 
     @property
     def healthy(self) -> bool:
         """Whether the denominator of Eq. 2 is positive; False also where it is nan."""
         return self.denominator > 0.0
 
-    @property
-    def separation(self) -> float:
-        """What `MaxSeparation` watches: bimodality times the fourth root of the mean, or 0."""
-        return separation(self.mean, self.bimodality)
-
     @classmethod
     def from_summary(
-        cls, summary: Summary, *, epoch: int, step: int | None = None, omitted: int = 0
+        cls,
+        summary: Summary,
+        *,
+        epoch: int,
+        step: int | None = None,
+        omitted: int = 0,
+        expected: float | None = None,
     ) -> EpochSummary:
         """Return a summary of arrays as plain numbers (waits for their device)."""
         count, *values = (float(field) for field in summary)
-        return cls(epoch, epoch if step is None else step, round(count), omitted, *values)
+        whole = None if expected is None else round(expected)
+        return cls(epoch, epoch if step is None else step, round(count), omitted, *values, whole)
+
+    @classmethod
+    def from_mapping(cls, fields: Mapping[str, Any]) -> EpochSummary:
+        """Return a summary from its fields, also from those that gwa-core 0.1.0 wrote.
+
+        They lack `separation`, which follows from two others, and `expected`, which is unknown.
+        """
+        known = {name: fields[name] for name in cls._fields if name in fields}
+        if "separation" not in known:
+            mean, bimodality = (np.asarray(float(known[x])) for x in ("mean", "bimodality"))
+            known["separation"] = float(separation(namespace(mean=mean), mean, bimodality))
+        return cls(**known)
 
 
 class HistorySummary(NamedTuple):

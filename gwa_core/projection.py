@@ -18,7 +18,7 @@ from gwa_core._lib.array import (
     namespace,
     result_dtype,
 )
-from gwa_core._lib.checks import check_choice, check_positive_int
+from gwa_core._lib.checks import check_choice, check_integer
 
 __all__ = ["JLSketch", "jl_dimension", "project"]
 
@@ -80,11 +80,10 @@ class JLSketch:
     _made: Any = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_positive_int("in_features", self.in_features)
-        check_positive_int("out_features", self.out_features)
+        for name, least in (("in_features", 1), ("out_features", 1), ("seed", 0)):
+            whole = check_integer(name, getattr(self, name), least=least)
+            object.__setattr__(self, name, whole)
         check_choice("kind", self.kind, get_args(Kind))
-        if not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"`seed` must be an integer of at least 0, got {self.seed!r}")
         if self.kind == "hadamard" and self.out_features > self._padded:
             raise ValueError(
                 f"`out_features` must be at most {self._padded}, `in_features` rounded up to a "
@@ -231,9 +230,7 @@ def jl_dimension(n_samples: int, distortion: float) -> int:
     >>> jl_dimension(50_000, 0.1)
     9275
     """
-    check_positive_int("n_samples", n_samples)
-    if n_samples < 2:
-        raise ValueError(f"`n_samples` must be at least 2, got {n_samples}")
+    n_samples = check_integer("n_samples", n_samples, least=2)
     if not 0.0 < distortion < 1.0:
         raise ValueError(f"`distortion` must be in (0, 1), got {distortion!r}")
     return math.ceil(4.0 * math.log(n_samples) / (distortion**2 / 2 - distortion**3 / 3))

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol
 
 from gwa_core._lib.checks import check_positive_int
 
-__all__ = ["DipThenMax", "MaxBimodality", "MaxGWA", "MaxSeparation", "Rule"]
+__all__ = [
+    "DipThenMax",
+    "Extremum",
+    "MaxBimodality",
+    "MaxGWA",
+    "MaxSeparation",
+    "Rule",
+    "warmup_steps",
+]
 
 
 class Rule(Protocol):
     """What a stopping rule has: the summary field it watches, and one pure step.
 
     A rule is a frozen dataclass of options. Its state is a plain dictionary that only `advance`
-    changes, so live stopping, finished histories and resumed runs are one code path.
+    changes, so live stopping, finished histories and resumed runs are one code path. Subclass
+    `Extremum` for a rule that keeps the best value.
     """
 
     @property
@@ -48,19 +58,65 @@ def smooth(state: dict[str, Any], value: float, window: int) -> float:
     return math.fsum(state["recent"]) / len(state["recent"])
 
 
-def _warm(warmup: float, step: int, total: int | None) -> bool:
-    """Tell whether the warm-up is over: a fraction of all steps, or a number of steps."""
+def warmup_steps(warmup: float, total_steps: int | None) -> int:
+    """Return the length of a warm-up in steps.
+
+    Parameters
+    ----------
+    warmup : float or int
+        A fraction of all steps in (0, 1), or a number of steps. A whole float is a number of
+        steps: parsers of configuration files make 1.0 of 1.
+    total_steps : int or None
+        Number of steps of the whole run; needed for a fraction.
+
+    Returns
+    -------
+    int
+        At least 0. Steps before it are not kept.
+
+    Raises
+    ------
+    ValueError
+        If `warmup` is neither, or a fraction without `total_steps`.
+
+    Notes
+    -----
+    Cost: O(1).
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.1.
+
+    Examples
+    --------
+    >>> from gwa_core import warmup_steps
+    >>> warmup_steps(0.1, 30), warmup_steps(2, None), warmup_steps(2.0, None)
+    (3, 2, 2)
+    """
+    warmup = _check_warmup(warmup)
     if isinstance(warmup, int):
-        return step >= warmup
-    if warmup == 0.0:
-        return True
-    if total is None:
+        return warmup
+    if total_steps is None:
         raise ValueError(
             f"`total_steps` must be given where `warmup` is a fraction ({warmup}), got None; "
-            "or give the warm-up as a number of steps"
+            "or give the warm-up as a number of steps, such as warmup=2"
         )
     # Whole steps, and 0.1 * 30 must not be a hair above 3.
-    return step >= math.floor(warmup * total + 1e-9)
+    return math.floor(warmup * check_positive_int("total_steps", total_steps) + 1e-9)
+
+
+def _check_warmup(warmup: Any) -> float:
+    """Return a number of steps as an int, a fraction as a float."""
+    if isinstance(warmup, numbers.Real) and not isinstance(warmup, bool):
+        value = float(warmup)
+        if value >= 0 and value.is_integer():
+            return int(value)
+        if 0 < value < 1:
+            return value
+    raise ValueError(
+        "`warmup` must be a fraction of all steps in [0, 1) or a whole number of steps, "
+        f"got {warmup!r}"
+    )
 
 
 def keep_best(state: dict[str, Any], value: float, step: int, rule: Extremum) -> None:
@@ -86,7 +142,43 @@ def wait(state: dict[str, Any], patience: int | None) -> None:
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Extremum:
-    """Options shared by the rules that keep the step of the best value."""
+    """Keep the step of the best value of a signal: the base of the rules that do.
+
+    A subclass is a frozen dataclass that sets ``signal``, the field to watch, and, where smaller is
+    better, ``sign = -1``.
+
+    Parameters
+    ----------
+    warmup : float or int
+        A fraction of all steps in [0, 1), default 0.1 as in the paper, or a number of steps.
+    patience : int, optional
+        Stop after this many steps without improvement; default never, as in the paper.
+    min_delta : float
+        What counts as improvement, at least 0; with `relative`, as a share of the best value.
+    relative : bool
+        Read `min_delta` relative to the best value so far.
+    smoothing : int
+        Number of last values that are averaged, default 1.
+
+    Raises
+    ------
+    ValueError
+        On options out of range.
+
+    Notes
+    -----
+    Cost: O(1) a step.
+
+    Examples
+    --------
+    >>> from dataclasses import dataclass
+    >>> from gwa_core import Extremum, select_epoch
+    >>> @dataclass(frozen=True, kw_only=True, repr=False)
+    ... class MinVariance(Extremum):
+    ...     signal, sign = "variance", -1
+    >>> select_epoch([{"variance": 0.3}, {"variance": 0.1}, {"variance": 0.2}], MinVariance()).step
+    1
+    """
 
     warmup: float = 0.1
     patience: int | None = None
@@ -106,17 +198,17 @@ class Extremum:
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.warmup, int) and not isinstance(self.warmup, bool)
-        if not 0 <= self.warmup < (math.inf if whole else 1):
-            raise ValueError(
-                "`warmup` must be a fraction of all steps in [0, 1) or a whole number of steps, "
-                f"got {self.warmup!r}"
-            )
+        whole = {"smoothing": self.smoothing}
         if self.patience is not None:
-            check_positive_int("patience", self.patience)
+            whole["patience"] = self.patience
+        plain: dict[str, Any] = {
+            name: check_positive_int(name, value) for name, value in whole.items()
+        }
         if not 0.0 <= self.min_delta < math.inf:
             raise ValueError(f"`min_delta` must be at least 0, got {self.min_delta!r}")
-        check_positive_int("smoothing", self.smoothing)
+        plain |= {"warmup": _check_warmup(self.warmup), "min_delta": float(self.min_delta)}
+        for name, value in plain.items():
+            object.__setattr__(self, name, value)
 
     def begin(self) -> dict[str, Any]:
         """Return the state before the first value."""
@@ -126,7 +218,7 @@ class Extremum:
         self, state: dict[str, Any], value: float, step: int, usable: bool, total: int | None
     ) -> None:
         """Take in the next value."""
-        warm = _warm(self.warmup, step, total)
+        warm = step >= warmup_steps(self.warmup, total)
         if usable:
             value = smooth(state, value, self.smoothing)
         if warm:
@@ -239,9 +331,8 @@ class MaxSeparation(Extremum):
 
     Notes
     -----
-    The value is `EpochSummary.separation`, which `select_epoch` makes of mean and bimodality. The
-    power was chosen on four runs; the results in the documentation have the others. Cost: O(1) a
-    step.
+    The value is the field ``separation`` of a summary. The power was chosen on four runs; the
+    results in the documentation have the others. Cost: O(1) a step.
 
     References
     ----------
@@ -250,8 +341,7 @@ class MaxSeparation(Extremum):
     Examples
     --------
     >>> from gwa_core import MaxSeparation, select_epoch
-    >>> rows = [{"bimodality": 0.6, "mean": 0.01}, {"bimodality": 0.5, "mean": 0.04}]
-    >>> select_epoch(rows, MaxSeparation()).step
+    >>> select_epoch([{"separation": 0.19}, {"separation": 0.22}], MaxSeparation()).step
     1
     """
 

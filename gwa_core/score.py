@@ -35,6 +35,9 @@ class Summary(NamedTuple):
         for a uniform distribution, 1 for two points.
     negative_fraction : 0-D array
         Share of scores below zero.
+    separation : 0-D array
+        bimodality * max(mean, 0)^(1/4), in [0, 1]: high where the scores are high and fall into
+        two groups. `MaxSeparation` watches it.
     """
 
     count: Array
@@ -47,6 +50,7 @@ class Summary(NamedTuple):
     denominator: Array
     bimodality: Array
     negative_fraction: Array
+    separation: Array
 
     @property
     def healthy(self) -> Array:
@@ -80,7 +84,8 @@ def gwa_score(scores_or_moments: Array | Moments, *, beta: float = BETA) -> Arra
     Notes
     -----
     β = 1.2 does not keep the denominator positive: excess kurtosis reaches -2 for two far modes.
-    Look at `summarize` for ``denominator`` and ``healthy``. Cost: O(N). Runs under jit.
+    Look at `summarize` for ``denominator`` and ``healthy``. The kurtosis of a small batch is noisy;
+    `exponential_window` steadies it. Cost: O(N). Runs under jit.
 
     References
     ----------
@@ -165,6 +170,7 @@ def _summary(xp: Any, moments: Moments, beta: float) -> Summary:
     mean = xp.where(count > 0, moments.mean, nan)
     skewness, kurtosis = moments.skewness, moments.kurtosis
     denominator = kurtosis + beta
+    bimodality = (skewness * skewness + 1.0) / (kurtosis + 3.0)
     return Summary(
         count=count,
         mean=mean,
@@ -174,9 +180,17 @@ def _summary(xp: Any, moments: Moments, beta: float) -> Summary:
         gwa=_gwa(xp, moments, beta),
         gwa_standard_error=_standard_error(xp, moments, denominator),
         denominator=denominator,
-        bimodality=(skewness * skewness + 1.0) / (kurtosis + 3.0),
+        bimodality=bimodality,
         negative_fraction=xp.where(count > 0, moments.negative_fraction, nan),
+        separation=separation(xp, mean, bimodality),
     )
+
+
+def separation(xp: Any, mean: Array, bimodality: Array) -> Array:
+    """Return the bimodality times the fourth root of the mean; 0 for a negative mean."""
+    # Not `mean > 0`, which would make 0 of nan.
+    positive = xp.where(mean < 0, constant(xp, 0.0, mean), mean)
+    return bimodality * xp.sqrt(xp.sqrt(positive))
 
 
 def _gwa(xp: Any, moments: Moments, beta: float) -> Array:

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gwa_core._lib.checks import check_positive_int
-from gwa_core.history import separation
-from gwa_core.rules import Rule
+from gwa_core.baseline_rules import BestMetric, GradientDisparity, LabelWave
+from gwa_core.history import EpochSummary
+from gwa_core.rules import MaxBimodality, MaxGWA, MaxSeparation, Rule, warmup_steps
+from gwa_core.score import Summary
 
-__all__ = ["EarlyStopper", "Selection", "select_epoch", "select_step"]
+__all__ = ["EarlyStopper", "Selection", "rule_for", "select_epoch", "select_step"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+
+#: The rule wherever one is optional.
+DEFAULT_RULE = MaxSeparation()
+
+# An epoch is whole with nine of these tenths of the samples it should have had; where nobody knows
+# how many those are, with five tenths of the fullest epoch so far. In whole numbers, as 0.9 is none.
+TENTHS, TENTHS_OF_FULLEST = 9, 5
 
 
 class Selection(NamedTuple):
@@ -38,10 +47,11 @@ class EarlyStopper:
 
     Parameters
     ----------
-    rule : Rule
-        Such as ``MaxGWA(patience=5)``.
+    rule : Rule, optional
+        Such as ``MaxGWA(patience=5)``; default ``MaxSeparation()``.
     total_steps : int, optional
-        Number of steps of the whole run, in the unit of `step`; needed for a fractional warm-up.
+        Number of steps of the whole run, in the unit of `step`; needed for a fractional warm-up,
+        which the default rule has.
 
     Attributes
     ----------
@@ -59,29 +69,80 @@ class EarlyStopper:
     Raises
     ------
     ValueError
-        If `total_steps` is not a positive integer.
+        If `total_steps` is not a positive integer, or missing under a fractional warm-up.
 
     Examples
     --------
-    >>> from gwa_core import EarlyStopper, MaxGWA
-    >>> stopper = EarlyStopper(MaxGWA(warmup=0, patience=2))
-    >>> [stopper.update(value) for value in (0.1, 0.3, 0.2, 0.1)]
-    [False, False, False, True]
+    >>> import numpy as np
+    >>> from gwa_core import EarlyStopper, GWATracker, MaxGWA
+    >>> stopper, tracker = EarlyStopper(MaxGWA(warmup=0, patience=2)), GWATracker()
+    >>> for shift in (0.1, 0.3, 0.2, 0.1):
+    ...     tracker.update(np.asarray([-0.1, 0.0, 0.05, 0.3]) + shift)
+    ...     if stopper.observe(tracker.end_epoch()):
+    ...         break
     >>> stopper.best_step, stopper.reason
     (1, 'largest gwa; stopped at step 3: no improvement in 2 steps')
     """
 
-    def __init__(self, rule: Rule, *, total_steps: int | None = None) -> None:
+    def __init__(self, rule: Rule | None = None, *, total_steps: int | None = None) -> None:
         if total_steps is not None:
-            check_positive_int("total_steps", total_steps)
-        self.rule = rule
+            total_steps = check_positive_int("total_steps", total_steps)
+        self.rule = DEFAULT_RULE if rule is None else rule
         self.total_steps = total_steps
-        self._state = rule.begin()
+        # Raises now what would raise at the first step.
+        warmup_steps(getattr(self.rule, "warmup", 0), total_steps)
+        self._state = self.rule.begin()
         self._last_step: int | None = None
         self._skipped = 0
+        self._short = 0
+        self._fullest = 0.0
+
+    def observe(
+        self, record: Summary | EpochSummary | Mapping[str, Any], *, step: int | None = None
+    ) -> bool:
+        """Take in the next epoch and return `should_stop`.
+
+        Parameters
+        ----------
+        record : Summary, EpochSummary or mapping
+            The summary of an epoch, or a mapping of its fields and further columns, such as means of
+            signals and metrics: ``{**summary._asdict(), "validation_accuracy": 0.9}``. The rule
+            reads the column ``rule.signal``. None and nan are values that are not there.
+        step : int, optional
+            Default one after the last; steps must increase.
+
+        Returns
+        -------
+        bool
+            Whether to stop. Records after the stop change nothing.
+
+        Raises
+        ------
+        ValueError
+            If the record lacks the column of the rule, or steps do not increase. The stopper is
+            unchanged then.
+
+        Notes
+        -----
+        Three kinds of epochs are never kept: those without a finite value; under a rule on ``gwa``,
+        those whose GWA means nothing (``denominator`` at most 0); and those that were cut short,
+        with less than nine tenths of the samples ``expected``, or, where that is not known, with
+        less than half of the fullest epoch so far.
+        """
+        fields = record if isinstance(record, Mapping) else record._asdict()
+        value = _number(fields, _column(fields, self.rule))
+        came = _number(fields, "count") + _number(fields, "omitted", 0.0)
+        expected = _number(fields, "expected")
+        whole = TENTHS_OF_FULLEST * self._fullest if math.isnan(expected) else TENTHS * expected
+        healthy = self.rule.signal != "gwa" or _number(fields, "denominator", 1.0) > 0.0
+        step = self._next(step)
+        if not self.should_stop:
+            self._advance(value, step, healthy=healthy, short=10 * came < whole)
+            self._fullest = max(self._fullest, came)  # nan second: it changes nothing
+        return self.should_stop
 
     def update(self, value: float, *, step: int | None = None, healthy: bool = True) -> bool:
-        """Take in the value of the next step and return `should_stop`.
+        """Take in the plain value of the next step and return `should_stop`.
 
         Parameters
         ----------
@@ -100,22 +161,30 @@ class EarlyStopper:
         Raises
         ------
         ValueError
-            If steps do not increase or a fractional warm-up lacks `total_steps`.
+            If steps do not increase.
         """
+        step = self._next(step)
+        if not self.should_stop:
+            self._advance(float(value), step, healthy=bool(healthy), short=False)
+        return self.should_stop
+
+    def _next(self, step: int | None) -> int:
+        """Return the step of the next value."""
         if step is None:
-            step = 0 if self._last_step is None else self._last_step + 1
+            return 0 if self._last_step is None else self._last_step + 1
         if self._last_step is not None and step <= self._last_step:
             raise ValueError(
                 f"`step` must be larger than the last one, {self._last_step}, got {step}; "
                 "a resumed run must load the state that belongs to its checkpoint"
             )
-        if not self.should_stop:
-            value = float(value)
-            usable = bool(healthy) and math.isfinite(value)
-            self.rule.advance(self._state, value, step, usable, self.total_steps)
-            self._last_step = step
-            self._skipped += not usable
-        return self.should_stop
+        return int(step)
+
+    def _advance(self, value: float, step: int, *, healthy: bool, short: bool) -> None:
+        known = healthy and math.isfinite(value)
+        self.rule.advance(self._state, value, step, known and not short, self.total_steps)
+        self._last_step = step
+        self._short += short
+        self._skipped += not (known or short)
 
     @property
     def should_stop(self) -> bool:
@@ -141,9 +210,11 @@ class EarlyStopper:
     @property
     def reason(self) -> str:
         """Why this step, and why the rule stopped if it did."""
-        parts = [self._state["note"] or "no healthy step after the warm-up"]
+        parts = [self._state["note"] or "no step qualifies after the warm-up"]
         if self._skipped:
             parts.append(f"{self._skipped} unhealthy or non-finite left out")
+        if self._short:
+            parts.append(f"{self._short} cut short left out")
         if self.should_stop:
             parts.append(f"stopped at step {self._last_step}: {self._state['stopped']}")
         return "; ".join(parts)
@@ -160,6 +231,8 @@ class EarlyStopper:
             "total_steps": self.total_steps,
             "last_step": self._last_step,
             "skipped": self._skipped,
+            "short": self._short,
+            "fullest": self._fullest,
             "state": {**self._state, "recent": list(self._state["recent"])},
         }
 
@@ -185,6 +258,7 @@ class EarlyStopper:
         self.total_steps = state["total_steps"]
         self._last_step = state["last_step"]
         self._skipped = state["skipped"]
+        self._short, self._fullest = state["short"], state["fullest"]
         self._state = {**state["state"], "recent": list(state["state"]["recent"])}
 
 
@@ -252,28 +326,32 @@ non-finite left out')
 
 
 def select_epoch(
-    history: Iterable[Any], rule: Rule, *, total_steps: int | None = None
+    history: Iterable[Summary | EpochSummary | Mapping[str, Any]],
+    rule: Rule | None = None,
+    *,
+    total_steps: int | None = None,
 ) -> Selection:
-    """Apply a rule to a history of summaries, watching the field that the rule names.
+    """Apply a rule to a history of summaries, watching the column that the rule names.
 
     Parameters
     ----------
     history : iterable of EpochSummary, Summary or mapping, length T
         Epochs in order. A mapping may hold further columns, such as a validation metric.
-    rule : Rule
-        Such as ``MaxGWA()``; ``rule.signal`` is the field. `MaxSeparation` needs mean and bimodality.
+    rule : Rule, optional
+        Such as ``MaxGWA()``; default ``MaxSeparation()``. ``rule.signal`` is the column.
     total_steps : int, optional
-        Number of epochs of the whole run; default those of the history.
+        Number of epochs of the whole run; default the length of the history.
 
     Returns
     -------
     Selection
-        `step` is the position in the history. Unhealthy epochs are never kept.
+        `step` is the position in the history: what `EarlyStopper.observe` keeps, whose notes say
+        which epochs are never kept.
 
     Raises
     ------
     ValueError
-        If the history is empty or lacks the field.
+        If the history is empty or lacks the column.
 
     Notes
     -----
@@ -290,29 +368,78 @@ def select_epoch(
     >>> select_epoch(rows, MaxGWA()).step
     0
     """
-    rows = [_as_mapping(summary, rule.signal) for summary in history]
-    if not rows:
+    records = list(history)
+    if not records:
         raise ValueError("`history` must have at least one epoch, got none")
-    missing = [i for i, row in enumerate(rows) if rule.signal not in row]
-    if missing:
-        it = "mean and bimodality" if rule.signal == "separation" else "it beside the summary"
+    stopper = EarlyStopper(rule, total_steps=len(records) if total_steps is None else total_steps)
+    for record in records:
+        if stopper.observe(record):
+            break
+    return Selection(stopper.best_step, stopper.best_value, stopper.reason)
+
+
+def rule_for(signal: str, *, mode: Literal["max", "min"] = "max", warmup: float = 0.1) -> Rule:
+    """Return the rule that reads a signal.
+
+    Parameters
+    ----------
+    signal : str
+        "separation", "bimodality", "gwa", "prediction_changes" or "gradient_disparity", which have
+        a rule of their own; or any other column.
+    mode : {"max", "min"}
+        Whether larger or smaller is better, default "max"; for other columns.
+    warmup : float or int
+        A fraction of all steps in [0, 1), default 0.1, or a number of steps; for other columns.
+
+    Returns
+    -------
+    Rule
+        With its default options; `BestMetric` for other columns.
+
+    Raises
+    ------
+    ValueError
+        On options out of range.
+
+    Notes
+    -----
+    Cost: O(1).
+
+    References
+    ----------
+    Of each rule: its own.
+
+    Examples
+    --------
+    >>> from gwa_core import rule_for
+    >>> rule_for("prediction_changes"), rule_for("sample_loss", mode="min")
+    (LabelWave(window=3, patience=1), BestMetric(warmup=0.1, mode='min', metric='sample_loss'))
+    """
+    own = {rule.signal: rule for rule in OWN_RULES}
+    return own.get(signal) or BestMetric(metric=signal, mode=mode, warmup=warmup)
+
+
+# A rule for each of these signals; any other is a metric.
+OWN_RULES: tuple[Rule, ...] = (
+    DEFAULT_RULE,
+    MaxBimodality(),
+    MaxGWA(),
+    LabelWave(),
+    GradientDisparity(),
+)
+
+
+def _column(fields: Mapping[str, Any], rule: Rule) -> str:
+    """Return the name of the column that the rule reads, or say what there is."""
+    if rule.signal not in fields:
         raise ValueError(
-            f"`history` must have the field {rule.signal!r} that {type(rule).__name__} watches, "
-            f"got {', '.join(sorted(rows[missing[0]]))} at epoch {missing[0]}; "
-            f"store {it} of each epoch"
+            f"`record` must have the column {rule.signal!r} that {type(rule).__name__} watches, got "
+            f"{', '.join(sorted(map(str, fields)))}; give it beside the summary, such as "
+            f"{{**summary._asdict(), {rule.signal!r}: ...}}"
         )
-    return select_step(
-        [row[rule.signal] for row in rows],
-        rule,
-        total_steps=total_steps,
-        healthy=[float(row.get("denominator", 1.0)) > 0.0 for row in rows],
-    )
+    return rule.signal
 
 
-def _as_mapping(summary: Any, signal: str) -> Mapping[str, Any]:
-    fields = summary if isinstance(summary, Mapping) else summary._asdict()
-    # No field of a summary: it follows from two of them.
-    if signal == "separation" and fields.keys() >= {"mean", "bimodality"} and signal not in fields:
-        value = separation(float(fields["mean"]), float(fields["bimodality"]))
-        fields = {**fields, signal: value}
-    return fields
+def _number(fields: Mapping[str, Any], name: str, default: float = math.nan) -> float:
+    value = fields.get(name, default)
+    return math.nan if value is None else float(value)

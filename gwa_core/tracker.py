@@ -9,9 +9,10 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from gwa_core._lib.array import Array, is_host, namespace, owned, to_numpy
-from gwa_core._lib.checks import check_choice, check_positive_int, check_where
+from gwa_core._lib.checks import check_choice, check_integer, check_positive_int, check_where
 from gwa_core._lib.slots import Slots
-from gwa_core.history import EpochSummary
+from gwa_core.attribution import LabelQuality
+from gwa_core.history import EpochSummary, expected_samples
 from gwa_core.moments import Moments
 from gwa_core.score import BETA, summarize
 
@@ -19,7 +20,7 @@ __all__ = ["GWATracker"]
 
 NanPolicy: TypeAlias = Literal["omit", "raise"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 # Scores wait on their device until this many have come, so that a step costs no synchronisation.
 PENDING_SCORES = 1 << 16
@@ -48,7 +49,7 @@ class GWATracker:
     Notes
     -----
     Scores of any namespace wait on their device and are fetched about once in 65,536, so `update`
-    does not wait. Memory: O(N) with ids or kept scores, else O(1).
+    does not wait. Memory: 24 to 32 bytes a sample with ids, O(N) with kept scores, else O(1).
 
     References
     ----------
@@ -75,16 +76,17 @@ class GWATracker:
         keep_scores: bool = True,
     ) -> None:
         if num_samples is not None:
-            check_positive_int("num_samples", num_samples)
+            num_samples = check_positive_int("num_samples", num_samples)
         check_choice("nan_policy", nan_policy, get_args(NanPolicy))
         if not math.isfinite(beta):
             raise ValueError(f"`beta` must be finite, got {beta!r}")
         self.num_samples = num_samples
-        self.beta = beta
+        self.beta = float(beta)
         self.nan_policy = nan_policy
         self.keep_scores = keep_scores
         #: Ended epochs in order.
         self.history: list[EpochSummary] = []
+        self._quality = None if num_samples is None else LabelQuality(num_samples)
         self._reset()
 
     def _reset(self) -> None:
@@ -93,6 +95,7 @@ class GWATracker:
         self._pending: list[tuple[Array, Array | None, Array | None]] = []
         self._pending_size = 0
         self._batches = 0
+        self._rows = 0
         self._omitted = 0
         self._moments = Moments.empty(np.zeros(()))
         self._stream: list[np.ndarray[Any, Any]] = []
@@ -177,6 +180,7 @@ class GWATracker:
                 self._slots = self._slots or Slots(size, values.dtype)
                 self._slots.add(values[keep], numbers[keep], self._batches)
             self._batches += 1
+            self._rows += values.shape[0]
 
     def _add_stream(self, values: np.ndarray[Any, Any]) -> None:
         self._omitted += int((~np.isfinite(values)).sum())
@@ -197,13 +201,25 @@ class GWATracker:
             return None if self._slots is None else self._slots.scores
         return np.concatenate(self._stream) if self._stream else None
 
-    def end_epoch(self, step: int | None = None) -> EpochSummary:
+    @property
+    def label_quality(self) -> np.ndarray[Any, Any] | None:
+        """Label quality (N,) over the epochs that ended: low = suspicious, nan where never seen.
+
+        See `LabelQuality`. None without ids.
+        """
+        return None if self._quality is None else self._quality.value
+
+    def end_epoch(self, step: int | None = None, *, expected: float | None = None) -> EpochSummary:
         """Summarise the epoch, append it to the history, and begin a new one with the next batch.
 
         Parameters
         ----------
         step : int, optional
             The caller's clock, such as the optimiser's step; default the number of the epoch.
+        expected : int, optional
+            Samples that a whole epoch has, so that one cut short is known. Default with ids: the
+            samples that came, times `num_samples` over the rows that came if these are fewer; without
+            ids unknown.
 
         Returns
         -------
@@ -219,7 +235,10 @@ class GWATracker:
         moments, omitted = self._moments, self._omitted
         if self._slots is not None:
             moments = Moments.from_batch(self._slots.scores)
-            omitted = int((self._slots.seen_in >= 0).sum()) - int(moments.count)
+            came = int((self._slots.seen_in >= 0).sum())
+            omitted = came - int(moments.count)
+            if expected is None and came:
+                expected = expected_samples(came, rows=self._rows, total=self.num_samples)
         if self._ended or (int(moments.count) == 0 and omitted == 0):
             raise ValueError(
                 "an epoch must have scores, got none since the last `end_epoch`; "
@@ -228,9 +247,12 @@ class GWATracker:
         summary = EpochSummary.from_summary(
             summarize(moments, beta=self.beta),
             epoch=len(self.history),
-            step=step,
+            step=None if step is None else check_integer("step", step, least=0),
             omitted=omitted,
+            expected=expected,
         )
+        if self._quality is not None and self._slots is not None:
+            self._quality.update(self._slots.scores, summary)
         self.history.append(summary)
         self._ended = True
         return summary
@@ -265,6 +287,7 @@ class GWATracker:
             )
         self._by_id = other._by_id
         self._batches = max(self._batches, other._batches)
+        self._rows += other._rows
         self._omitted += other._omitted
         self._moments = self._moments.merge(other._moments)
         self._stream = [*self._stream, *other._stream]
@@ -283,10 +306,12 @@ class GWATracker:
             "ended": self._ended,
             "by_id": self._by_id,
             "batches": self._batches,
+            "rows": self._rows,
             "omitted": self._omitted,
             "moments": [np.array(field) for field in self._moments],
             "stream": np.concatenate(self._stream) if self._stream else None,
             "by_sample": None if self._slots is None else self._slots.state_dict(),
+            "quality": None if self._quality is None else self._quality.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -313,8 +338,10 @@ class GWATracker:
         self.history = [EpochSummary(**summary) for summary in state["history"]]
         self._ended = state["ended"]
         self._by_id = state["by_id"]
-        self._batches = state["batches"]
+        self._batches, self._rows = state["batches"], state["rows"]
         self._omitted = state["omitted"]
         self._moments = Moments(*(np.array(field) for field in state["moments"]))
         self._stream = [] if state["stream"] is None else [np.array(state["stream"])]
         self._slots = Slots.from_state(state["by_sample"]) if state["by_sample"] else None
+        if self._quality is not None:
+            self._quality.load_state_dict(state["quality"])

@@ -188,7 +188,7 @@ def _vector_scenarios() -> list[Scenario]:
             slack=20,
         ),
         Scenario(
-            "batch_gwa", "plain", scores, lambda a: g.batch_gwa(a["scores"]), oracles_gwa, slack=20
+            "batch_gwa", "plain", scores, lambda a: g.gwa_score(a["scores"]), oracles_gwa, slack=20
         ),
         Scenario(
             "exponential_window",

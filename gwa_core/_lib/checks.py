@@ -6,6 +6,7 @@ costs nothing, on NumPy arrays; adapters check them on their own concrete arrays
 
 from __future__ import annotations
 
+import operator
 from typing import Any, Literal, TypeAlias, get_args
 
 from gwa_core._lib.array import Array, is_floating, is_host
@@ -15,6 +16,7 @@ __all__ = [
     "check_bias",
     "check_choice",
     "check_fraction",
+    "check_integer",
     "check_labels",
     "check_loss",
     "check_matrix",
@@ -44,10 +46,23 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be in [0, 1), got {value!r}; it is a fraction")
 
 
-def check_positive_int(name: str, value: object) -> None:
-    """Raise unless value is an integer of at least one."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+def check_integer(name: str, value: Any, *, least: int) -> int:
+    """Return an integer of any library, such as NumPy's, as a Python one; raise where it is none.
+
+    A bool is no integer here: it is a comparison that somebody forgot to sum.
+    """
+    try:
+        whole = operator.index(value)
+    except TypeError:
+        whole = least - 1
+    if whole < least or isinstance(value, bool):
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
+    return whole
+
+
+def check_positive_int(name: str, value: Any) -> int:
+    """Return an integer of at least one as a Python one; raise where it is none."""
+    return check_integer(name, value, least=1)
 
 
 def _check_floating(xp: Any, name: str, x: Array) -> None:

@@ -108,9 +108,16 @@ class Rows(NamedTuple):
 
 
 def softmax_rows(logits: Array, targets: Array) -> Rows:
-    """Check logits (N, C) and class numbers (N,), and return the numbers of each row."""
+    """Check logits (N, C) and class numbers (N,), and return the numbers of each row.
+
+    Logits (N, 1) are of one sigmoid, and count as the softmax of two classes that has the same
+    probabilities, labels 0 and 1.
+    """
     xp = namespace(logits=logits, targets=targets)
     check_matrix(xp, "logits", logits, shape="(N, C)")
+    if logits.shape[1] == 1:
+        half = xp.astype(logits, result_dtype(xp, logits)) / 2
+        logits = xp.concat([-half, half], axis=1)
     rows, classes = logits.shape
     check_labels(xp, targets, rows, classes)
     dtype = result_dtype(xp, logits)

@@ -59,7 +59,8 @@ def el2n(
     array([0.7071])
     """
     xp = namespace(logits=logits, targets=targets)
-    if loss == "cross_entropy" and targets.ndim == 1 and label_smoothing == 0.0:
+    several = logits.ndim != 2 or logits.shape[1] > 1
+    if loss == "cross_entropy" and targets.ndim == 1 and label_smoothing == 0.0 and several:
         rows = softmax_rows(logits, targets)
         return rows.masked(rows.residual_norm)
     check_matrix(xp, "logits", logits, shape="(N, C)")

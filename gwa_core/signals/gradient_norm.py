@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from gwa_core._lib.array import Array, map_rows, namespace, result_dtype
+import math
+
+from gwa_core._lib.array import Array, namespace
 from gwa_core._lib.checks import Loss, check_matrix
-from gwa_core._lib.numerics import norm
+from gwa_core.gradient import gradient_norms
 from gwa_core.signals.el2n import el2n
 
 __all__ = ["gradient_norm", "self_influence"]
@@ -69,7 +71,8 @@ def gradient_norm(
     xp = namespace(latents=latents, logits=logits, targets=targets)
     check_matrix(xp, "logits", logits, shape="(N, C)")
     length = el2n(logits=logits, targets=targets, loss=loss, label_smoothing=label_smoothing)
-    return length * latent_norms(latents, rows=logits.shape[0])
+    # The residual of a loss that is given is that of its own outputs, of one sigmoid too.
+    return length * latent_norms(latents, rows=logits.shape[0], outputs=2)
 
 
 def self_influence(
@@ -124,13 +127,14 @@ def self_influence(
     return length * length
 
 
-def latent_norms(latents: Array, *, rows: int) -> Array:
-    """Return the Euclidean norm of each sample's latents, checked."""
+def latent_norms(latents: Array, *, rows: int, outputs: int) -> Array:
+    r"""Return the Euclidean norm of each sample's latents, as the softmax of a head has them.
+
+    One sigmoid of :math:`w \cdot z` is the softmax of two outputs with weights
+    :math:`\mp w / \sqrt 2` on latents :math:`z / \sqrt 2`: those weights are as far from each
+    other as w is from 0, so that gradients and curvature are those of the sigmoid.
+    """
     xp = namespace(latents=latents)
     check_matrix(xp, "latents", latents, shape="(N, D)", rows=rows)
-    dtype = result_dtype(xp, latents)
-
-    def part(z: Array) -> Array:
-        return norm(xp, xp.astype(z, dtype, copy=False))
-
-    return map_rows(part, xp, latents, row_bytes=4 * latents.shape[1])
+    norms = gradient_norms(latents)
+    return norms * math.sqrt(0.5) if outputs == 1 else norms

@@ -27,7 +27,7 @@ def head_hessian_trace(*, latents: Array, logits: Array) -> Array:
     latents : array of shape (N, D)
         Input z of the linear head. Half precision is raised to float32.
     logits : array of shape (N, C)
-        Its output.
+        Its output; (N, 1) of one sigmoid.
 
     Returns
     -------
@@ -60,5 +60,5 @@ def head_hessian_trace(*, latents: Array, logits: Array) -> Array:
     # Any class will do as the label.
     first = xp.zeros(logits.shape[0], dtype=index_dtype(xp, logits), device=device_of(logits))
     rows = softmax_rows(logits, first)
-    length = latent_norms(latents, rows=logits.shape[0])
+    length = latent_norms(latents, rows=logits.shape[0], outputs=logits.shape[1])
     return rows.masked(rows.impurity) * length * length

@@ -172,7 +172,7 @@ def centred_class_means(latents: Array, targets: Array, num_classes: int) -> Arr
     """
     xp = namespace(latents=latents, targets=targets)
     check_matrix(xp, "latents", latents, shape="(N, D)")
-    check_positive_int("num_classes", num_classes)
+    num_classes = check_positive_int("num_classes", num_classes)
     check_labels(xp, targets, latents.shape[0], max(num_classes, 2))
     dtype = result_dtype(xp, latents)
     labels = xp.astype(targets, index_dtype(xp, targets))

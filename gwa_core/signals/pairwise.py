@@ -211,7 +211,7 @@ def class_alignment(pairs: Array, targets: Array, num_classes: int) -> Array:
     """
     xp = namespace(pairs=pairs, targets=targets)
     check_matrix(xp, "pairs", pairs, shape="(N, N)")
-    check_positive_int("num_classes", num_classes)
+    num_classes = check_positive_int("num_classes", num_classes)
     rows = pairs.shape[0]
     if pairs.shape[1] != rows:
         raise ValueError(

@@ -18,9 +18,9 @@ def sample_loss(*, logits: Array, targets: Array) -> Array:
     Parameters
     ----------
     logits : array of shape (N, C)
-        Outputs of the head. Half precision is raised to float32.
+        Outputs of the head; (N, 1) of one sigmoid. Half precision is raised to float32.
     targets : integer array of shape (N,)
-        Class numbers in 0..C-1.
+        Class numbers in 0..C-1; 0 and 1 for one sigmoid.
 
     Returns
     -------

@@ -39,9 +39,10 @@ def sample_signals(
         Of "margin", "sample_loss", "label_probability", "el2n", "gradient_norm", "self_influence",
         "head_hessian_trace", "correct" (1 or 0) and "prediction" (a class number).
     logits : array of shape (N, C)
-        Outputs of the head. Half precision is raised to float32.
+        Outputs of the head. Half precision is raised to float32. (N, 1) is one sigmoid, which
+        counts as the softmax of two classes with the same probabilities, loss and gradient norms.
     targets : integer array of shape (N,)
-        Class numbers in 0..C-1.
+        Class numbers in 0..C-1; 0 and 1 for one sigmoid.
     latents : array of shape (N, D), optional
         Input of the head, for the signals that need it.
 
@@ -78,7 +79,9 @@ def sample_signals(
         raise ValueError(f"`latents` must be given for {needing[0]!r}, got None")
     rows = softmax_rows(logits, targets)
     xp = namespace(logits=logits)
-    norms = latent_norms(latents, rows=logits.shape[0]) if needing else None
+    norms = None
+    if needing:
+        norms = latent_norms(latents, rows=logits.shape[0], outputs=logits.shape[1])
     found = {}
     for name in names:
         value = getattr(rows, OF_ROWS[name]) if name in OF_ROWS else OF_LATENTS[name](rows, norms)

@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 
 from gwa_core._lib.array import Array
+from gwa_core._lib.checks import check_positive_int
 from gwa_core.signals.over_epochs import OverEpochs, check_names
 from gwa_core.signals.together import sample_signals
 from gwa_core.tracker import GWATracker
 
 __all__ = ["TrackedSignals"]
 
-STATE_VERSION = 2
+STATE_VERSION = 3
 
 
 class TrackedSignals:
@@ -61,6 +62,8 @@ class TrackedSignals:
     """
 
     def __init__(self, names: Iterable[str], num_samples: int | None = None) -> None:
+        if num_samples is not None:
+            num_samples = check_positive_int("num_samples", num_samples)
         self.names = check_names(names, num_samples)
         self.num_samples = num_samples
         self.history: list[dict[str, float]] = []
@@ -149,6 +152,26 @@ class TrackedSignals:
                 "TrackedSignals(names, num_samples=len(dataset))"
             )
         return self._run.by_sample()
+
+    def merge(self, other: TrackedSignals) -> None:
+        """Add the epoch in progress of another one (a rank, a shard) to this one.
+
+        Parameters
+        ----------
+        other : TrackedSignals
+            Of the same names and `num_samples`. A sample that both saw keeps the values of the
+            earlier batch.
+
+        Raises
+        ------
+        ValueError
+            If they do not belong together; nothing is changed then.
+        """
+        ours, theirs = (self.names, self.num_samples), (other.names, other.num_samples)
+        if ours != theirs:
+            raise ValueError(f"`other` must agree in names, num_samples: {ours}, got {theirs}")
+        for name, tracker in self._trackers.items():
+            tracker.merge(other._trackers[name])
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as plain NumPy and Python values, with a version."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwa_core import GradientDisparity, LabelWave, Patience, select_epoch, select_step
+from gwa_core import GradientDisparity, LabelWave, BestMetric, select_epoch, select_step
 
 NUMBERS = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=25)
 
@@ -14,12 +14,12 @@ NUMBERS = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=25)
 @pytest.mark.parametrize(
     ("rule", "values", "step"),
     [
-        (Patience(), [0.5, 0.7, 0.6], 1),
-        (Patience(mode="min"), [0.5, 0.7, 0.3, 0.4], 2),
-        (Patience(mode="min", patience=2), [0.9, 0.5, 0.6, 0.7, 0.1], 1),
-        (Patience(mode="min", min_delta=0.2), [0.9, 0.8, 0.6, 0.5], 2),
-        (Patience(mode="min", min_delta=0.5, relative=True), [0.8, 0.5, 0.3, 0.2], 2),
-        (Patience(warmup=2), [0.9, 0.8, 0.1, 0.2], 3),
+        (BestMetric(), [0.5, 0.7, 0.6], 1),
+        (BestMetric(mode="min"), [0.5, 0.7, 0.3, 0.4], 2),
+        (BestMetric(mode="min", patience=2), [0.9, 0.5, 0.6, 0.7, 0.1], 1),
+        (BestMetric(mode="min", min_delta=0.2), [0.9, 0.8, 0.6, 0.5], 2),
+        (BestMetric(mode="min", min_delta=0.5, relative=True), [0.8, 0.5, 0.3, 0.2], 2),
+        (BestMetric(warmup=2), [0.9, 0.8, 0.1, 0.2], 3),
         (LabelWave(window=1), [0.9, 0.4, 0.5, 0.1], 1),
         (LabelWave(window=1, patience=2), [0.9, 0.4, 0.5, 0.1, 0.2, 0.2], 3),
         (LabelWave(window=2), [0.9, 0.6, 0.3, 0.2, 0.1, 0.7, 0.1], 4),
@@ -40,7 +40,7 @@ def test_hand_made_curves(rule, values, step):
 @given(NUMBERS, st.integers(1, 4), st.booleans())
 def test_patience_is_the_obvious_loop(values, patience, down):
     sign = -1 if down else 1
-    rule = Patience(mode="min" if down else "max", patience=patience)
+    rule = BestMetric(mode="min" if down else "max", patience=patience)
     kept, _ = oracles.patient_step(values, [True] * len(values), patience, sign=sign)
     assert select_step(values, rule).step == kept
 
@@ -70,7 +70,7 @@ def test_values_that_are_not_finite_are_passed_over():
     assert select_step([0.9, nan, 0.4, nan, 0.5], LabelWave(window=1)).step == 2
     assert select_step([0, nan, 1, 2, nan, 3, 4, 5, 0], GradientDisparity()).step == 7
     assert select_step([nan, nan], GradientDisparity()).step is None
-    assert select_step([nan, 0.4, nan, 0.5], Patience()).step == 3
+    assert select_step([nan, 0.4, nan, 0.5], BestMetric()).step == 3
 
 
 def test_each_rule_names_its_column():
@@ -78,13 +78,13 @@ def test_each_rule_names_its_column():
         {"gwa": 0.0, "denominator": 1.0, "test_loss": a, "prediction_changes": b, "gradient_disparity": c}
         for a, b, c in ((0.9, 0.5, 1.0), (0.4, 0.3, 2.0), (0.6, 0.4, 3.0))
     ]  # fmt: skip
-    loss = Patience(mode="min", metric="test_loss")
+    loss = BestMetric(mode="min", metric="test_loss")
     assert loss.signal == "test_loss"
     assert select_epoch(rows, loss).step == 1
     assert select_epoch(rows, LabelWave(window=1)).step == 1
     assert select_epoch(rows, GradientDisparity()).step == 2
-    with pytest.raises(ValueError, match="must have the field 'validation_accuracy' that Patience"):
-        select_epoch(rows, Patience())
+    with pytest.raises(ValueError, match="must have the field 'validation_accuracy' that BestMetric"):
+        select_epoch(rows, BestMetric())
 
 
 def test_reasons_say_what_happened():
@@ -100,5 +100,5 @@ def test_reasons_say_what_happened():
         "stopped at step 5: 5 increases in a row"
     )
     assert say([1, 2], GradientDisparity()) == "1 of 5 increases"
-    assert say([0.5, 0.4], Patience(mode="min")) == "smallest validation_accuracy"
-    assert "after the warm-up" in say([0.5, 0.4], Patience(warmup=1))
+    assert say([0.5, 0.4], BestMetric(mode="min")) == "smallest validation_accuracy"
+    assert "after the warm-up" in say([0.5, 0.4], BestMetric(warmup=1))

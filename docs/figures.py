@@ -21,7 +21,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "adapters")]
 
 from experiments.figures import ACROSS, OF_STUDY, draw  # noqa: E402
 from experiments.store import RESULTS, read  # noqa: E402
-from experiments.tables import NETWORKS  # noqa: E402
+from experiments.tables.cells import NETWORKS  # noqa: E402
 from gwa_core import MaxGWA, MaxSeparation, alignment_scores, select_epoch  # noqa: E402
 from gwa_offline.app.demo import NOISE, DemoResult, run_demo  # noqa: E402
 from gwa_offline.figures.displays import DistributionDisplay, SignalsDisplay  # noqa: E402

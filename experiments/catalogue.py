@@ -4,17 +4,42 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments import ablations, comparisons, dips, extremes, regrets, tables
 from experiments.store import Result
+from experiments.tables import (
+    correlations,
+    corruptions,
+    estimator,
+    fine_tuning,
+    fluctuation,
+    knowing,
+    label_errors,
+    layers,
+    models,
+    rules,
+    stopping,
+    two_modes,
+    widths,
+)
 
 __all__ = ["TABLES"]
 
 #: By name: what makes the table of all results; empty where its runs are missing.
-TABLES: dict[str, Callable[[list[Result]], str]] = (
-    tables.TABLES
-    | regrets.TABLES
-    | comparisons.TABLES
-    | ablations.TABLES
-    | dips.TABLES
-    | extremes.TABLES
-)
+TABLES: dict[str, Callable[[list[Result]], str]] = {
+    "stopping": stopping.stopping,
+    "correlations": correlations.correlations,
+    "label-errors": label_errors.label_errors,
+    "rules": rules.rules,
+    "above-validation": rules.above_validation,
+    "leads": rules.leads,
+    "fluctuation": fluctuation.fluctuation,
+    "knowing": knowing.knowing,
+    "fixed-size": stopping.fixed_size,
+    "corruptions": corruptions.corruptions,
+    "models": models.models,
+    "further-errors": label_errors.further_errors,
+    "estimator": estimator.estimator,
+    "layers": layers.layers,
+    "widths": widths.widths,
+    "fine-tuning": fine_tuning.fine_tuning,
+    "two-modes": two_modes.two_modes,
+}

@@ -23,16 +23,19 @@ __all__ = [
     "CRITERIA",
     "FEW",
     "KNOWN",
+    "SEPARATION",
     "VALIDATION",
-    "kept",
+    "best_epoch",
     "outcome",
     "regret",
     "share_of",
 ]
 
+#: The default rule, by its name in tables.
+SEPARATION = "largest separation"
 #: By name: the column it watches and the rule; None is a rule of summaries.
 CRITERIA: dict[str, tuple[str | None, Any]] = {
-    "largest separation": (None, MaxSeparation()),
+    SEPARATION: (None, MaxSeparation()),
     "largest bimodality": (None, MaxBimodality()),
     "GWA, the paper's rule": (None, MaxGWA()),
     "LabelWave": ("prediction_changes", LabelWave()),
@@ -54,12 +57,12 @@ KNOWN = CHOSEN_ON | {
     *(f"{study}-random1-90-s0" for study in ("convnext", "vit", "coarse")),
     *(f"{study}-label-90-s0" for study in ("convnext", "coarse")),
 }
-#: What `kept` knows besides: the epoch of the best test accuracy, and those of held-out images.
+#: What `best_epoch` knows besides: the epoch of the best test accuracy, and those of held-out images.
 BEST, VALIDATION, FEW = "best epoch", "validation 10 %", "validation 1 %"
 HELD_OUT = "validation_accuracy", Patience(metric="validation_accuracy", mode="max")
 
 
-def kept(result: Result, criterion: str) -> int | None:
+def best_epoch(result: Result, criterion: str) -> int | None:
     """Return the position of the epoch that a criterion keeps; None where it keeps none."""
     if criterion == BEST:
         return int(column(result, "test_accuracy").argmax())

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.ablations import PARTS, paired, widths_of
-from experiments.comparisons import model_points
-from experiments.criteria import kept
-from experiments.dips import STUDIES, after_dip, lowest
-from experiments.extremes import bands, health, legend, random_labels
+from experiments.criteria import best_epoch
 from experiments.store import Result, column
-from experiments.tables import LABELS, NETWORKS, RANKINGS, TITLES
+from experiments.tables.cells import LABELS, NETWORKS, RANKINGS, TITLES
+from experiments.tables.estimator import paired
+from experiments.tables.fine_tuning import STUDIES, after_dip, lowest
+from experiments.tables.layers import PARTS
+from experiments.tables.models import model_points
+from experiments.tables.two_modes import unhealthy
+from experiments.tables.widths import widths_of
 from gwa_offline.analysis.statistics import scaled
 from gwa_offline.figures.style import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
 
@@ -71,7 +73,7 @@ def curves(runs: dict[str, Result]) -> Any:
         for name, (title, colour, better, criterion) in shown.items():
             values = scaled(column(run, name), better=better, begin=begin)
             ax.plot(values, color=colour, label=title, lw=2 if name == "test_accuracy" else 1.2)
-            k = int(np.nanargmax(values)) if criterion is None else kept(run, criterion)
+            k = int(np.nanargmax(values)) if criterion is None else best_epoch(run, criterion)
             if k is not None:
                 ax.plot(k, values[k], "*", ms=12, color=colour, mec="white", zorder=5)
         ax.set_ylim(-0.1, 1.1)
@@ -102,7 +104,7 @@ def distributions(runs: dict[str, Result]) -> Any:
     figure, axes = _panels(runs)
     for ax, run in zip(axes, runs.values(), strict=True):
         bands(ax, run)
-        k = kept(run, "largest separation")
+        k = best_epoch(run, "largest separation")
         if k is not None:
             ax.axvline(k, color=CHOSEN, ls="--", lw=1.2, label="largest separation")
         ax.axvline(
@@ -258,6 +260,70 @@ def models(runs: list[Result]) -> Any:
         axes[0, 0].plot([], [], "o", color=colour, label=TITLES[labels])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
+
+
+def bands(ax: Any, run: Result) -> None:
+    """Draw the middle eight tenths of the scores of right and of wrong labels over the epochs."""
+    for side, colour in {"right": GWA, "wrong": BAD}.items():
+        if f"{side}_middle" in run["epochs"]:
+            low, middle, high = (column(run, f"{side}_{at}") for at in ("low", "middle", "high"))
+            ax.fill_between(range(len(middle)), low, high, color=colour, alpha=0.25, lw=0)
+            ax.plot(middle, color=colour, label=f"{side} labels: median, 10 to 90 %")
+    ax.axhline(0, color=MUTED, lw=0.8)
+
+
+def health(runs: list[Result]) -> Any:
+    """Fig. 10: the scores of runs with unhealthy epochs, and the denominator of GWA below them."""
+    chosen = [r for r in runs if r["settings"]["percent"] == 100 and unhealthy(r)][:4]
+    chosen = chosen or runs[:1]
+    figure, axes = plt.subplots(
+        2, len(chosen), figsize=(max(3.1 * len(chosen) + 0.3, 7.0), 4.6), layout="constrained",
+        squeeze=False, sharex="col",
+    )  # fmt: skip
+    for (above, below), run in zip(axes.T, chosen, strict=True):
+        bands(above, run)
+        denominator = column(run, "denominator")
+        below.plot(denominator, color=MUTED)
+        ill = np.flatnonzero(~(denominator > 0))
+        below.plot(ill, denominator[ill], ".", color=BAD, label="unhealthy")
+        below.axhline(0, color=MUTED, lw=0.8)
+        below.set_xlabel("epoch")
+        s = run["settings"]
+        rate = ", constant rate" if s["schedule"] == "constant" else ""
+        above.set_title(f"{s['study']}, {s['labels']}{rate}")
+    axes[0, 0].set_ylabel("alignment γ")
+    axes[1, 0].set_ylabel("kurtosis + 1.2")
+    legend(figure, axes.flat)
+    return figure
+
+
+def random_labels(runs: list[Result]) -> Any:
+    """Fig. 11: a network that learns random labels by heart."""
+    run = runs[0]
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.0), layout="constrained")
+    shown = {"gwa": ("GWA", GWA), "mean": ("mean", GWA), "test_accuracy": ("test accuracy", METRIC)}
+    for ax, (name, (title, colour)) in zip(axes, shown.items(), strict=True):
+        ax.plot(column(run, name), color=colour, label=title)
+        ax.set_xlabel("epoch")
+    axes[0].set_ylabel("GWA")
+    axes[1].set_ylabel("mean")
+    right = axes[1].twinx()
+    right.plot(column(run, "kurtosis"), color=BAD, label="kurtosis, right axis")
+    axes[2].plot(
+        column(run, "label_probability"), color=CHOSEN, label="probability of the given label"
+    )
+    legend(figure, [axes[1], right, axes[2]])
+    return figure
+
+
+def legend(figure: Any, axes: Iterable[Any], columns: int = 4) -> None:
+    """Name each kind of line once, also one that only some of the axes have."""
+    named = {
+        label: line
+        for ax in axes
+        for line, label in zip(*ax.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(named.values(), named, loc="outside upper left", ncols=columns)
 
 
 #: By name: the studies whose runs are needed, and what makes the figure of them.

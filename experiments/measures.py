@@ -72,7 +72,7 @@ class Measures:
         self.images, self.labels = images, labels
         self.size = min(BATCH, len(labels) // BATCHES)
         #: The head's weight and gradient after each epoch, for the way to the optimum.
-        self.kept: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self.ends: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def epoch(self, *, offline: bool = False, layers: bool = False) -> dict[str, float]:
         """Return the signals at the weights of now.
@@ -97,7 +97,7 @@ class Measures:
         one = {name: x[0] for name, x in parts.items()}
         means = centred_class_means(latents, labels, classes)
         gradient = -residual(logits=logits, targets=labels).T @ latents / count
-        self.kept.append((head.weight.detach().cpu().clone(), gradient.cpu()))
+        self.ends.append((head.weight.detach().cpu().clone(), gradient.cpu()))
         found = {
             "pairwise_alignment": mean_pairwise_alignment(**one),
             "head_gradient_disparity": head_gradient_disparity(**parts),
@@ -171,10 +171,10 @@ class Measures:
 
     def towards(self, best: int) -> list[float]:
         """Return the alignment of each epoch's gradient with the way to the weights of `best`."""
-        optimum = self.kept[best][0]
+        optimum = self.ends[best][0]
         return [
             float(optimum_alignment(gradient=gradient, weights=weights, optimum=optimum))
-            for weights, gradient in self.kept
+            for weights, gradient in self.ends
         ]
 
 

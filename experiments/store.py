@@ -36,7 +36,6 @@ Result = dict[str, Any]
 #: What is derived from other columns or the same in all runs.
 DERIVED = ("separation", "expected")
 SUMMARY = tuple(name for name in EpochSummary._fields if name not in DERIVED)
-PARTS = ("head", "stage4", "stage3", "stage2", "full")
 #: The columns that a table or a figure reads. The run folder has all that was measured.
 COLUMNS = frozenset(
     (
@@ -49,7 +48,7 @@ COLUMNS = frozenset(
         *(f"{side}_{at}" for side in ("right", "wrong") for at in ("low", "middle", "high")),
         *(
             f"{part}_{what}"
-            for part in PARTS
+            for part in ("head", "stage4", "stage3", "stage2", "full")
             for what in ("mean", "deviation", "kurtosis", "gwa", "with_head")
         ),
     )

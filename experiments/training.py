@@ -248,7 +248,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state_dict(),
             "others": {name: other.state_dict() for name, other in self.others.items()},
-            "measures": self.measures.kept,
+            "measures": self.measures.ends,
             "generator": self.generator.get_state(),
             "random": _random_state(self.engine.device),
             "progress": (self.step, self.seconds, self.columns),
@@ -266,7 +266,7 @@ class Run:
         self.monitor.load_state_dict(state["monitor"])
         for name, other in self.others.items():
             other.load_state_dict(state["others"][name])
-        self.measures.kept = state["measures"]
+        self.measures.ends = state["measures"]
         self.generator.set_state(state["generator"])
         _set_random_state(self.engine.device, state["random"])
         self.step, self.seconds, self.columns = state["progress"]

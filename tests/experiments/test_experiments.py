@@ -19,10 +19,10 @@ from experiments import (
     networks,
     plan,
     store,
-    tables,
 )
 from experiments.__main__ import main
 from experiments.networks import build
+from experiments.tables import cells, correlations, label_errors, stopping
 from gwa_core import label_quality
 from gwa_offline import RunFolder
 
@@ -108,7 +108,7 @@ def test_a_study_runs_whole_and_leaves_a_run_folder_and_a_result(folder, finishe
             assert np.isfinite(store.column(result, name)).all()
         assert store.column(result, "count").tolist() == [round(N * columns["count"][0] / N)] * 2
     wrong = next(r for r in results if r["settings"]["labels"] == "worse")
-    assert set(wrong["detection"]) > {"alignment", "margin", "forgetting_events", *tables.RANKINGS}
+    assert set(wrong["detection"]) > {"alignment", "margin", "forgetting_events", *cells.RANKINGS}
     # The folder is one that `gwa analyse` reads, with every signal as a column.
     run = RunFolder.open(finished / "runs" / "mini-worse-100-s0")
     summary, metrics = run.epochs()[-1]
@@ -196,15 +196,15 @@ def test_tables_and_figures_are_drawn_from_what_is_there(finished, tmp_path):
     results = store.read(finished / "results")
     for result in results:
         result["settings"]["study"] = "convnext"
-    for name, make in tables.TABLES.items():
+    for make in (stopping.stopping, correlations.correlations, label_errors.label_errors):
         table = make(results)
-        assert "worse, 40 %" in table, name
+        assert "worse, 40 %" in table, make
         assert table.count("\n|") > 5
-    stopping = tables.stopping(results)
-    row = next(line for line in stopping.splitlines() if line.startswith("| validation"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    lines = stopping.stopping(results).splitlines()
+    row = next(line for line in lines if line.startswith("| validation"))
+    shown = [cell.strip() for cell in row.strip("|").split("|")]
     # clean, aggre and random1 missing, worse: the runs that there are
-    assert [cell == tables.MISSING for cell in cells[1:5]] == [False, True, True, False]
+    assert [cell == cells.MISSING for cell in shown[1:5]] == [False, True, True, False]
     for name in figures.OF_STUDY:
         path = tmp_path / f"{name}.png"
         assert figures.draw(name, results, "convnext", path)
@@ -220,12 +220,12 @@ def test_an_epoch_that_a_criterion_keeps_is_judged_by_its_regret():
         "epoch": [0, 1, 2],
     }
     result = {"epochs": columns}
-    assert criteria.kept(result, criteria.VALIDATION) == 2
-    assert criteria.kept(result, criteria.FEW) == 2
+    assert criteria.best_epoch(result, criteria.VALIDATION) == 2
+    assert criteria.best_epoch(result, criteria.FEW) == 2
     assert [criteria.share_of(x) for x in (criteria.FEW, criteria.VALIDATION, "LabelWave")] == [
         99, 90, 100,
     ]  # fmt: skip
-    assert criteria.kept(result, "last epoch") == 2
+    assert criteria.best_epoch(result, "last epoch") == 2
     assert criteria.regret(result, [2, 1, None])[:2] == pytest.approx([10.0, 0.0])
 
 

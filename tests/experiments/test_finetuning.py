@@ -10,11 +10,12 @@ import torch
 from shades import write_shades
 from torch import nn
 
-from experiments import data, dips, figures, store
+from experiments import data, figures, store
 from experiments.__main__ import main
 from experiments.engine import Engine
 from experiments.networks import build
 from experiments.plan import Settings
+from experiments.tables import fine_tuning
 from experiments.training import Run
 from gwa_offline import RunFolder
 
@@ -217,7 +218,7 @@ def test_table_and_figure_say_which_run_dips(results, tmp_path):
     held = json.loads(json.dumps(results[-1]))
     held["settings"]["percent"], held["epochs"]["validation_accuracy"] = 90, accuracy[::-1]
     results = [*results, held]
-    table = dips.fine_tuning(results)
+    table = fine_tuning.fine_tuning(results)
     assert "EfficientNet-Lite0" in table
     rows = [line.strip("|").split(" | ") for line in table.split("MiniLM")[1].splitlines()]
     rows = {row[0].strip(): row[1:3] for row in rows if len(row) > 3}
@@ -229,4 +230,4 @@ def test_table_and_figure_say_which_run_dips(results, tmp_path):
     assert rows["runs whose GWA dips"] == ["0 of 1", "1 of 1, to epoch 2.0"]
     assert figures.draw("fine-tuning", results, "", tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
-    assert dips.fine_tuning([]) == ""
+    assert fine_tuning.fine_tuning([]) == ""

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from shades import write_shades
 
-from experiments import ablations, data, figures, folds, networks, plan, store, tables
+from experiments import data, figures, folds, networks, plan, store
 from experiments.__main__ import main
 from experiments.engine import Engine
+from experiments.tables import estimator, label_errors, layers, widths
 from experiments.training import Run
 from gwa_core import JLSketch
 from gwa_offline import RunFolder
@@ -106,7 +107,7 @@ def test_online_and_offline_differ_as_far_as_the_weights_move(results):
     assert still["after_bimodality"] == pytest.approx(still["bimodality"], rel=1e-2)
     assert still["after_loss"] == pytest.approx(still["sample_loss"], rel=1e-2)
     assert np.abs(still["glass_delta"]).max() < 2e-3 < np.abs(moved["glass_delta"]).max() / 10
-    table = ablations.estimator(store.read(results))
+    table = estimator.estimator(store.read(results))
     row = next(line for line in table.splitlines() if line.startswith("| 0.1 | "))
     deltas = np.abs(moved["glass_delta"])
     assert f"| {deltas.mean():.3f} | {deltas.max():.3f} | 0.04 / 0.12 |" in row
@@ -122,7 +123,7 @@ def test_the_part_that_is_the_head_has_the_scores_of_the_head(results):
             [columns[f"{part}_{x}"] for x in ("mean", "deviation", "kurtosis")]
         ).all()
         assert max(columns[f"{part}_with_head"]) < 0.999
-    rows = ablations.layers(store.read(results)).splitlines()
+    rows = layers.layers(store.read(results)).splitlines()
     assert [row.split(" | ")[0] for row in rows if row.startswith("| ")][2:] == [
         "| head", "| stages 2 to 4 and head", "| all",
     ]  # fmt: skip
@@ -141,7 +142,7 @@ def test_a_sketch_that_only_measures_and_one_that_is_trained_behind(results, beg
     frozen = named(results, "widths-symmetric-40-100-s0-network-tiny-16-sketch")["epochs"]
     assert "sketched_mean" not in frozen
     assert of("tiny-16-sketch")[0].model.head.in_features == K
-    row = ablations.widths(store.read(results)).splitlines()[-1]
+    row = widths.widths(store.read(results)).splitlines()[-1]
     cells = [f"{max(x):.3f}" for x in (full["mean"], full["sketched_mean"], frozen["mean"])]
     assert row.startswith(f"| 16 | {' | '.join(cells)} |")
 
@@ -230,18 +231,18 @@ def test_cleanlab_has_rows_in_the_table_of_label_errors(results):
         result["settings"]["labels"] = "worse"
         if result["settings"]["study"] == "layers":
             result["settings"]["study"] = "coarse"
-    lines = [x for x in tables.label_errors(found).splitlines() if x.startswith("| cleanlab")]
+    lines = [x for x in label_errors.label_errors(found).splitlines() if x.startswith("| cleanlab")]
     assert [line.split("`")[1] for line in lines] == ["self_confidence", *folds.SCORES]
     assert all("AUROC 0." in line.split(" | ")[3] for line in lines)
     # Four of five folds are not a cross-validation.
     part = [r for r in found if r["settings"]["fold"] != 3]
-    lines = tables.label_errors(part).splitlines()
+    lines = label_errors.label_errors(part).splitlines()
     assert sum(x.startswith("| cleanlab") for x in lines) == 1
 
 
 def test_figures(results, tmp_path):
     others = [r for r in store.read(results) if r["settings"]["study"] == "folds"]
-    for name in ablations.TABLES:
+    for name in ("estimator", "layers", "widths"):
         main(f"figure {name} --results {results} --png {tmp_path / name}.png".split())
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > 300

@@ -1,17 +1,16 @@
-"""Fine-tuning: which epoch each rule keeps, and whether GWA dips at first (Table 3 and Fig. 5)."""
+"""Which epoch each rule keeps in fine-tuning, and whether GWA dips at first: Table 3 and Fig. 5."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
-from experiments.criteria import BEST, VALIDATION, kept, outcome, share_of
+from experiments.criteria import BEST, VALIDATION, best_epoch, outcome, share_of
 from experiments.store import Result, column, history
-from experiments.tables import MISSING, TITLES, accuracy_cell, markdown, runs_of
+from experiments.tables.cells import MISSING, TITLES, accuracy_cell, markdown
+from experiments.tables.runs import runs_of
 from gwa_core import DipThenMax, select_epoch
 
-__all__ = ["STUDIES", "TABLES", "after_dip", "lowest"]
+__all__ = ["STUDIES", "after_dip", "fine_tuning", "lowest"]
 
 #: Studies of pretrained networks, by what they are called.
 STUDIES = {"lite0": "EfficientNet-Lite0 on CIFAR-10-N", "minilm": "MiniLM on Reuters R8"}
@@ -22,32 +21,6 @@ ROWS = (
 )  # fmt: skip
 #: Table 3 of the paper: a ViT-B/16 on ImageNet, iNat18 and Places365, test accuracy in per cent.
 PAPER = {VALIDATION: (84.04, 72.87, 58.66), RULE: (84.15, 73.73, 58.78)}
-
-
-def after_dip(run: Result) -> int | None:
-    """Return the position of the epoch that the fine-tuning rule keeps; None where GWA only falls."""
-    return select_epoch(history(run), DipThenMax()).step
-
-
-def lowest(run: Result) -> int | None:
-    """Return the position of the lowest GWA of a healthy epoch before that: 0 if it only rises."""
-    k = after_dip(run)
-    if k is None:
-        return None
-    healthy = [summary.healthy for summary in history(run)]
-    return int(np.nanargmin(np.where(healthy, column(run, "gwa"), np.nan)[: k + 1]))
-
-
-def _epoch(run: Result, name: str) -> int | None:
-    return after_dip(run) if name == RULE else kept(run, name)
-
-
-def _dips(runs: list[Result]) -> str:
-    at = [lowest(r) for r in runs]
-    dips = [k for k in at if k]
-    if not dips:
-        return f"0 of {len(runs)}" if runs else MISSING
-    return f"{len(dips)} of {len(runs)}, to epoch {np.mean(dips):.1f}"
 
 
 def fine_tuning(results: list[Result]) -> str:
@@ -74,5 +47,27 @@ def fine_tuning(results: list[Result]) -> str:
     return "\n".join(parts)
 
 
-#: By name: what makes the table.
-TABLES: dict[str, Callable[[list[Result]], str]] = {"fine-tuning": fine_tuning}
+def after_dip(run: Result) -> int | None:
+    """Return the position of the epoch that the fine-tuning rule keeps; None where GWA only falls."""
+    return select_epoch(history(run), DipThenMax()).step
+
+
+def lowest(run: Result) -> int | None:
+    """Return the position of the lowest GWA of a healthy epoch before that: 0 if it only rises."""
+    k = after_dip(run)
+    if k is None:
+        return None
+    healthy = [summary.healthy for summary in history(run)]
+    return int(np.nanargmin(np.where(healthy, column(run, "gwa"), np.nan)[: k + 1]))
+
+
+def _epoch(run: Result, name: str) -> int | None:
+    return after_dip(run) if name == RULE else best_epoch(run, name)
+
+
+def _dips(runs: list[Result]) -> str:
+    at = [lowest(r) for r in runs]
+    dips = [k for k in at if k]
+    if not dips:
+        return f"0 of {len(runs)}" if runs else MISSING
+    return f"{len(dips)} of {len(runs)}, to epoch {np.mean(dips):.1f}"

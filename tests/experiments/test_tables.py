@@ -6,8 +6,10 @@ import numpy as np
 from numpy.testing import assert_allclose
 from PIL import Image
 
-from experiments import comparisons, criteria, extremes, figures, regrets, store, tables
+from experiments import criteria, figures, store
 from experiments.plan import Settings
+from experiments.tables import fluctuation, knowing, label_errors, rules, two_modes
+from experiments.tables.cells import MISSING
 
 
 def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
@@ -43,7 +45,7 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
     results[0]["settings"]["labels"] = "label"  # coarse-label-100-s0
     results[3]["settings"] |= {"data": "newsgroups", "network": "words", "study": "small"}
     results[6]["settings"]["labels"] = "random"
-    cells = rows_of(regrets.rules(results))
+    cells = rows_of(rules.rules(results))
     assert cells["rule"] == [
         "CIFAR-10-N, 2 runs", "1 of these, made after it became the default",
         "20 newsgroups, small network, 1 runs", "the 1 runs that separation was chosen on",
@@ -53,7 +55,7 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
     # The last epoch of the falling run has 50 %; on the rising runs it is the best one.
     lost = best - 50
     nothing = "0.00 (0.00)"
-    slow = regrets.smoothed(falling)
+    slow = fluctuation.smoothed(falling)
     smooth = 100 * (slow.max() - slow[-1])
     assert cells["last epoch"] == [
         f"{lost / 2:.2f} ({lost:.2f})", nothing, nothing, nothing,
@@ -65,13 +67,13 @@ def test_rules_are_judged_on_the_runs_that_they_were_not_chosen_on():
     assert ours[0] == f"{sum(early) / 2:.2f} ({max(early):.2f})"
     assert ours[1] == ours[2] == ours[3] == f"{early[0]:.2f} ({early[0]:.2f})"
     held = f"{nothing}, 1 runs"
-    assert cells[criteria.VALIDATION] == [held, held, *[tables.MISSING] * 3]
+    assert cells[criteria.VALIDATION] == [held, held, *[MISSING] * 3]
     gain = f"{100 * (falling[5] - rising[-1]) + 5:+.2f}"
-    above = rows_of(regrets.above_validation(results))
+    above = rows_of(rules.above_validation(results))
     assert above["rule"] == ["CIFAR-10-N, 1 pairs"]
     assert above["largest separation"] == [f"{gain} ({gain})"]
     assert above["last epoch"] == ["-5.00 (-5.00)"]
-    assert regrets.above_validation(results[:2]) == ""
+    assert rules.above_validation(results[:2]) == ""
 
 
 def test_leads_are_counted_run_by_run():
@@ -81,7 +83,7 @@ def test_leads_are_counted_run_by_run():
     rising = made(seed=7, test_accuracy=np.linspace(0.1, 0.59, 50), mean=top)
     results = [falling, rising, made(test_accuracy=top, mean=top)]
     results[2]["settings"]["labels"] = "label"  # coarse-label-100-s0, which it was chosen on
-    cells = rows_of(regrets.leads(results))
+    cells = rows_of(rules.leads(results))
     assert cells["rule"] == [
         "CIFAR-10-N, 2 runs", "1 of these, made after it became the default",
     ]  # fmt: skip
@@ -90,7 +92,7 @@ def test_leads_are_counted_run_by_run():
     assert cells["last epoch"] == [
         "+0.00 (-29.00 to +29.00), 1 / 1 / 0", "-29.00 (-29.00 to -29.00), 0 / 1 / 0",
     ]  # fmt: skip
-    assert regrets.leads(results[2:]) == ""
+    assert rules.leads(results[2:]) == ""
 
 
 def test_what_those_lose_who_know_the_wrong_labels_or_the_accuracy():
@@ -103,12 +105,12 @@ def test_what_those_lose_who_know_the_wrong_labels_or_the_accuracy():
         made(seed=1, test_accuracy=accuracy, mean=[0.5]) | known,
         made(seed=2, test_accuracy=accuracy, mean=[0.5]) | {"detection": {}},
     ]
-    cells = rows_of(regrets.knowing(results))
+    cells = rows_of(knowing.knowing(results))
     row = cells["CIFAR-10-N, `convnext`, 1 runs"]
     assert row[2:] == ["15.00 (15.00)", "5.00 (5.00)"]
     # The maximum of a constant is the first after the warm-up.
     assert row[0] == "20.00 (20.00)"
-    assert regrets.knowing(results[1:]) == ""
+    assert knowing.knowing(results[1:]) == ""
 
 
 def test_label_errors_of_further_networks_are_those_of_all_data():
@@ -118,19 +120,19 @@ def test_label_errors_of_further_networks_are_those_of_all_data():
         run["settings"]["network"] = "mlp"
     runs[2]["settings"]["percent"] = 90
     runs[3]["settings"] |= {"study": "coarse", "network": "convnext-coarse"}
-    table = comparisons.further_errors(runs)
+    table = label_errors.further_errors(runs)
     assert "**`mlp` on cifar10n**" in table
     cells = rows_of(table)
     assert cells["signal"] == ["worse, 2 runs"]
     assert cells["`margin`"] == ["0.300 (0.200)"]
     assert cells["`label_quality`"] == ["0.500 (0.000)"]
-    assert comparisons.further_errors(runs[3:]) == ""
+    assert label_errors.further_errors(runs[3:]) == ""
 
 
 def test_what_fluctuates_and_what_follows_it():
     values = np.random.default_rng(0).normal(size=12)
     slow = [np.mean(values[max(0, k - 2) : k + 3]) for k in range(12)]
-    assert_allclose(regrets.smoothed(values), slow)
+    assert_allclose(fluctuation.smoothed(values), slow)
     # Up to epoch 29 and down again; every other epoch, also that one, two points lower.
     hill = 0.6 - 0.002 * abs(np.arange(50) - 29)
     tooth = np.where(np.arange(50) % 2, -0.02, 0)
@@ -139,7 +141,7 @@ def test_what_fluctuates_and_what_follows_it():
         gwa=hill - tooth,
     )  # fmt: skip
     head, _, row = (
-        x.strip("| ").split(" | ") for x in regrets.fluctuation([followed]).splitlines()
+        x.strip("| ").split(" | ") for x in fluctuation.fluctuation([followed]).splitlines()
     )
     cells = dict(zip(head, row, strict=True))
     assert cells["network"].endswith(", 1 runs")
@@ -147,7 +149,7 @@ def test_what_fluctuates_and_what_follows_it():
     assert cells["lost by the best five-epoch mean"] == "0.00 (0.00)"
     # Of a zigzag two groups are left, within which the order is nothing: three quarters.
     assert float(cells["separation"]) < -0.7
-    assert cells["validation"] == tables.MISSING
+    assert cells["validation"] == MISSING
     assert float(cells["loss after, turned"]) > 0.7
 
 
@@ -159,7 +161,7 @@ def test_epochs_of_two_modes_and_unhealthy_ones_are_counted():
         bimodality=bimodality, denominator=denominator, mean=np.linspace(0, 1, 50),
         test_accuracy=np.linspace(0.4, 0.9, 50),
     )  # fmt: skip
-    rows = extremes.two_modes([run, plain]).splitlines()
+    rows = two_modes.two_modes([run, plain]).splitlines()
     # Seven tenths at a mean of 9/49 are more than four tenths at one of 1.
     assert rows[2:] == [
         "| `coarse-worse-100-s0` | 50 | 10 | 4 | -0.20 | 1.000 | 9, −40.8 | 5, −44.9 | 49, −0.0 |"

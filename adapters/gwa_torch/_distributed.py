@@ -1,13 +1,14 @@
-"""The two collectives an epoch needs; without a process group they do nothing."""
+"""The collectives that the end of an epoch needs; without a process group they do nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-__all__ = ["gather", "minimum", "position", "total"]
+__all__ = ["each", "gather", "minimum", "position", "total"]
 
 
 def position(group: Any = None) -> tuple[int, int]:
@@ -52,3 +53,16 @@ def gather(x: torch.Tensor, group: Any = None) -> list[torch.Tensor]:
     parts = [torch.empty_like(sent) for _ in range(world)]
     dist.all_gather(parts, sent, group=group)
     return [part.to(x.device) for part in parts]
+
+
+def each(x: Any, group: Any = None) -> Iterator[Any]:
+    """Yield what each rank has, a state of plain values, in the order of ranks; one at a time."""
+    rank, world = position(group)
+    if world == 1:
+        yield x
+        return
+    for source in range(world):
+        box = [x if source == rank else None]
+        place = dist.get_global_rank(group or dist.group.WORLD, source)
+        dist.broadcast_object_list(box, src=place, group=group)
+        yield box.pop()

@@ -1,4 +1,4 @@
-"""The scores of the epoch in flight, kept on their device; nothing here waits for it."""
+"""The scores of the epoch in progress, kept on their device; nothing here waits for it."""
 
 from __future__ import annotations
 
@@ -80,13 +80,6 @@ class BySample:
         """Take over what the other ranks saw."""
         self.first = minimum(self.first, group)
 
-    def seen(self, group: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return (N,) which samples were seen and which first on this rank, after `synchronize`."""
-        rank, world = position(group)
-        first = self.first[:-1].cpu()
-        seen = first != NEVER
-        return seen, seen & ((first >> 32) % world == rank)
-
     def finish(self, group: Any = None) -> tuple[Moments, int]:
         """Return the moments of all ranks and how many scores were not finite."""
         self.synchronize(group)
@@ -102,11 +95,13 @@ class BySample:
         moments = Moments.from_batch(scores.numpy())
         return moments, int((self.first[:-1] != NEVER).sum()) - int(moments.count)
 
-    def scores(self) -> torch.Tensor:
-        """Return (N,) scores on the host, nan where not seen."""
-        first = self.first[:-1].cpu()
-        # The low half of the integer, as the machine keeps it.
-        scores = (first & 0xFFFFFFFF).to(torch.uint32).view(torch.float32)
+    def scores(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return (N,) scores on a device, nan where not seen."""
+        first = self.first[:-1].to(device)
+        # The low half of the integer, as one of 32 bits with a sign.
+        bits = first & 0xFFFFFFFF
+        bits = bits - ((bits >> 31) << 32)
+        scores = bits.to(torch.int32).view(torch.float32)
         return torch.where(first == NEVER, torch.nan, scores)
 
     def to(self, device: torch.device) -> None:

@@ -1,41 +1,28 @@
-"""The scores of the epoch in flight, and the history of those that ended."""
+"""What a monitor has of its epochs: the scores of the one in progress, and what ended ones left."""
 
 from __future__ import annotations
 
-import math
-import operator
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 
-from gwa_core import EpochSummary, summarize
-from gwa_torch import _targets
+from gwa_core import EpochSummary, LabelQuality, summarize
+from gwa_core.history import expected_samples
+from gwa_torch._checks import check_integer
 from gwa_torch._distributed import gather, position
 from gwa_torch._epoch import BySample, ByStream
-from gwa_torch._runs import write_run
-from gwa_torch._signals import Followed
-from gwa_torch.heads import Head, head_device, head_size
+from gwa_torch._signals import Followed, made_of_arrays, made_of_tensors
+from gwa_torch._targets import Flat
+from gwa_torch.heads import Head, head_device
 
-__all__ = ["Keeper", "check_count"]
+__all__ = ["Keeper"]
 
-STATE_VERSION = 1
-
-
-def check_count(name: str, value: Any) -> int:
-    """Return an integer of at least one, of any library's kind."""
-    try:
-        count = operator.index(value)
-    except TypeError:
-        count = 0
-    if count < 1 or isinstance(value, bool):
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
-    return count
+STATE_VERSION = 2
 
 
 class Keeper:
-    """What a monitor does with its scores: keep, summarise, merge over ranks, save and resume.
+    """Keeps scores, merges them over the ranks, summarises, saves and resumes.
 
     Parameters
     ----------
@@ -45,255 +32,184 @@ class Keeper:
         N; without it only moments are kept.
     beta : float
         The constant of Eq. 2.
-    loss : str
-        For the header of a run folder.
+    every : int
+        The monitor scores every n-th batch.
+    followed : Followed
+        The signals beside the scores.
     process_group : ProcessGroup or None
         The data-parallel ranks.
     """
 
     def __init__(
-        self, head: Head, num_samples: int | None, *, beta: float, loss: str, process_group: Any
+        self,
+        head: Head,
+        num_samples: int | None,
+        *,
+        beta: float,
+        every: int,
+        followed: Followed,
+        process_group: Any,
     ) -> None:
         self.head = head
         self.num_samples = num_samples
-        self.num_classes = head_size(head)[0]
-        if not isinstance(beta, int | float) or not math.isfinite(beta):
-            raise ValueError(f"`beta` must be a finite number, got {beta!r}")
         self.beta = beta
-        self.loss = loss
-        self.process_group = process_group
-        self._followed = Followed((), num_samples, loss)
-        #: Ended epochs in order.
+        self.every = every
+        self.followed = followed
+        self.group = process_group
         self.history: list[EpochSummary] = []
-        self._updates = 0
-        self._nothing = "call `update` for every batch, and train with the model in train mode"
-        # Whether the epoch in flight is that of all ranks.
+        self.quality = None if num_samples is None else LabelQuality(num_samples)
+        # Where its sums are.
+        self._quality_device: torch.device | None = None
+        self.epoch: BySample | ByStream | None = None
+        self.ended = False
+        # Whether the epoch in progress is that of all ranks.
         self._whole = False
-        self._epoch: BySample | ByStream | None = None
-        self._ended = False
         # Whether a run folder with epochs in it may be this run's.
-        self._resumed = False
+        self.resumed = False
+        self._begin()
 
-    @torch.no_grad()
-    def add(
-        self,
-        scores: torch.Tensor,
-        ids: torch.Tensor | None = None,
-        where: torch.Tensor | None = None,
-    ) -> None:
-        """Add scores that you computed yourself, by `head_scores`.
+    def _begin(self) -> None:
+        """Count from nothing."""
+        # On this rank, those that were scored and those that were not.
+        self.batches = 0
+        # Scored rows of this rank since the last `synchronize`, and those of all ranks before it.
+        self._rows = self._common_rows = 0
+        self._largest = 0
 
-        Parameters
-        ----------
-        scores : tensor of shape (N,)
-            Alignment scores.
-        ids : integer tensor of shape (N,), optional
-            Sample numbers in 0..num_samples-1.
-        where : boolean tensor of shape (N,), optional
-            True for samples that count.
-        """
-        if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
-            raise TypeError(f"`scores` must be a floating tensor, got {_kind(scores)}")
-        if scores.ndim != 1:
-            raise ValueError(f"`scores` must be (N,), got shape {tuple(scores.shape)}")
-        flat = _targets.flatten(scores, ids, where)
-        self._check_ids(ids)
-        self._add(scores.detach(), flat.to(scores.device))
-        # The head may have been called as well.
-        self._forget()
-
-    def _add(self, scores: torch.Tensor, flat: _targets.Flat) -> None:
-        epoch = self._in_flight() or self._new_epoch(scores.device)
+    def add(self, scores: torch.Tensor, flat: Flat) -> None:
+        """Add the scores of a batch."""
+        epoch = self._current() or self._new_epoch(scores.device)
         if epoch.device != scores.device:
             epoch.to(scores.device)
-        epoch.add(scores, flat.ids, flat.where, self.process_group)  # type: ignore[arg-type]
-        self._epoch, self._ended, self._whole = epoch, False, False
+        epoch.add(scores, flat.ids, flat.where, self.group)  # type: ignore[arg-type]
+        self._rows += flat.samples
+        self._largest = max(self._largest, flat.samples)
+        self.epoch, self.ended, self._whole = epoch, False, False
 
-    def _in_flight(self) -> BySample | ByStream | None:
-        return None if self._ended else self._epoch
+    def _current(self) -> BySample | ByStream | None:
+        return None if self.ended else self.epoch
 
     def _new_epoch(self, device: torch.device) -> BySample | ByStream:
         n = self.num_samples
         return ByStream(device) if n is None else BySample(n, device)
 
-    def _check_ids(self, ids: torch.Tensor | None) -> None:
-        if (ids is None) != (self.num_samples is None):
-            raise ValueError(
-                "`ids` and `num_samples` must be given together, got "
-                f"{'no ' if ids is None else ''}ids and num_samples={self.num_samples}; let the "
-                "dataset return its index, and say GWAMonitor(head, num_samples=len(dataset))"
-            )
-        if ids is None:
-            return
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise ValueError(f"`ids` must be integers, got {ids.dtype}")
-        size = self.num_samples or 0
-        # Looking at ids on a GPU would wait for it; those are counted and refused at the end.
-        if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < size:
-            raise ValueError(
-                f"`ids` must be in 0..{size - 1}, got {ids.min()}..{ids.max()}; ids number the "
-                "whole training set, not the batch"
-            )
-
-    def end_epoch(self, step: int | None = None) -> EpochSummary:
-        """Summarise the epoch over all ranks, append it to the history, and begin a new one.
-
-        Parameters
-        ----------
-        step : int, optional
-            The caller's clock, such as the optimiser's step; default the number of the epoch.
-
-        Returns
-        -------
-        EpochSummary
-            In plain numbers, the same on every rank; waits for the device once.
-
-        Raises
-        ------
-        ValueError
-            If no rank has a score, or ids on a GPU were out of range.
-        """
+    def end_epoch(self, step: int | None, batches: int | None, advice: str) -> EpochSummary:
+        """Summarise the epoch over all ranks; without any score raise, and give the advice."""
         # A rank without samples takes part, too.
-        epoch = self._in_flight() or self._new_epoch(head_device(self.head))
-        self._agree()
-        moments, omitted = epoch.finish(self.process_group)
-        if int(moments.count) == 0 and omitted == 0:
+        epoch = self._current() or self._new_epoch(head_device(self.head))
+        columns = self._agree(batches or 0)
+        moments, omitted = epoch.finish(self.group)
+        came = int(moments.count) + omitted
+        if came == 0:
             raise ValueError(
-                f"an epoch must have scores, got none since the last `end_epoch`; {self._nothing}"
+                f"an epoch must have scores, got none since the last `end_epoch`; {advice}"
             )
         summary = EpochSummary.from_summary(
             summarize(moments, beta=self.beta),
             epoch=len(self.history),
-            step=None if step is None else operator.index(step),
+            step=None if step is None else check_integer("step", step),
             omitted=omitted,
+            expected=self._expected(came, *columns),
         )
-        self._followed.end_epoch(epoch, self.process_group)
+        self.followed.end_epoch(self.group)
+        if isinstance(epoch, BySample):
+            self._assess(epoch, summary)
         self.history.append(summary)
-        self._epoch, self._ended = epoch, True
-        self._updates = 0
-        self._forget()
+        self.epoch, self.ended = epoch, True
+        self._begin()
         return summary
 
-    def _agree(self) -> None:
-        """Raise on every rank where the ranks differ in N: one collective would break or hang."""
-        given = gather(torch.tensor([self.num_samples or 0]), self.process_group)
-        if len({int(n) for n in given}) > 1:
+    def _assess(self, epoch: BySample, summary: EpochSummary) -> None:
+        """Add the epoch to the quality of the labels, where the scores are."""
+        assert self.quality is not None  # noqa: S101  # made with `num_samples`
+        if self._quality_device != epoch.device:
+            # Its sums go by the host to where the next scores are.
+            self.quality.load_state_dict(self.quality.state_dict())
+            self._quality_device = epoch.device
+        scores = epoch.scores(epoch.device)
+        # NumPy shares the memory, and the core works on its arrays in blocks.
+        self.quality.update(scores.numpy() if scores.device.type == "cpu" else scores, summary)
+
+    def _agree(self, whole: int) -> list[list[int]]:
+        """Return by rank the rows, the largest batch, the batches, and those of a whole epoch.
+
+        Raises on every rank where the ranks differ in N: one collective would break or hang.
+        """
+        own = [self.num_samples or 0, self._rows, self._largest, self.batches, whole]
+        sizes, *columns = torch.stack(gather(torch.tensor(own), self.group)).T.tolist()
+        if len(set(sizes)) > 1:
             raise ValueError(
                 "`num_samples` must be the same on all ranks, got "
-                f"{', '.join(str(int(n) or None) for n in given)}; it is the size of the whole "
+                f"{', '.join(str(n or None) for n in sizes)}; it is the size of the whole "
                 "training set and not of a rank's part"
             )
+        return columns
 
-    def _forget(self) -> None:
-        """Let go of forward passes that wait for targets."""
+    def _expected(
+        self, came: int, rows: list[int], largest: list[int], batches: list[int], whole: list[int]
+    ) -> float | None:
+        """Return how many scores a whole epoch has, or None where nobody knows."""
+        if all(whole) and any(batches):
+            return float(expected_samples(came, rows=sum(batches), total=sum(whole)))
+        seen = sum(rows, self._common_rows)
+        if self.num_samples is None or not seen:
+            return None
+        total = self.num_samples / self.every
+        # A loader may drop what does not fill a batch.
+        total = seen if total - seen < sum(largest) else total
+        return float(expected_samples(came, rows=seen, total=total))
 
     def synchronize(self) -> None:
-        """Give every rank the epoch so far, so that the state of any rank is the whole state.
-
-        All ranks must call it. Without ``torch.distributed`` it changes nothing.
-        """
-        if position(self.process_group)[1] == 1:
+        """Take over what the other ranks saw."""
+        if position(self.group)[1] == 1:
             return
-        epoch = self._in_flight() or self._new_epoch(head_device(self.head))
-        self._agree()
-        epoch.synchronize(self.process_group)
+        epoch = self._current() or self._new_epoch(head_device(self.head))
+        rows, *_ = self._agree(0)
+        epoch.synchronize(self.group)
         if not epoch.empty:
-            self._followed.synchronize(epoch, self.process_group)
-            self._epoch, self._ended, self._whole = epoch, False, True
+            self.followed.synchronize(self.group)
+            self.epoch, self.ended, self._whole = epoch, False, True
+            self._rows, self._common_rows = 0, sum(rows, self._common_rows)
 
     @property
     def scores(self) -> torch.Tensor | None:
-        """Scores (N,) of the epoch in flight, or of the one that ended last, on the host.
+        """Scores (N,) on the host, where there are any."""
+        return None if self.epoch is None else self.epoch.scores()
 
-        Not a number where a sample was not seen; None without `num_samples` or before the first
-        batch. In flight, those of this rank.
-        """
-        return None if self._epoch is None else self._epoch.scores()
-
-    def save(
-        self,
-        run_folder: str | os.PathLike[str],
-        *,
-        metrics: Mapping[str, float] | None = None,
-        targets: torch.Tensor | None = None,
-        class_names: Sequence[str] | None = None,
-    ) -> None:
-        """Write the epoch that ended last to a run folder, for ``gwa analyse``.
-
-        Call it after every `end_epoch`. Epochs that the folder does not have yet are written
-        without scores, and epochs after the last one, which a resumed run makes again, are dropped.
-        Only the first rank writes.
-
-        Parameters
-        ----------
-        run_folder : path
-            The folder; made where it does not exist.
-        metrics : mapping of str to float, optional
-            Numbers to keep beside the summary and the means of the signals.
-        targets : integer tensor of shape (N,), optional
-            Given labels by sample id.
-        class_names : sequence of str, optional
-            C names.
-        """
-        if not self.history:
-            raise ValueError("`save` must follow `end_epoch`, got no ended epoch")
-        if position(self.process_group)[0] == 0:
-            write_run(
-                run_folder,
-                self.history,
-                self.scores if self._ended else None,
-                resumed=self._resumed,
-                num_samples=self.num_samples,
-                num_classes=self.num_classes,
-                beta=self.beta,
-                loss=self.loss,
-                metrics=self._followed.means | dict(metrics or {}),
-                targets=targets,
-                class_names=class_names,
-            )
-        self._resumed = True
+    @property
+    def label_quality(self) -> torch.Tensor | None:
+        """Label quality (N,) on the host, where there is any."""
+        value = None if self.quality is None else self.quality.value
+        return None if value is None else torch.as_tensor(value).cpu()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything as tensors on the host and plain values, with a version.
-
-        In the middle of an epoch under ``torch.distributed`` call `synchronize` on all ranks first;
-        then the state of any rank serves all of them.
-        """
-        rank, world = position(self.process_group)
-        epoch = self._in_flight()
+        """Return everything as tensors on the host and plain values, with a version."""
+        rank, world = position(self.group)
+        epoch = self._current()
         return {
             "version": STATE_VERSION,
             "num_samples": self.num_samples,
             "beta": self.beta,
             "history": [summary._asdict() for summary in self.history],
-            "updates": self._updates,
+            "batches": self.batches,
+            "rows": [self._rows, self._common_rows, self._largest],
             "rank": rank,
             "world": world,
             "whole": world == 1 or self._whole,
             "epoch": None if epoch is None else epoch.state_dict(),
-            "signals": self._followed.state_dict(),
+            "signals": self.followed.state_dict(),
+            "quality": None if self.quality is None else made_of_tensors(self.quality.state_dict()),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a state, also in the middle of an epoch.
-
-        Parameters
-        ----------
-        state : mapping
-            What `state_dict` returned; survives ``torch.load(weights_only=True)``.
-
-        Raises
-        ------
-        ValueError
-            If it is of another version or training set; the monitor is unchanged then.
-        """
+        """Take over a state, also in the middle of an epoch."""
         found = state.get("version"), state.get("num_samples")
         if found != (STATE_VERSION, self.num_samples):
             raise ValueError(
                 f"`state` must be of version {STATE_VERSION} and num_samples={self.num_samples}, "
                 f"got {found[0]!r} and {found[1]!r}; it is of another gwa-core or training set"
             )
-        place, epoch = position(self.process_group), None
+        place, epoch = position(self.group), None
         if state["epoch"] is not None:
             if not state["whole"] and place != (state["rank"], state["world"]):
                 raise ValueError(
@@ -303,14 +219,15 @@ class Keeper:
                 )
             epoch = self._new_epoch(head_device(self.head))
             epoch.load_state_dict(state["epoch"])
-        self._followed.load_state_dict(state.get("signals"), in_flight=epoch is not None)
-        history = [EpochSummary(**summary) for summary in state["history"]]
-        self.beta, self.history = state["beta"], history
-        self._updates = state["updates"]
-        self._resumed = True
-        self._epoch, self._ended, self._whole = epoch, False, state["whole"]
-        self._forget()
-
-
-def _kind(x: Any) -> str:
-    return str(x.dtype) if isinstance(x, torch.Tensor) else type(x).__name__
+        self.followed.load_state_dict(state["signals"], in_progress=epoch is not None)
+        if self.quality is not None:
+            self.quality.load_state_dict(made_of_arrays(state["quality"]))
+            self._quality_device = None
+        self.beta = state["beta"]
+        self.history = [EpochSummary(**summary) for summary in state["history"]]
+        self._begin()
+        if epoch is not None:
+            self.batches = state["batches"]
+            self._rows, self._common_rows, self._largest = state["rows"]
+        self.resumed = True
+        self.epoch, self.ended, self._whole = epoch, False, state["whole"]

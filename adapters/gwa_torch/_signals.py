@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 
-from gwa_core import Moments
 from gwa_core.signals import TrackedSignals
 from gwa_torch._capture import Forward
-from gwa_torch._distributed import gather, position, total
-from gwa_torch._epoch import BySample, ByStream, pack, unpack
-from gwa_torch._targets import Flat
+from gwa_torch._distributed import each
+from gwa_torch._targets import Flat, LossOptions
 
-__all__ = ["Followed"]
+__all__ = ["Followed", "made_of_arrays", "made_of_tensors"]
 
 
 class Followed:
@@ -28,33 +25,49 @@ class Followed:
         Keys of ``SIGNALS``, or none; then nothing is followed.
     num_samples : int or None
         N of the monitor.
-    loss : str
-        Of the monitor.
     """
 
-    def __init__(self, names: str | Iterable[str], num_samples: int | None, loss: str) -> None:
+    def __init__(self, names: str | Iterable[str], num_samples: int | None) -> None:
         names = (names,) if isinstance(names, str) else tuple(names)
-        if names and loss != "cross_entropy":
-            raise ValueError(
-                f"`signals` must come with loss='cross_entropy', got {loss!r}; a sigmoid has no "
-                "one label whose margin or probability it could be"
-            )
         self.tracked = TrackedSignals(names, num_samples) if names else None
-        # Of a stream: what all ranks agreed on, by signal, without what this one saw since.
-        self._common: dict[str, tuple[Moments, int]] = {}
+        # The epoch in progress: what this rank saw since the ranks last shared it, and all before.
+        self._own: TrackedSignals | None = None
+        self._shared: TrackedSignals | None = None
 
-    def check(self, flat: Flat) -> None:
+    def check_loss(self, options: LossOptions) -> None:
+        """Raise where samples have no one label."""
+        several = options.loss == "binary_cross_entropy" and options.classes > 1
+        if self.tracked is not None and several:
+            raise ValueError(
+                "`signals` must come with one label a sample, got loss='binary_cross_entropy' and "
+                f"C = {options.classes} outputs; a sample with several labels has no one margin or "
+                "probability (one output, or loss='cross_entropy', has)"
+            )
+
+    def check(self, flat: Flat, options: LossOptions) -> None:
         """Raise where a batch has no signals."""
-        if self.tracked is not None and flat.targets.ndim != 1:
+        if self.tracked is None:
+            return
+        # The Trainer finds out with the first batch.
+        self.check_loss(options)
+        targets = flat.targets
+        soft = targets.ndim != 1
+        if targets.is_floating_point() and targets.device.type == "cpu":
+            soft = soft or not bool((targets == targets.round()).all())
+        if soft:
             raise ValueError(
                 "`targets` must be class numbers under `signals=`, got soft ones of shape "
-                f"{tuple(flat.targets.shape)}; after mixup no class is the label"
+                f"{tuple(targets.shape)}; after mixup no class is the label"
             )
 
     @property
     def means(self) -> dict[str, float]:
         """Those of the epoch that ended last."""
         return dict(self.tracked.history[-1]) if self.tracked is not None else {}
+
+    def _fresh(self) -> TrackedSignals:
+        assert self.tracked is not None  # noqa: S101  # asked before
+        return TrackedSignals(self.tracked.names, self.tracked.num_samples)
 
     def follow(self, forward: Forward, flat: Flat) -> None:
         """Take in a pass, as the forward had it."""
@@ -67,80 +80,56 @@ class Followed:
             # The scores count those out of range, and `end_epoch` refuses them on all ranks.
             known = (ids >= 0) & (ids < (self.tracked.num_samples or 0))
             ids, where = ids.where(known, 0), known if where is None else known & where
-        self.tracked.update(
+        self._own = self._own or self._fresh()
+        self._own.update(
             logits=logits,
             latents=forward.latents.reshape(-1, forward.latents.shape[-1]),
-            targets=flat.targets,
+            targets=_numbers(flat.targets),
             ids=ids,
             where=where,
         )
 
-    def synchronize(self, epoch: BySample | ByStream, group: Any) -> None:
-        """Take over what the other ranks saw, after the scores of the epoch did."""
-        if self.tracked is None:
-            return
-        state = self._merged(epoch, group)
-        if isinstance(epoch, ByStream):
-            self._common = {name: _moments(x) for name, x in state["trackers"].items()}
-            for tracker in state["trackers"].values():
-                _put_moments(tracker, Moments.empty(np.zeros(())), 0)
-        self.tracked.load_state_dict(state)
+    def synchronize(self, group: Any) -> None:
+        """Take over what the other ranks saw."""
+        if self.tracked is not None:
+            shared = self._fresh()
+            self._merge_into(shared, group)
+            self._own, self._shared = None, shared
 
-    def end_epoch(self, epoch: BySample | ByStream, group: Any) -> None:
+    def end_epoch(self, group: Any) -> None:
         """End the epoch on all ranks alike, after the scores were merged."""
-        if self.tracked is None:
-            return
-        if position(group)[1] > 1 or self._common:
-            self.tracked.load_state_dict(self._merged(epoch, group))
-        self._common = {}
-        self.tracked.end_epoch()
+        if self.tracked is not None:
+            self._merge_into(self.tracked, group)
+            self._own = self._shared = None
+            self.tracked.end_epoch()
 
-    def _merged(self, epoch: BySample | ByStream, group: Any) -> dict[str, Any]:
-        """Return the state with the epoch in flight of all ranks."""
-        assert self.tracked is not None  # noqa: S101  # asked before
-        state = self.tracked.state_dict()
-        if isinstance(epoch, BySample):
-            self._merge_samples(state["trackers"], epoch, group)
-        else:
-            self._merge_moments(state["trackers"], group)
-        return state
+    def _merge_into(self, into: TrackedSignals, group: Any) -> None:
+        """Add the epoch in progress of all ranks, one after the other: each is large."""
+        if self._shared is not None:
+            into.merge(self._shared)
+        own = None if self._own is None else self._own.state_dict()
+        for state in each(own, group):
+            if (part := self._loaded(state)) is not None:
+                into.merge(part)
 
-    def _merge_samples(self, trackers: dict[str, Any], epoch: BySample, group: Any) -> None:
-        """Take each sample's values from the rank whose score of it is kept."""
-        seen, mine = (x.numpy() for x in epoch.seen(group))
-        # In float64, as a rank without samples does not know the dtype of the others.
-        values = np.zeros((len(trackers), len(seen)))
-        for row, tracker in zip(values, trackers.values(), strict=True):
-            if tracker["by_sample"] is not None:
-                row[mine] = tracker["by_sample"]["scores"][mine]
-        # Only one rank has something else than 0.
-        merged = total(torch.from_numpy(values), group).numpy()
-        for row, tracker in zip(merged, trackers.values(), strict=True):
-            slots = {"scores": np.where(seen, row, np.nan), "seen_in": seen.astype(np.int64) - 1}
-            tracker.update(ended=False, by_id=True, by_sample=slots)
-
-    def _merge_moments(self, trackers: dict[str, Any], group: Any) -> None:
-        own = [_moments(tracker) for tracker in trackers.values()]
-        packed = torch.stack([pack(_each(torch.from_numpy, moments)) for moments, _ in own])
-        omitted = total(torch.tensor([count for _, count in own]), group)
-        parts = gather(packed, group)
-        for k, (name, tracker) in enumerate(trackers.items()):
-            common, before = self._common.get(name, (Moments.empty(np.zeros(())), 0))
-            ranks = [_each(torch.Tensor.numpy, unpack(part[k])) for part in parts]
-            _put_moments(
-                tracker, functools.reduce(Moments.merge, ranks, common), before + int(omitted[k])
-            )
+    def _loaded(self, state: Mapping[str, Any] | None) -> TrackedSignals | None:
+        if state is None:
+            return None
+        loaded = self._fresh()
+        loaded.load_state_dict(state)
+        return loaded
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return everything as tensors, which ``torch.load(weights_only=True)`` reads."""
         if self.tracked is None:
             return None
-        common = {name: [list(moments), n] for name, (moments, n) in self._common.items()}
-        tensors: dict[str, Any] = _made_of_tensors(self.tracked.state_dict() | {"common": common})
+        parts = {"ended": self.tracked, "own": self._own, "shared": self._shared}
+        states = {name: None if x is None else x.state_dict() for name, x in parts.items()}
+        tensors: dict[str, Any] = made_of_tensors(states)
         return tensors
 
-    def load_state_dict(self, state: Mapping[str, Any] | None, *, in_flight: bool) -> None:
-        """Take over a state; without its epoch in flight where the scores of that are left out."""
+    def load_state_dict(self, state: Mapping[str, Any] | None, *, in_progress: bool) -> None:
+        """Take over a state; without its epoch in progress where the scores of that are left out."""
         if (self.tracked is None) != (state is None):
             own, other = ("none" if x is None else "some" for x in (self.tracked, state))
             raise ValueError(
@@ -149,46 +138,32 @@ class Followed:
             )
         if self.tracked is None:
             return
-        state = _made_of_arrays(state)
-        common = state["common"] if in_flight else {}
-        if not in_flight:
-            fresh = TrackedSignals(self.tracked.names, self.tracked.num_samples).state_dict()
-            trackers = {
-                name: x if x["ended"] else fresh["trackers"].get(name)
-                for name, x in state["trackers"].items()
-            }
-            state = {**state, "trackers": trackers}
-        self.tracked.load_state_dict(state)
-        self._common = {name: (Moments(*fields), n) for name, (fields, n) in common.items()}
+        arrays = made_of_arrays(state)
+        self.tracked.load_state_dict(arrays["ended"])
+        self._own = self._loaded(arrays["own"]) if in_progress else None
+        self._shared = self._loaded(arrays["shared"]) if in_progress else None
 
 
-def _moments(tracker: Mapping[str, Any]) -> tuple[Moments, int]:
-    """Return moments and number of omitted values of the epoch in flight."""
-    ended = tracker["ended"]
-    moments = Moments.empty(np.zeros(())) if ended else tracker["moments"]
-    return _each(lambda x: np.array(x, np.float64), moments), 0 if ended else tracker["omitted"]
+def _numbers(targets: torch.Tensor) -> torch.Tensor:
+    """Return class numbers; a soft label of one sigmoid, which the host has refused, is none."""
+    if not targets.is_floating_point():
+        return targets
+    return torch.where(targets == targets.round(), targets, -1).long()
 
 
-def _put_moments(tracker: dict[str, Any], moments: Moments, omitted: int) -> None:
-    fields = [np.array(field) for field in moments]
-    tracker.update(ended=False, by_id=False, moments=fields, omitted=omitted)
-
-
-def _each(function: Any, moments: Iterable[Any]) -> Moments:
-    return Moments(*(function(field) for field in moments))
-
-
-def _made_of_tensors(state: Any) -> Any:
+def made_of_tensors(state: Any) -> Any:
+    """Return a state of the core with tensors in place of NumPy's arrays."""
     if isinstance(state, np.ndarray):
         return torch.from_numpy(state.copy())
     if isinstance(state, Mapping):
-        return {name: _made_of_tensors(value) for name, value in state.items()}
-    return [_made_of_tensors(value) for value in state] if isinstance(state, list) else state
+        return {name: made_of_tensors(value) for name, value in state.items()}
+    return [made_of_tensors(value) for value in state] if isinstance(state, list) else state
 
 
-def _made_of_arrays(state: Any) -> Any:
+def made_of_arrays(state: Any) -> Any:
+    """Return what `made_of_tensors` was given."""
     if isinstance(state, torch.Tensor):
         return state.cpu().numpy()
     if isinstance(state, Mapping):
-        return {name: _made_of_arrays(value) for name, value in state.items()}
-    return [_made_of_arrays(value) for value in state] if isinstance(state, list) else state
+        return {name: made_of_arrays(value) for name, value in state.items()}
+    return [made_of_arrays(value) for value in state] if isinstance(state, list) else state

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from gwa_core import EarlyStopper, EpochSummary, Rule
+from gwa_core import BestMetric, EarlyStopper, EpochSummary, Rule
+from gwa_core.signals import SIGNALS
 from gwa_torch.monitor import GWAMonitor
 
 __all__ = [
@@ -23,7 +23,6 @@ __all__ = [
     "log_values",
     "pick_ids",
     "pick_targets",
-    "watch",
 ]
 
 # A callback itself brings head, model and targets.
@@ -50,12 +49,17 @@ class Watched:
 
     @property
     def scores(self) -> torch.Tensor | None:
-        """Scores (N,) of the epoch in flight, or of the one that ended last; see `GWAMonitor`."""
+        """Scores (N,) of the epoch in progress, or of the one that ended last; see `GWAMonitor`."""
         return None if self.monitor is None else self.monitor.scores
 
     @property
+    def label_quality(self) -> torch.Tensor | None:
+        """Label quality (N,) over the ended epochs, low = suspicious; see `GWAMonitor`."""
+        return None if self.monitor is None else self.monitor.label_quality
+
+    @property
     def best_epoch(self) -> int | None:
-        """The epoch that the rule keeps so far, or None."""
+        """The best epoch by the rule so far, or None."""
         return None if self.stopper is None else self.stopper.best_step
 
     @property
@@ -67,6 +71,24 @@ class Watched:
     def _hooked(self) -> GWAMonitor:
         assert self.monitor is not None  # noqa: S101  # made when training starts
         return self.monitor
+
+    def _record(self) -> dict[str, Any]:
+        """Return the summary of the epoch that ended last, with the means of its signals."""
+        return {**self._hooked.history[-1]._asdict(), **signal_means(self._hooked)}
+
+    def _observe(self, metrics: Mapping[str, Any]) -> bool:
+        """Show the epoch that ended last to the rule, with what else was logged.
+
+        Returns
+        -------
+        bool
+            Whether it is the best so far.
+        """
+        assert self.stopper is not None  # noqa: S101  # asked before
+        # The trainers log an epoch and a step of their own.
+        record = {**metrics, **self._record()}
+        self.stopper.observe(record, step=record["epoch"])
+        return self.stopper.best_step == record["epoch"]
 
 
 def check_options(options: Iterable[str]) -> None:
@@ -88,18 +110,27 @@ def check_new_run(run_folder: str | os.PathLike[str]) -> None:
         )
 
 
-def begin_stopper(rule: Rule | None, epochs: int | None) -> EarlyStopper | None:
+def begin_stopper(
+    rule: Rule | None, epochs: int | None, monitor: GWAMonitor
+) -> EarlyStopper | None:
     """Return a stopper of a rule, or say now what would fail at the end of the first epoch."""
     if rule is None:
         return None
+    followed = () if monitor.signals is None else monitor.signals.names
+    # A metric of the user's own may have any name.
+    known = rule.signal in SIGNALS and not isinstance(rule, BestMetric)
+    if known and rule.signal not in followed:
+        raise ValueError(
+            f"`signals` must have what the rule watches, {rule.signal!r}, got "
+            f"{', '.join(followed) or 'none'}; say GWACallback(..., signals={rule.signal!r})"
+        )
     try:
-        EarlyStopper(rule, total_steps=epochs).update(0.0)
+        return EarlyStopper(rule, total_steps=epochs)
     except ValueError as error:
         raise ValueError(
             "`rule` must have a warm-up in whole epochs where their number is not known, got "
             f"{rule!r}; say {type(rule).__name__}(warmup=2), or how many epochs there are"
         ) from error
-    return EarlyStopper(rule, total_steps=epochs)
 
 
 def pick_targets(batch: Any, pick: Pick = None) -> torch.Tensor:
@@ -140,7 +171,6 @@ def _pick(name: str, batch: Any, pick: Pick, place: int, keys: tuple[str, ...]) 
 def log_values(monitor: GWAMonitor, prefix: str) -> dict[str, float]:
     """Return the numbers to log for the epoch that ended last."""
     summary = monitor.history[-1]
-    means = monitor.signals.history[-1] if monitor.signals else {}
     return {
         f"{prefix}gwa": summary.gwa,
         f"{prefix}gwa_mean": summary.mean,
@@ -148,12 +178,10 @@ def log_values(monitor: GWAMonitor, prefix: str) -> dict[str, float]:
         f"{prefix}gwa_se": summary.gwa_standard_error,
         f"{prefix}gwa_bimodality": summary.bimodality,
         f"{prefix}gwa_separation": summary.separation,
-        **{f"{prefix}{name}": mean for name, mean in means.items()},
+        **{f"{prefix}{name}": mean for name, mean in signal_means(monitor).items()},
     }
 
 
-def watch(stopper: EarlyStopper, summary: EpochSummary) -> tuple[bool, bool]:
-    """Show an epoch to a rule; return whether to stop, and whether this is the best epoch."""
-    value = getattr(summary, stopper.rule.signal, math.nan)
-    stop = stopper.update(value, step=summary.epoch, healthy=summary.healthy)
-    return stop, stopper.best_step == summary.epoch
+def signal_means(monitor: GWAMonitor) -> dict[str, float]:
+    """Return the means of the signals in the epoch that ended last."""
+    return monitor.signals.history[-1] if monitor.signals else {}

@@ -112,7 +112,7 @@ class Tap:
         model, waiting = self.trainer.model, monitor._capture.waiting
         if self.infer:
             # The model may have found out in this very pass.
-            monitor.options = monitor.options._replace(loss=loss_of(model, monitor.num_classes))
+            monitor.options = monitor.options._replace(loss=loss_of(model, monitor.options.classes))
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
         if isinstance(logits, torch.Tensor) and waiting:
             # One look a run is enough.

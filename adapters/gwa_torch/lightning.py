@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,6 @@ from gwa_torch._trainers import (
     log_values,
     pick_ids,
     pick_targets,
-    watch,
 )
 from gwa_torch.monitor import GWAMonitor
 
@@ -120,9 +120,14 @@ class GWACallback(Watched, Callback):
         self._stage: str | None = None
         self._fitting = False
         self._loaded: dict[str, Any] | None = None  # waits for the monitor
-        # The trainer's number of the epoch in flight, and of the one that ended last.
+        # The trainer's number of the epoch in progress, and of the one that ended last.
         self._open: int | None = None
         self._ended: int | None = None
+        # A logged metric that the rule watches: the value of this epoch, and the last one seen.
+        self._metric: Any = None
+        self._seen: Any = None
+        # In this fit, whether it came, and whether there was a validation.
+        self._came = self._validated = False
 
     @property
     def history(self) -> list[EpochSummary]:
@@ -153,7 +158,8 @@ class GWACallback(Watched, Callback):
             self._loaded["monitor"]["epoch"] = None
         self.monitor, self._open, self._ended = monitor, None, None
         epochs = trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
-        self.stopper = begin_stopper(self.rule, epochs)
+        self.stopper = begin_stopper(self.rule, epochs, monitor)
+        self._metric, self._came, self._validated = None, False, False
         # None of the trainer's: it saves when told to. In stage "fit" it would warn of files there.
         self._saver = ModelCheckpoint(self.dirpath, save_on_train_epoch_end=True)
         self._saver.setup(trainer, pl_module, stage="validate")
@@ -179,6 +185,12 @@ class GWACallback(Watched, Callback):
         self._hooked.update(pick_targets(batch, self._targets), ids)
         self._open = trainer.current_epoch
 
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the metric that the rule watches."""
+        if self._fitting and not trainer.sanity_checking:
+            self._validated = True
+            self._look(trainer)
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the epoch, log it, and ask the rule."""
         if trainer.current_epoch != self._ended:
@@ -191,7 +203,12 @@ class GWACallback(Watched, Callback):
         self._log(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make sure that the best checkpoint is there."""
+        """Make sure that the rule had its metric, and that the best checkpoint is there."""
+        if self.stopper is not None and self.history and self._reads_log and not self._came:
+            rank_zero_warn(
+                f"the rule watches {self.stopper.rule.signal!r}, which no validation has logged; usual "
+                "cause: `check_val_every_n_epoch` is larger than the number of epochs"
+            )
         best = self.best_model_path
         if best and not self._saver.file_exists(best, trainer):
             rank_zero_warn(
@@ -219,13 +236,15 @@ class GWACallback(Watched, Callback):
             # A rank that failed must not wait for others that may not come.
             rank_zero_warn(
                 "A checkpoint of an interrupted run on several processes is without the scores of "
-                "the epoch in flight; resumed, that epoch is made of its remaining batches"
+                "the epoch in progress; resumed, that epoch has its remaining batches alone and "
+                "counts as cut short"
             )
             state["epoch"] = None
         return {
             "monitor": state,
             "stopper": None if self.stopper is None else self.stopper.state_dict(),
             "best_model_path": self.best_model_path,
+            "metric": None if self._metric is None else float(self._metric),
             "open": None if state["epoch"] is None else self._open,
             "ended": self._ended,
         }
@@ -242,6 +261,8 @@ class GWACallback(Watched, Callback):
         self._loaded = None
         self._hooked.load_state_dict(state["monitor"])
         self._open, self._ended = state["open"], state["ended"]
+        self._metric = state["metric"]
+        self._came = self._metric is not None
         if self.stopper is not None and state["stopper"] is not None:
             total = self.stopper.total_steps
             self.stopper.load_state_dict(state["stopper"])
@@ -249,20 +270,59 @@ class GWACallback(Watched, Callback):
             self._saver.best_model_path = state["best_model_path"]
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        summary = self._hooked.end_epoch(step=trainer.global_step)
+        batches = trainer.num_training_batches
+        summary = self._hooked.end_epoch(
+            step=trainer.global_step, batches=int(batches) if math.isfinite(batches) else None
+        )
         self._open, self._ended = None, epoch
         self._log(pl_module)
         if self.run_folder:
             self._hooked.save(self.run_folder)
         if self.stopper is None:
             return
-        stop, best = watch(self.stopper, summary)
-        if best:
+        logged = self._logged(trainer)
+        if logged is None:
+            return
+        if self._observe(logged):
             self._saver.filename = f"gwa-best-epoch={summary.epoch}"
             self._saver.on_train_epoch_end(trainer, pl_module)
-        if stop:
+        if self.stopper.should_stop:
             trainer.should_stop = True  # on every rank: they have the same history
-            rank_zero_info(f"GWACallback: keep epoch {self.best_epoch}, {self.stopper.reason}.")
+            rank_zero_info(
+                f"GWACallback: the best epoch is {self.best_epoch}, {self.stopper.reason}."
+            )
+
+    @property
+    def _reads_log(self) -> bool:
+        """Whether the rule watches a logged metric, and no number of the callback's own."""
+        return self.stopper is not None and self.stopper.rule.signal not in self._record()
+
+    def _look(self, trainer: Trainer) -> None:
+        """Take the value of the metric, if it is a new one: Lightning keeps the old ones."""
+        if self.stopper is None:
+            return
+        value = trainer.callback_metrics.get(self.stopper.rule.signal)
+        if value is not None and value is not self._seen:
+            self._seen = self._metric = value
+            self._came = True
+
+    def _logged(self, trainer: Trainer) -> dict[str, Any] | None:
+        """Return what was logged, or None where the metric of the rule has no new value."""
+        assert self.stopper is not None  # noqa: S101  # asked before
+        logged, signal = dict(trainer.callback_metrics), self.stopper.rule.signal
+        if not self._reads_log:
+            return logged
+        self._look(trainer)
+        value = None if self._metric is None else float(self._metric)
+        # Not every epoch may have a validation.
+        later = self._came or (trainer.enable_validation and not self._validated)
+        # It may differ between the processes, or be logged by the first one alone.
+        value, later = trainer.strategy.broadcast((value, later))
+        self._metric = None
+        logged.pop(signal, None)
+        if value is None:
+            return None if later else logged
+        return logged | {signal: value}
 
     def _log(self, pl_module: LightningModule) -> None:
         # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import nn
 
-from gwa_core import JLSketch
+from gwa_core import EpochSummary, JLSketch
+from gwa_core.signals import TrackedSignals
 from gwa_torch import _targets
 from gwa_torch._capture import Capture, Forward, Listener, Recent, same_memory
-from gwa_torch._keeper import Keeper, check_count
+from gwa_torch._checks import check_count, check_real
+from gwa_torch._distributed import position
+from gwa_torch._keeper import Keeper
+from gwa_torch._runs import write_run
 from gwa_torch._signals import Followed
 from gwa_torch.heads import head_size, head_sketch, resolve_head
 from gwa_torch.scoring import head_scores
@@ -20,7 +25,7 @@ from gwa_torch.scoring import head_scores
 __all__ = ["GWAMonitor"]
 
 
-class GWAMonitor(Keeper):
+class GWAMonitor:
     r"""Watch the linear head of a model in training: one score a sample, one summary an epoch.
 
     .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}, \qquad
@@ -135,12 +140,21 @@ class GWAMonitor(Keeper):
             ignore_index=ignore_index,
             classes=head_size(linear)[0],
         )
-        super().__init__(
-            linear, num_samples, beta=beta, loss=self.options.loss, process_group=process_group
-        )
-        self._followed = Followed(signals, num_samples, self.options.loss)
-        self.signals = self._followed.tracked
+        self.head = linear
+        self.num_samples = num_samples
         self.every = every
+        self.process_group = process_group
+        self._followed = Followed(signals, num_samples)
+        self._followed.check_loss(self.options)
+        self._keeper = Keeper(
+            linear,
+            num_samples,
+            beta=check_real("beta", beta),
+            every=every,
+            followed=self._followed,
+            process_group=process_group,
+        )
+        self._nothing = "call `update` for every batch, and train with the model in train mode"
         self._capture = Capture(linear, keep_weight=sketch is not None)
         self._loss_hook = None
         # The output that the criterion was called with last.
@@ -173,7 +187,7 @@ class GWAMonitor(Keeper):
                 )
             return
         self._last.see(logits)
-        linear = isinstance(self.head, nn.Linear) and self.loss == "cross_entropy"
+        linear = isinstance(self.head, nn.Linear) and self.options.loss == "cross_entropy"
         if linear and targets.is_floating_point() and targets.ndim > 2:
             # PyTorch's cross-entropy has the classes second.
             targets = targets.movedim(1, -1)
@@ -228,15 +242,15 @@ class GWAMonitor(Keeper):
         try:
             flat = _targets.flatten(targets, ids, where, self.options, self.head)
             self._check_ids(ids)
-            self._followed.check(flat)
+            self._followed.check(flat, self.options)
         except (TypeError, ValueError):
             self._capture.miss()
             raise
         if flat.samples == 0:
             return
         forwards = self._capture.take(flat.shape, logits)
-        self._updates += 1
-        if (self._updates - 1) % self.every:
+        self._keeper.batches += 1
+        if (self._keeper.batches - 1) % self.every:
             return
         scores, start = [], 0
         for forward in forwards:
@@ -246,7 +260,7 @@ class GWAMonitor(Keeper):
             self._followed.follow(forward, part)
             start = stop
         device = scores[0].device
-        self._add(
+        self._keeper.add(
             torch.cat([part.to(device) for part in scores]) if len(scores) > 1 else scores[0],
             flat.to(device),
         )
@@ -267,8 +281,191 @@ class GWAMonitor(Keeper):
             sketch=self.sketch,
         )
 
-    def _forget(self) -> None:
-        self._capture.forget()
+    @torch.no_grad()
+    def add(
+        self,
+        scores: torch.Tensor,
+        ids: torch.Tensor | None = None,
+        where: torch.Tensor | None = None,
+    ) -> None:
+        """Add scores that you computed yourself, by `head_scores`.
+
+        Parameters
+        ----------
+        scores : tensor of shape (N,)
+            Alignment scores.
+        ids : integer tensor of shape (N,), optional
+            Sample numbers in 0..num_samples-1.
+        where : boolean tensor of shape (N,), optional
+            True for samples that count.
+        """
+        if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
+            raise TypeError(
+                f"`scores` must be a floating tensor, got {getattr(scores, 'dtype', type(scores).__name__)}"
+            )
+        if scores.ndim != 1:
+            raise ValueError(f"`scores` must be (N,), got shape {tuple(scores.shape)}")
+        flat = _targets.flatten(scores, ids, where)
+        self._check_ids(ids)
+        self._keeper.batches += 1
+        self._keeper.add(scores.detach(), flat.to(scores.device))
+        # The head may have been called as well.
+        self.skip()
+
+    def _check_ids(self, ids: torch.Tensor | None) -> None:
+        if (ids is None) != (self.num_samples is None):
+            raise ValueError(
+                "`ids` and `num_samples` must be given together, got "
+                f"{'no ' if ids is None else ''}ids and num_samples={self.num_samples}; let the "
+                "dataset return its index, and say GWAMonitor(head, num_samples=len(dataset))"
+            )
+        if ids is None:
+            return
+        if ids.is_floating_point() or ids.dtype == torch.bool:
+            raise ValueError(f"`ids` must be integers, got {ids.dtype}")
+        size = self.num_samples or 0
+        # Looking at ids on a GPU would wait for it; those are counted and refused at the end.
+        if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < size:
+            raise ValueError(
+                f"`ids` must be in 0..{size - 1}, got {ids.min()}..{ids.max()}; ids number the "
+                "whole training set, not the batch"
+            )
+
+    def end_epoch(self, step: int | None = None, *, batches: int | None = None) -> EpochSummary:
+        """Summarise the epoch over all ranks, append it to the history, and begin a new one.
+
+        Parameters
+        ----------
+        step : int, optional
+            The caller's clock, such as the optimiser's step; default the number of the epoch.
+        batches : int, optional
+            How many batches this rank has in a whole epoch, such as ``len(loader)``. Default what
+            `num_samples` says, where an epoch is the whole training set. A rule never keeps an
+            epoch that was cut short.
+
+        Returns
+        -------
+        EpochSummary
+            In plain numbers, the same on every rank; waits for the device once.
+
+        Raises
+        ------
+        ValueError
+            If no rank has a score, or ids on a GPU were out of range.
+        """
+        whole = None if batches is None else check_count("batches", batches)
+        summary = self._keeper.end_epoch(step, whole, self._nothing)
+        self.skip()
+        return summary
+
+    def synchronize(self) -> None:
+        """Give every rank the epoch so far, so that the state of any rank is the whole state.
+
+        All ranks must call it. Without ``torch.distributed`` it changes nothing.
+        """
+        self._keeper.synchronize()
+
+    @property
+    def history(self) -> list[EpochSummary]:
+        """Ended epochs in order."""
+        return self._keeper.history
+
+    @property
+    def scores(self) -> torch.Tensor | None:
+        """Scores (N,) of the epoch in progress, or of the one that ended last, on the host.
+
+        Not a number where a sample was not seen; None without `num_samples` or before the first
+        batch. During an epoch, those of this rank.
+        """
+        return self._keeper.scores
+
+    @property
+    def label_quality(self) -> torch.Tensor | None:
+        """Label quality (N,) in [0, 1] over the ended epochs of all ranks, on the host.
+
+        Low is suspicious: ``rank_samples(monitor.label_quality, k=100)``. Not a number where a
+        sample was never seen; None without `num_samples` or before the first `end_epoch`. It is
+        what `gwa_core.label_quality` makes of the scores of all epochs, in 8 bytes a sample.
+        """
+        return self._keeper.label_quality
+
+    @property
+    def signals(self) -> TrackedSignals | None:
+        """Signals that are followed: their means by epoch, and values by sample."""
+        return self._followed.tracked
+
+    @property
+    def beta(self) -> float:
+        """The constant of Eq. 2."""
+        return self._keeper.beta
+
+    def save(
+        self,
+        run_folder: str | os.PathLike[str],
+        *,
+        metrics: Mapping[str, float] | None = None,
+        targets: torch.Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        """Write the epoch that ended last to a run folder, for ``gwa analyse``.
+
+        Call it after every `end_epoch`. Epochs that the folder does not have yet are written
+        without scores, and epochs after the last one, which a resumed run makes again, are dropped.
+        Only the first rank writes.
+
+        Parameters
+        ----------
+        run_folder : path
+            The folder; made where it does not exist.
+        metrics : mapping of str to float, optional
+            Numbers to keep beside the summary and the means of the signals.
+        targets : integer tensor of shape (N,), optional
+            Given labels by sample id.
+        class_names : sequence of str, optional
+            C names.
+        """
+        if not self.history:
+            raise ValueError("`save` must follow `end_epoch`, got no ended epoch")
+        kept = self._keeper
+        if position(self.process_group)[0] == 0:
+            write_run(
+                run_folder,
+                kept.history,
+                kept.scores if kept.ended else None,
+                resumed=kept.resumed,
+                num_samples=self.num_samples,
+                num_classes=self.options.classes,
+                beta=kept.beta,
+                loss=self.options.loss,
+                metrics=self._followed.means | dict(metrics or {}),
+                targets=targets,
+                class_names=class_names,
+            )
+        kept.resumed = True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything as tensors on the host and plain values, with a version.
+
+        In the middle of an epoch under ``torch.distributed`` call `synchronize` on all ranks first;
+        then the state of any rank serves all of them.
+        """
+        return self._keeper.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state, also in the middle of an epoch.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned; survives ``torch.load(weights_only=True)``.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version or training set; the monitor is unchanged then.
+        """
+        self._keeper.load_state_dict(state)
+        self.skip()
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:

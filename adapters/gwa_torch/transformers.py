@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,7 +23,6 @@ from gwa_torch._trainers import (
     check_new_run,
     check_options,
     log_values,
-    watch,
 )
 from gwa_torch.heads import head_size, resolve_head
 from gwa_torch.monitor import GWAMonitor
@@ -168,6 +168,10 @@ class GWACallback(Watched, TrainerCallback):
         self._tap = Tap(trainer, None if num_samples is None else ids, infer="loss" not in options)
         # The checkpoint that the run goes on from.
         self._resumed: Path | None = None
+        # The batches of a whole epoch, where the data have a length.
+        self._batches: int | None = None
+        # Where the checkpoint of an ended epoch will be whose metric is still to come.
+        self._undecided: Path | None = None
         self.trainer.train = functools.partial(self._train, trainer.train)
 
     def _train(
@@ -197,6 +201,7 @@ class GWACallback(Watched, TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: Any = None,
+        train_dataloader: Any = None,
         **more: Any,
     ) -> TrainerControl:
         """Watch the head, and take over the state of a checkpoint."""
@@ -209,7 +214,10 @@ class GWACallback(Watched, TrainerCallback):
         self.monitor = GWAMonitor(head, self.num_samples, **options)
         # What the trainer says where the data have no length.
         endless = state.num_train_epochs == sys.maxsize
-        self.stopper = begin_stopper(self.rule, None if endless else state.num_train_epochs)
+        self.stopper = begin_stopper(
+            self.rule, None if endless else state.num_train_epochs, self.monitor
+        )
+        self._batches, self._undecided = _length(train_dataloader), None
         self._tap.open(self.monitor)
         if self._resumed is not None:
             self._load(model, self._resumed)
@@ -249,18 +257,40 @@ class GWACallback(Watched, TrainerCallback):
                 self._stop(control)
         if at_end and kept["monitor"]["epoch"] is not None:
             # Saved after the last step of an epoch, which the trainer does not end any more.
-            self._end_epoch(state, control, folder)
+            self._end_epoch(args, state, control, folder)
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> TrainerControl:
+        """Be done with the epoch before."""
+        self._give_up(args, state, control)
+        return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> TrainerControl:
         """End the epoch, log it, and ask the rule."""
         if self._tap.fresh:
-            self._end_epoch(state, control, self._checkpoint(state))
+            self._end_epoch(args, state, control, self._checkpoint(state))
         return control
 
-    def _end_epoch(self, state: TrainerState, control: TrainerControl, folder: Path) -> None:
-        summary = self._hooked.end_epoch(step=state.global_step)
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **more: Any,
+    ) -> TrainerControl:
+        """Ask the rule where this is the metric that it waits for: evaluations follow an epoch."""
+        if self._undecided is not None and self._signal in (logs or {}):
+            self._decide(state, control)
+        return control
+
+    def _end_epoch(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, folder: Path
+    ) -> None:
+        self._hooked.end_epoch(step=state.global_step, batches=self._batches)
         self._tap.fresh = False
         if self.run_folder is not None:
             self._hooked.save(self.run_folder)
@@ -270,13 +300,48 @@ class GWACallback(Watched, TrainerCallback):
         control.should_log = wanted
         if self.stopper is None:
             return
-        stop, best = watch(self.stopper, summary)
-        if best and self.restore_best:
+        self._undecided = folder
+        evaluated = self._signal.startswith("eval_")
+        if self._signal in self._record():
+            self._decide(state, control)
+        elif not (control.should_evaluate if evaluated else control.should_log):
+            self._give_up(args, state, control)
+
+    @property
+    def _signal(self) -> str:
+        assert self.stopper is not None  # noqa: S101  # asked before
+        return self.stopper.rule.signal
+
+    def _new_logs(self, state: TrainerState) -> dict[str, float]:
+        """Return what was logged since the epoch before the last one ended."""
+        before = self.history[-2].step if len(self.history) > 1 else 0
+        rows = [row for row in state.log_history if row["step"] > before]
+        return {name: value for row in rows for name, value in row.items()}
+
+    def _give_up(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
+    ) -> None:
+        """Decide without waiting for the metric any longer, or leave the epoch out."""
+        if self._undecided is None:
+            return
+        came = {name for row in state.log_history for name in row}
+        evaluated = any(name.startswith("eval_") for name in came)
+        # Not every epoch may have an evaluation.
+        later = self._signal.startswith("eval_") and args.eval_strategy != "no" and not evaluated
+        if self._signal in self._new_logs(state) or not (later or self._signal in came):
+            self._decide(state, control)
+        self._undecided = None
+
+    def _decide(self, state: TrainerState, control: TrainerControl) -> None:
+        """Ask the rule about the epoch that ended last."""
+        assert self.stopper is not None  # noqa: S101  # asked before
+        folder, self._undecided = self._undecided, None
+        if self._observe(self._new_logs(state)) and self.restore_best:
             state.best_metric = self.stopper.best_value
             state.best_global_step = state.global_step
             state.best_model_checkpoint = str(folder)
             control.should_save = True
-        if stop:
+        if self.stopper.should_stop:
             self._stop(control)
 
     def on_train_end(
@@ -288,6 +353,14 @@ class GWACallback(Watched, TrainerCallback):
         **more: Any,
     ) -> None:
         """See that the weights of the best epoch were loaded."""
+        self._give_up(args, state, control)
+        metric = self.stopper and self.history and self._signal not in self._record()
+        if metric and not any(self._signal in row for row in state.log_history):
+            warnings.warn(
+                f"the rule watches {self._signal!r}, which no evaluation has logged; usual cause: "
+                "`eval_steps` or `eval_delay` is longer than the training",
+                stacklevel=2,
+            )
         if self.restore_best and state.best_model_checkpoint is not None:
             self._load(model, Path(state.best_model_checkpoint))
 
@@ -317,3 +390,11 @@ class GWACallback(Watched, TrainerCallback):
                 "stopper": None if self.stopper is None else self.stopper.state_dict(),
             }
             write_state(kept, self._checkpoint(state))
+
+
+def _length(loader: Any) -> int | None:
+    """Return the number of batches of a loader, or None where it has no length."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None

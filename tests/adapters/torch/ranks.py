@@ -74,7 +74,7 @@ def train(
     monitor = GWAMonitor(model.head, **options)
     stopper = EarlyStopper(MaxSeparation(warmup=0, patience=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    scores, decisions, values = [], [], []
+    scores, decisions, values, quality = [], [], [], []
     for epoch in range(EPOCHS):
         every = shards(world, epoch, padded=padded)
         mine = every if rank is None else [every[rank]]
@@ -95,14 +95,21 @@ def train(
                 monitor = GWAMonitor(model.head, **options)
                 monitor.load_state_dict(shared[0])
         summary = monitor.end_epoch()
-        stopper.update(summary.separation, step=epoch, healthy=summary.healthy)
+        stopper.observe(summary)
         scores.append(monitor.scores)
+        quality.append(monitor.label_quality)
         decisions.append((stopper.should_stop, stopper.best_step))
         values.append(monitor.signals.values if by_id else {})
     history = [tuple(summary) for summary in monitor.history]
     signals = [*monitor.signals.history, *values, monitor.signals.over_epochs if by_id else {}]
     signals = [{name: torch.as_tensor(x) for name, x in one.items()} for one in signals]
-    return {"history": history, "scores": scores, "decisions": decisions, "signals": signals}
+    return {
+        "history": history,
+        "scores": scores,
+        "quality": quality,
+        "decisions": decisions,
+        "signals": signals,
+    }
 
 
 def padded_ids(rank: int | None, world: int) -> Any:

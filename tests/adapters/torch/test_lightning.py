@@ -168,7 +168,7 @@ def plain_loop(epochs, num_samples=ROWS, accumulate=1, bf16=False):
                     optimizer.zero_grad()
                     step += 1
                 monitor.update(batch[1], batch[2] if num_samples else None)
-            monitor.end_epoch(step=step)
+            monitor.end_epoch(step=step, batches=STEPS)
     return monitor
 
 
@@ -593,7 +593,7 @@ def one_process(x, y, num_samples, epochs):
                 F.cross_entropy(model(x[ids]), y[ids]).backward()
                 optimizer.step()
                 monitor.update(y[ids], ids if num_samples else None)
-            monitor.end_epoch(step=(epoch + 1) * len(orders[0]))
+            monitor.end_epoch(step=(epoch + 1) * len(orders[0]), batches=len(orders[0]))
     return monitor.history
 
 

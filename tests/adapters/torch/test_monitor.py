@@ -17,7 +17,17 @@ from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from gwa_core import EpochSummary, GWATracker, JLSketch, MaxGWA, select_epoch
+from gwa_core import (
+    EarlyStopper,
+    EpochSummary,
+    GWATracker,
+    JLSketch,
+    MaxGWA,
+    MaxSeparation,
+    label_quality,
+    rank_samples,
+    select_epoch,
+)
 from gwa_offline import analyse, open_features
 from gwa_offline.store import FeaturesError, RunFolder
 from gwa_torch import GWAMonitor, head_scores
@@ -59,7 +69,8 @@ class TestNumbers:
                 monitor.update(y[part], part if num_samples else None)
             got, want = monitor.end_epoch(step=7), tracker.end_epoch(step=7)
             assert got[:4] == want[:4]
-            assert_allclose(got[4:], want[4:], rtol=1e-5)
+            assert_allclose(got[4:-1], want[4:-1], rtol=1e-5)
+            assert got.expected == num_samples
             monitor.close()
 
     def test_scores_equal_the_authors_formula_where_that_is_well_conditioned(self):
@@ -153,6 +164,125 @@ class TestNumbers:
         assert_allclose(monitor.scores, head_oracle(model, x, y), atol=1e-6)
 
 
+class TestLabelQuality:
+    def test_it_is_the_one_of_the_whole_history(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 41)
+        scores = []
+        for _ in range(5):
+            run(monitor, model, rows=40)
+            scores.append(monitor.scores)
+        want = label_quality(torch.stack(scores).double())
+        assert monitor.label_quality.dtype == torch.float32
+        assert monitor.label_quality[-1].isnan()
+        assert_allclose(monitor.label_quality, want, rtol=1e-6)
+        suspicious = rank_samples(monitor.label_quality, k=np.int64(5))
+        assert set(suspicious.tolist()) == set(want[:40].argsort()[:5].tolist())
+
+    def test_an_epoch_in_progress_does_not_count(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        run(monitor, model)
+        before = monitor.label_quality.clone()
+        run(monitor, model, stop_at=3)
+        assert torch.equal(monitor.label_quality, before)
+
+
+def expected_of(part_of_an_epoch, num_samples=40, batches=None, **options):
+    """How many samples the monitor says that a whole epoch has."""
+    model = network()
+    monitor = GWAMonitor(model.head, num_samples, **options)
+    x, y = batch(40)
+    for ids in part_of_an_epoch:
+        targets = y[ids]
+        if "ignore_index" in options:
+            targets = targets.where(ids % 2 == 0, options["ignore_index"])
+        model(x[ids])
+        monitor.update(targets, ids if num_samples else None)
+    summary = monitor.end_epoch(batches=batches)
+    return summary.count, summary.expected
+
+
+class TestWhole:
+    """What a whole epoch is: rows count, not samples."""
+
+    every = torch.arange(40)
+
+    def test_a_whole_epoch_and_half_of_one(self):
+        assert expected_of(self.every.split(8)) == (40, 40)
+        assert expected_of(self.every.split(4)[:5]) == (20, 40)
+        assert expected_of(self.every.split(8)[:1]) == (8, 40)
+
+    def test_without_ids_nobody_knows(self):
+        assert expected_of(self.every.split(8), None) == (40, None)
+
+    def test_the_loop_may_say_how_many_batches_there_are(self):
+        assert expected_of(self.every.split(8)[:2], None, batches=5) == (16, 40)
+        assert expected_of(self.every.split(8)[:2], batches=np.int64(2)) == (16, 16)
+        with pytest.raises(ValueError, match="`batches` must be an integer of at least 1, got 0"):
+            expected_of(self.every.split(8), batches=0)
+
+    def test_samples_drawn_with_replacement(self):
+        drawn = torch.randint(40, (40,), generator=torch.Generator().manual_seed(0))
+        count, expected = expected_of(drawn.split(8))
+        assert count == len(drawn.unique()) == expected < 0.9 * 40
+
+    def test_ignored_labels(self):
+        assert expected_of(self.every.split(8), ignore_index=-100) == (20, 20)
+        assert expected_of(self.every.split(8)[:2], ignore_index=-100) == (8, 20)
+
+    def test_a_loader_that_drops_its_last_batch(self):
+        # 28 of 40, and no batch that was left out.
+        assert expected_of(self.every.split(28)[:1]) == (28, 28)
+
+    def test_every_second_batch(self):
+        assert expected_of(self.every.split(4), every=2) == (20, 20)
+        assert expected_of(self.every.split(4)[:4], every=np.int64(2)) == (8, 20)
+
+    def test_scores_made_by_hand_are_rows(self):
+        monitor = GWAMonitor(network().head, 40)
+        for ids in self.every.split(5)[:2]:
+            monitor.add(torch.rand(5), ids)
+        assert monitor.end_epoch().expected == 40
+        monitor.add(torch.rand(5), self.every[:5])
+        assert monitor.end_epoch(batches=2).expected == 10
+
+    def test_a_resumed_epoch_without_its_beginning_was_cut_short(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        run(monitor, model, stop_at=3)
+        monitor.load_state_dict(monitor.state_dict() | {"epoch": None})
+        run(monitor, model, start=3)
+        assert (monitor.history[0].count, monitor.history[0].expected) == (16, 40)
+
+
+@pytest.mark.parametrize("num_samples", [200, None])
+def test_an_epoch_cut_short_is_not_the_best_one(num_samples):
+    kept_by_value = 0
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = network()
+        x, y = batch(200)
+        monitor = GWAMonitor(model.head, num_samples)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        stopper = EarlyStopper(MaxSeparation(), total_steps=9)
+        for epoch in range(9):
+            # The data end, or the time is up, in the last one.
+            for ids in torch.randperm(200).split(8)[: 25 if epoch < 8 else 1]:
+                F.cross_entropy(model(x[ids]), y[ids]).backward()
+                optimizer.step()
+                optimizer.zero_grad()
+                monitor.update(y[ids], ids if num_samples else None)
+            stopper.observe(monitor.end_epoch())
+        assert stopper.best_step < 8
+        assert "1 cut short left out" in stopper.reason
+        assert select_epoch(monitor.history).step == stopper.best_step
+        values = [summary.separation for summary in monitor.history]
+        kept_by_value += values.index(max(values)) == 8
+    # By its value alone it would have been.
+    assert kept_by_value > 0
+
+
 class TestMemory:
     def test_nothing_of_a_step_is_kept(self):
         model = network()
@@ -187,10 +317,10 @@ class TestMemory:
             model(x[part])
             folded.update(y[part])
             whole.update(y[part], part)
-        assert len(folded._epoch._pending) <= 1
+        assert len(folded._keeper.epoch._pending) <= 1
         got, want = folded.end_epoch(), whole.end_epoch()
         assert folded.scores is None
-        assert_allclose(got, want, rtol=1e-6)
+        assert_allclose(got[:-1], want[:-1], rtol=1e-6)
 
     def test_closing_removes_the_hooks(self):
         model, loss = network(), nn.CrossEntropyLoss()
@@ -252,6 +382,18 @@ class TestState:
         assert select_epoch(resumed.history, MaxGWA()) == select_epoch(whole.history, MaxGWA())
         if num_samples:
             assert torch.equal(resumed.scores, whole.scores)
+            assert torch.equal(resumed.label_quality, whole.label_quality)
+        else:
+            assert resumed.label_quality is None
+
+    def test_label_quality_is_there_right_after_resuming(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        assert monitor.label_quality is None
+        run(monitor, model, epochs=2)
+        resumed = GWAMonitor(model.head, 40)
+        resumed.load_state_dict(monitor.state_dict())
+        assert torch.equal(resumed.label_quality, monitor.label_quality)
 
     def test_a_state_is_a_copy(self):
         model = network()
@@ -276,7 +418,7 @@ class TestState:
 
     def test_a_state_of_something_else_is_refused(self):
         monitor = GWAMonitor(network().head, 40)
-        with pytest.raises(ValueError, match=r"`state` must be of version 1 and num_samples=40"):
+        with pytest.raises(ValueError, match=r"`state` must be of version 2 and num_samples=40"):
             monitor.load_state_dict(GWAMonitor(network().head, 41).state_dict())
         assert monitor.history == []
 
@@ -685,8 +827,42 @@ def test_many_small_passes_of_a_compiled_model():
 def test_counts_may_be_those_of_numpy():
     monitor = GWAMonitor(nn.Linear(4, 3), np.int64(6), every=np.int32(2))
     assert (monitor.num_samples, monitor.every) == (6, 2)
-    with pytest.raises(ValueError, match="got True"):
-        GWAMonitor(nn.Linear(4, 3), True)
+    for name in ("num_samples", "every", "sketch"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer .* got True"):
+            GWAMonitor(nn.Linear(4, 3), **{name: True})
+
+
+def test_numbers_may_be_those_of_numpy():
+    monitor = GWAMonitor(
+        nn.Linear(4, 3),
+        beta=np.float32(1.5),
+        label_smoothing=np.float64(0.25),
+        ignore_index=np.int16(-1),
+        sketch=np.int64(2),
+    )
+    monitor.head(torch.randn(6, 4))
+    monitor.update(torch.tensor([0, 1, 2, -1, 0, 1]))
+    assert monitor.end_epoch(step=np.int32(3))[1:3] == (3, 5)
+    assert (monitor.beta, monitor.options.label_smoothing) == (1.5, 0.25)
+    assert monitor.sketch.out_features == 2
+    file = io.BytesIO()
+    torch.save(monitor.state_dict(), file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["beta"] == 1.5
+
+
+@pytest.mark.parametrize("value", [True, np.True_, "1", None, 1.5])
+def test_other_things_are_no_numbers(value):
+    with pytest.raises(TypeError, match="`ignore_index` must be an integer"):
+        GWAMonitor(nn.Linear(4, 3), ignore_index=value)
+    monitor = monitored()
+    monitor.update(LABELS)
+    with pytest.raises(ValueError, match="`batches` must be an integer of at least 1"):
+        monitor.end_epoch(batches=0 if value is None else value)
+    if value != 1.5:
+        for name in ("beta", "label_smoothing"):
+            with pytest.raises(ValueError, match=f"`{name}` must be a finite number"):
+                GWAMonitor(nn.Linear(4, 3), **{name: value})
 
 
 def test_ids_out_of_range_on_a_device_are_said_once_and_lose_nothing():

@@ -1,13 +1,34 @@
 """Gradient-weight alignment in JAX: pure functions on a pytree, inside your own jitted step."""
 
+from gwa_core import (
+    BestMetric,
+    DipThenMax,
+    EarlyStopper,
+    GradientDisparity,
+    LabelWave,
+    MaxBimodality,
+    MaxGWA,
+    MaxSeparation,
+    rank_samples,
+    select_epoch,
+)
 from gwa_jax import signals
 from gwa_jax.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
+from gwa_jax.runs import save
 from gwa_jax.scoring import head_scores
 from gwa_jax.sketch import jl_layer
 from gwa_jax.state import State, add, init, merge, update
-from gwa_jax.summaries import end_epoch, fetch, scores, summary
+from gwa_jax.summaries import end_epoch, fetch, label_quality, scores, summary
 
 __all__ = [
+    "BestMetric",
+    "DipThenMax",
+    "EarlyStopper",
+    "GradientDisparity",
+    "LabelWave",
+    "MaxBimodality",
+    "MaxGWA",
+    "MaxSeparation",
     "State",
     "add",
     "end_epoch",
@@ -15,11 +36,15 @@ __all__ = [
     "head_scores",
     "init",
     "jl_layer",
+    "label_quality",
     "layer_alignment",
     "layer_gradient_disparity",
     "layer_gradient_norms",
     "merge",
+    "rank_samples",
+    "save",
     "scores",
+    "select_epoch",
     "signals",
     "summary",
     "update",

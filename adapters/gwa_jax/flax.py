@@ -8,7 +8,7 @@ from typing import Any
 from gwa_core import EpochSummary
 from gwa_jax.scoring import Array, Loss
 from gwa_jax.state import init, update
-from gwa_jax.summaries import end_epoch, scores, summary
+from gwa_jax.summaries import end_epoch, label_quality, scores, summary
 
 try:
     from flax import linen, nnx
@@ -168,7 +168,7 @@ class GWAMetric(nnx.Metric):
     Parameters
     ----------
     num_samples : int, optional
-        N, the size of the training set: scores are kept by sample id.
+        N, the size of the training set: scores and label quality are kept by sample id.
     beta : float
         The constant of Eq. 2, default 1.2.
     loss : {"cross_entropy", "binary_cross_entropy"}
@@ -230,6 +230,7 @@ class GWAMetric(nnx.Metric):
         bias: Array | None = None,
         ids: Array | None = None,
         mask: Array | None = None,
+        class_weights: Array | None = None,
         **_: Any,
     ) -> None:
         """Score a batch.
@@ -241,9 +242,11 @@ class GWAMetric(nnx.Metric):
         labels : integer array of shape (...,) or array of shape (..., C)
             Class numbers, or probabilities.
         ids : integer array of shape (...,)
-            Sample numbers in 0..num_samples-1, where `num_samples` was given.
+            Sample numbers in 0..num_samples-1, where `num_samples` was given; -1 is padding.
         mask : array of shape (...,), optional
             True, or not zero, for samples that count.
+        class_weights : array of shape (C,), optional
+            Weights of the classes in the loss.
         **_ : Any
             What other metrics of an ``nnx.MultiMetric`` need.
 
@@ -263,6 +266,7 @@ class GWAMetric(nnx.Metric):
             where=None if mask is None else mask.astype(bool),
             loss=self.loss,
             label_smoothing=self.label_smoothing,
+            class_weights=class_weights,
         )
         self.state.set_value(state)
 
@@ -283,10 +287,14 @@ class GWAMetric(nnx.Metric):
         found: EpochSummary = summary(self.state.get_value(), beta=self.beta)
         return found
 
-    def scores(self) -> Array:
-        """Return the scores (N,) by sample id, nan where not seen since `reset`."""
+    def scores(self) -> Array | None:
+        """Return the scores (N,) since `reset` by sample id, nan where not seen; None without N."""
         return scores(self.state.get_value())
 
+    def label_quality(self) -> Array | None:
+        """Return the label quality (N,) of the epochs that `reset` ended; None without N."""
+        return label_quality(self.state.get_value())
+
     def reset(self) -> None:
-        """Begin a new epoch; the number of epochs goes on."""
+        """Begin a new epoch; the number of epochs goes on, and label quality takes the scores in."""
         self.state.set_value(end_epoch(self.state.get_value())[0])

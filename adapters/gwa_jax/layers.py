@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from gwa_core import gradient_alignment
+from gwa_core import gradient_alignment, gradient_norms
 from gwa_core.signals import gradient_disparity, rescaled_loss
 from gwa_jax._rows import check_count
 from gwa_jax._tracing import automatic, lenient, spec
@@ -174,7 +174,7 @@ def layer_gradient_norms(
     """
 
     def measure(gradient: Array, _: Array) -> Array:
-        length: Array = jnp.linalg.norm(gradient)
+        length: Array = gradient_norms(gradient[None])[0]
         return length
 
     return _Gradients(loss_fn, params, stages).of_samples(measure, inputs, targets, chunk_size)

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from gwa_core import alignment_from_logits, alignment_scores
+from gwa_core import alignment_from_logits, alignment_scores, weighted_targets
 from gwa_jax._tracing import automatic, lenient, spec
 
 __all__ = ["Array", "Loss", "head_scores"]
@@ -30,13 +30,14 @@ def head_scores(
     bias: Array | None = None,
     loss: Loss = "cross_entropy",
     label_smoothing: float = 0.0,
+    class_weights: Array | None = None,
     where: Array | None = None,
 ) -> Array:
     r"""Return γ of a batch, the alignment of each sample's negative head gradient with the head.
 
     .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}
 
-    Give the parameters that the forward pass has used, those before the optimiser's update.
+    Give the parameters that the forward pass used, those before the optimiser's update.
 
     Parameters
     ----------
@@ -54,6 +55,9 @@ def head_scores(
         Softmax or sigmoid, default softmax.
     label_smoothing : float
         In [0, 1), default 0.
+    class_weights : array of shape (C,), optional
+        Weights of the classes in a cross-entropy loss, default all alike. They matter for soft
+        targets and label smoothing: for class numbers alone γ does not depend on them.
     where : boolean array of shape (...,), optional
         True for samples that count; the others get nan.
 
@@ -87,8 +91,9 @@ def head_scores(
     Array([ 0.5, -0.5], dtype=float32)
     """
     _check_shapes(latents, kernel, targets, logits, where)
+    _check_class_weights(class_weights, kernel.shape[1], loss)
     scores: Array = _scores(
-        latents, kernel, targets, logits, bias, where, loss, float(label_smoothing)
+        latents, kernel, targets, logits, bias, class_weights, where, loss, float(label_smoothing)
     )
     return scores
 
@@ -133,7 +138,25 @@ def _check_shapes(
             )
 
 
-@functools.partial(jax.jit, static_argnums=(6, 7))
+def _check_class_weights(weights: Array | None, classes: int, loss: str) -> None:
+    if weights is None:
+        return
+    if not hasattr(weights, "shape"):
+        raise TypeError(f"`class_weights` must be an array, got {type(weights).__name__}")
+    if loss != "cross_entropy":
+        raise ValueError(
+            f"`class_weights` must come with loss='cross_entropy', got {loss!r}; a weighted sigmoid "
+            "loss has another gradient than the one measured"
+        )
+    if not jnp.issubdtype(weights.dtype, jnp.floating):
+        raise TypeError(f"`class_weights` must be floating point, got {weights.dtype}")
+    if tuple(weights.shape) != (classes,):
+        raise ValueError(
+            f"`class_weights` must be (C,) = ({classes},), got shape {tuple(weights.shape)}"
+        )
+
+
+@functools.partial(jax.jit, static_argnums=(7, 8))
 @lenient
 def _scores(
     latents: Array,
@@ -141,12 +164,13 @@ def _scores(
     targets: Array,
     logits: Array | None,
     bias: Array | None,
+    class_weights: Array | None,
     where: Array | None,
     loss: Loss,
     label_smoothing: float,
 ) -> Array:
     """Score arrays that fit together."""
-    given = jax.lax.stop_gradient((latents, kernel, targets, logits, bias))
+    given = jax.lax.stop_gradient((latents, kernel, targets, logits, bias, class_weights))
     score = functools.partial(_flat_scores, loss=loss, label_smoothing=label_smoothing)
     scores: Array = automatic(score, spec(latents, leave=1), *given, where)
     return scores
@@ -158,6 +182,7 @@ def _flat_scores(
     targets: Array,
     logits: Array | None,
     bias: Array | None,
+    class_weights: Array | None,
     where: Array | None,
     *,
     loss: Loss,
@@ -169,11 +194,17 @@ def _flat_scores(
     rows = latents.shape[0]
     targets = targets.reshape(rows) if targets.size == rows else targets.reshape(rows, classes)
     where = None if where is None else where.reshape(rows)
-    options: Any = {"bias": bias, "loss": loss, "label_smoothing": label_smoothing}
+
+    def of_loss(target: Array) -> dict[str, Any]:
+        options = {"targets": target, "label_smoothing": label_smoothing}
+        if class_weights is not None and (target.ndim == 2 or label_smoothing > 0.0):
+            options = {"targets": weighted_targets(class_weights=class_weights, **options)}
+        return options | {"bias": bias, "loss": loss}
+
     if logits is not None:
         logits = logits.reshape(rows, classes)
         scores: Array = alignment_scores(
-            latents=latents, weight=kernel.T, logits=logits, targets=targets, where=where, **options
+            latents=latents, weight=kernel.T, logits=logits, where=where, **of_loss(targets)
         )
         return scores.reshape(shape)
     # In the kernel's dtype, as the model makes them, but not rounded to it.
@@ -187,8 +218,7 @@ def _flat_scores(
             logits=product if bias is None else product + bias.astype(wide),
             latent_norms=jnp.linalg.norm(z.astype(wide), axis=1),
             weight_norm=weight_norm,
-            targets=target,
-            **options,
+            **of_loss(target),
         )
         return made
 

@@ -1,4 +1,4 @@
-"""The scores of an epoch as a pytree, and the pure functions that carry it on."""
+"""The scores of an epoch as a pytree, and the pure functions that take scores in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from gwa_core import Moments
+from gwa_core.attribution import QualitySums
 from gwa_jax._rows import NEVER, check_rows, check_size, count, place, seen
 from gwa_jax._tracing import automatic, everywhere, lenient, spec
 from gwa_jax.scoring import Array, Loss, head_scores
@@ -17,22 +18,24 @@ __all__ = ["State", "add", "empty", "init", "merge", "update"]
 
 
 class State(NamedTuple):
-    """The epoch in flight. Make one with `init`.
+    """The epoch in progress, and the label quality of those before. Make one with `init`.
 
     Parameters
     ----------
     epoch : 0-D int32 array
         Number of epochs that ended.
     rows : 0-D int32 array
-        Rows with ids that came in this epoch.
+        Rows with ids that came in this epoch, also those that do not count.
     omitted : 0-D int32 array
-        Scores that were left out: not finite, or of an id outside 0..N-1.
+        Scores that were left out: not finite, or with an id outside 0..N-1 other than -1.
     moments : Moments
         Of scores without ids.
     order : int32 array of shape (N,)
         When each sample was seen first in this epoch; 2^31 - 1 where it was not.
     values : array of shape (N,)
         Its score then.
+    quality : QualitySums
+        What `label_quality` is made of, over the epochs that ended; arrays of shape (N,).
     """
 
     epoch: Array
@@ -41,6 +44,7 @@ class State(NamedTuple):
     moments: Moments
     order: Array
     values: Array
+    quality: QualitySums
 
 
 def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
@@ -49,15 +53,15 @@ def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
     Parameters
     ----------
     num_samples : int, optional
-        N, the size of the training set: scores are kept by sample id. Without it moments alone are
-        kept, in O(1) memory.
+        N, the size of the training set: scores and label quality are kept by sample id. Without
+        it moments alone are kept, in O(1) memory.
     dtype : dtype
         Of the scores kept, default float32.
 
     Returns
     -------
     State
-        A pytree of arrays, 8 N bytes.
+        A pytree of arrays, 16 N bytes in float32.
 
     Raises
     ------
@@ -78,14 +82,15 @@ def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
 
 def empty(epoch: Array | int, size: int, dtype: Any) -> State:
     """Return the state before an epoch."""
-    zero = jnp.zeros((), jnp.int32)
+    zero, like = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
     return State(
         epoch=jnp.asarray(epoch, jnp.int32),
         rows=zero,
         omitted=zero,
-        moments=Moments.empty(jnp.zeros((), dtype)),
+        moments=Moments.empty(like),
         order=jnp.full((size,), NEVER, jnp.int32),
         values=jnp.full((size,), jnp.nan, dtype),
+        quality=QualitySums.empty(size, like),
     )
 
 
@@ -101,6 +106,7 @@ def update(
     where: Array | None = None,
     loss: Loss = "cross_entropy",
     label_smoothing: float = 0.0,
+    class_weights: Array | None = None,
     axis_name: Any = None,
 ) -> State:
     """Score a batch and take its scores in.
@@ -109,11 +115,11 @@ def update(
     ----------
     state : State
         From `init` or the update before; a step may donate it.
-    latents, kernel, targets, logits, bias, loss, label_smoothing
-        See `head_scores`; the kernel is (D, C), the one that the forward pass has used.
+    latents, kernel, targets, logits, bias, loss, label_smoothing, class_weights
+        See `head_scores`; the kernel is (D, C), the one that the forward pass used.
     ids : integer array of the samples' shape
         Sample numbers in 0..num_samples-1, where the state has `num_samples`. A sample counts once
-        an epoch, with its first score.
+        an epoch, with its first score. Rows with the id -1 are padding and do not count.
     where : boolean array of the samples' shape, optional
         True for samples that count, False for padding.
     axis_name : str or tuple of str, optional
@@ -130,7 +136,7 @@ def update(
     ------
     TypeError, ValueError
         On shapes, dtypes and options that do not fit, and on ids out of range where they are a
-        NumPy array; other ids out of range are counted in `omitted`.
+        NumPy array. In a JAX array, ids out of range are counted in `omitted`.
 
     Notes
     -----
@@ -160,6 +166,7 @@ def update(
         bias=bias,
         loss=loss,
         label_smoothing=label_smoothing,
+        class_weights=class_weights,
     )
     return add(state, found, ids=ids, where=where, axis_name=axis_name)
 
@@ -172,7 +179,7 @@ def add(
     where: Array | None = None,
     axis_name: Any = None,
 ) -> State:
-    """Take in scores that are there already, such as those of `head_scores`.
+    """Take in scores that you have already, such as the result of `head_scores`.
 
     Parameters
     ----------
@@ -233,7 +240,7 @@ def _take_in(
 @jax.jit
 @lenient
 def merge(state: State, other: State) -> State:
-    """Return the epoch in flight of two states together, as of two shards of the data.
+    """Return the epoch in progress of two states together, as of two shards of the data.
 
     Parameters
     ----------
@@ -251,6 +258,12 @@ def merge(state: State, other: State) -> State:
     ValueError
         If they do not belong together.
 
+    Notes
+    -----
+    Merge before `end_epoch`, and continue on all shards from the state that it returns: how much
+    an epoch counts in label quality depends on all of its scores. Of label quality a sample keeps
+    the sums of the state where it counted more, so that a past that both share counts once.
+
     Examples
     --------
     >>> import jax.numpy as jnp
@@ -264,11 +277,17 @@ def merge(state: State, other: State) -> State:
             f"`other` must have num_samples={state.order.shape[-1] or None}, got "
             f"{other.order.shape[-1] or None}"
         )
+    # An epoch that counts is worth more than any number of those that do not, whose share is negative.
+    ours, theirs = state.quality.share, other.quality.share
+    more = jnp.where(theirs > 0, theirs > ours, (ours <= 0) & (theirs < ours))
     return State(
         epoch=jnp.maximum(state.epoch, other.epoch),
-        rows=jnp.maximum(state.rows, other.rows),
+        rows=state.rows + other.rows,
         omitted=state.omitted + other.omitted,
         moments=state.moments.merge(other.moments),
         order=jnp.minimum(state.order, other.order),
         values=jnp.where(other.order < state.order, other.values, state.values),
+        quality=QualitySums(
+            *(jnp.where(more, b, a) for a, b in zip(state.quality, other.quality, strict=True))
+        ),
     )

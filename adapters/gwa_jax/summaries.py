@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,26 +11,91 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from gwa_core import EpochSummary, Moments, summarize
+from gwa_core.attribution import QualitySums, epoch_weight
+from gwa_core.history import expected_samples
 from gwa_jax._rows import NEVER
 from gwa_jax._tracing import automatic, lenient, spec
 from gwa_jax.scoring import Array
 from gwa_jax.state import State, empty
 
-__all__ = ["end_epoch", "fetch", "scores", "summary"]
-
-# A summary lies whole on every device.
-WHOLE = EpochSummary(*[PartitionSpec()] * 13)  # type: ignore[arg-type, no-untyped-call]
+__all__ = ["end_epoch", "fetch", "label_quality", "scores", "summary"]
 
 
-def scores(state: State) -> Array:
-    """Return the scores (N,) of the epoch in flight by sample id, nan where not seen."""
-    return state.values
+def scores(state: State) -> Array | None:
+    """Return the scores of the epoch in progress.
+
+    Parameters
+    ----------
+    state : State
+        Before `end_epoch`.
+
+    Returns
+    -------
+    array of shape (N,) or None
+        By sample id, nan where not seen; None without `num_samples`.
+    """
+    return state.values if state.order.shape[-1] else None
+
+
+def label_quality(state: State) -> Array | None:
+    r"""Return how far each label can be trusted, over the epochs that ended.
+
+    .. math:: q_i = \frac 1 2 \left(1 + \frac {\sum_{t \in S_i} w_t \gamma_{t,i}}
+              {\sum_{t \in S_i} w_t}\right)
+
+    Parameters
+    ----------
+    state : State
+        After `end_epoch`.
+
+    Returns
+    -------
+    array of shape (N,) or None
+        By sample id, in [0, 1], low = suspicious; nan where never seen. None without
+        `num_samples`.
+
+    Notes
+    -----
+    The same as `gwa_core.label_quality` of the scores of all epochs, of which the state keeps two
+    numbers a sample. Cost: O(N). Runs under jit and vmap.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.3 and Fig. 16; the weights are ours.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import gwa_jax
+    >>> state = gwa_jax.init(4)
+    >>> for epoch in ([0.5, -0.3, 0.4], [0.6, -0.1, 0.5]):
+    ...     state = gwa_jax.add(state, jnp.asarray(epoch), ids=jnp.arange(3))
+    ...     state, summary = gwa_jax.end_epoch(state)
+    >>> quality = gwa_jax.label_quality(state)
+    >>> [round(float(q), 2) for q in quality]
+    [0.77, 0.4, 0.72, nan]
+    >>> gwa_jax.rank_samples(quality, k=1)
+    Array([1], dtype=int32)
+    """
+    return _quality(state) if state.order.shape[-1] else None
+
+
+@jax.jit
+@lenient
+def _quality(state: State) -> Array:
+    found: Array = automatic(_value, spec(state.order), state.quality)
+    return found
+
+
+def _value(sums: QualitySums) -> Array:
+    value: Array = sums.value
+    return value
 
 
 @functools.partial(jax.jit, static_argnames="beta")
 @lenient
 def summary(state: State, *, beta: float = 1.2) -> EpochSummary:
-    """Summarise the epoch in flight.
+    """Summarise the epoch in progress.
 
     Parameters
     ----------
@@ -47,24 +113,30 @@ def summary(state: State, *, beta: float = 1.2) -> EpochSummary:
     ----------
     Hölzl, Rueckert, Kaissis, NeurIPS 2025, Definition 2.
     """
-    ended: EpochSummary = automatic(functools.partial(_summarize, beta=beta), WHOLE, state)
+    ended: EpochSummary = automatic(functools.partial(_summarize, beta=beta), _whole(state), state)
     return ended
 
 
+def _whole(state: State) -> EpochSummary:
+    """Return the shardings of a summary, which each device has whole."""
+    whole = EpochSummary._make([PartitionSpec()] * len(EpochSummary._fields))  # type: ignore[no-untyped-call]
+    return whole if state.order.shape[-1] else whole._replace(expected=None)
+
+
 def _summarize(state: State, *, beta: float) -> EpochSummary:
-    moments, omitted = state.moments, state.omitted
-    if state.order.shape[0]:
+    moments, omitted, size = state.moments, state.omitted, state.order.shape[0]
+    if size:
         moments = Moments.from_batch(state.values)
         seen = state.order < NEVER
         omitted = omitted + jnp.sum(seen & ~jnp.isfinite(state.values), dtype=jnp.int32)
-    count, *fields = summarize(moments, beta=beta)
-    return EpochSummary(
-        state.epoch,  # type: ignore[arg-type]  # arrays instead of numbers, until `fetch`
-        state.epoch,  # type: ignore[arg-type]
-        count,
-        omitted,  # type: ignore[arg-type]
-        *fields,
+    found = summarize(moments, beta=beta)
+    expected = (
+        expected_samples(found.count + omitted, rows=state.rows, total=size) if size else None
     )
+    # Arrays instead of numbers, until `fetch`.
+    fields: dict[str, Any] = found._asdict()
+    fields |= {"epoch": state.epoch, "step": state.epoch, "omitted": omitted, "expected": expected}
+    return EpochSummary(**fields)
 
 
 @functools.partial(jax.jit, static_argnames="beta")
@@ -75,7 +147,7 @@ def end_epoch(state: State, *, beta: float = 1.2) -> tuple[State, EpochSummary]:
     Parameters
     ----------
     state : State
-        After the last update of the epoch. Its `scores` are gone afterwards.
+        After the last update of the epoch.
     beta : float
         The constant of Eq. 2, default 1.2.
 
@@ -86,8 +158,9 @@ def end_epoch(state: State, *, beta: float = 1.2) -> tuple[State, EpochSummary]:
 
     Notes
     -----
-    An epoch without scores has ``count`` 0 and nan everywhere else. Cost: O(N). Runs under jit,
-    scan and vmap.
+    The scores of the epoch go into `label_quality` and are not kept otherwise: call `scores` before
+    this function if you need them. An epoch without scores has ``count`` 0 and nan everywhere
+    else. Cost: O(N). Runs under jit, scan and vmap.
 
     References
     ----------
@@ -102,13 +175,18 @@ def end_epoch(state: State, *, beta: float = 1.2) -> tuple[State, EpochSummary]:
     >>> round(gwa_jax.fetch(summary).mean, 3), int(state.epoch)
     (0.3, 1)
     """
-
-    def end(state: State) -> tuple[State, EpochSummary]:
-        new = empty(state.epoch + 1, state.order.shape[0], state.values.dtype)
-        return new, _summarize(state, beta=beta)
-
-    both: tuple[State, EpochSummary] = automatic(end, (jax.tree.map(spec, state), WHOLE), state)
+    end = functools.partial(_end, beta=beta)
+    specs = jax.tree.map(spec, state), _whole(state)
+    both: tuple[State, EpochSummary] = automatic(end, specs, state)
     return both
+
+
+def _end(state: State, *, beta: float) -> tuple[State, EpochSummary]:
+    ended, quality = _summarize(state, beta=beta), state.quality
+    if state.order.shape[0]:
+        quality = quality.add(state.values, epoch_weight(ended, state.values))
+    new = empty(state.epoch + 1, state.order.shape[0], state.values.dtype)
+    return new._replace(quality=quality), ended
 
 
 def fetch(summary: EpochSummary) -> EpochSummary:
@@ -135,10 +213,15 @@ def fetch(summary: EpochSummary) -> EpochSummary:
             f"`summary` must be that of one run, got fields of shape {np.shape(host.mean)}; take "
             "one with `jax.tree.map(lambda x: x[i], summary)`"
         )
-    whole = [round(float(field)) for field in host[:4]]
-    if whole[2] + whole[3] == 0:
+    counts = {
+        name: round(float(getattr(host, name))) for name in ("epoch", "step", "count", "omitted")
+    }
+    if counts["count"] + counts["omitted"] == 0:
         raise ValueError(
             "an epoch must have scores, got none since the last `end_epoch`; call `update` for "
             "every batch"
         )
-    return EpochSummary(*whole, *(float(field) for field in host[4:]))
+    fields: dict[str, Any] = {name: float(x) for name, x in host._asdict().items() if x is not None}
+    if host.expected is not None:
+        counts["expected"] = round(float(host.expected))
+    return EpochSummary(**(fields | counts))

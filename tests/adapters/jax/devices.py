@@ -62,16 +62,18 @@ def run(update, place=None, *, by_id):
         for k in range(BATCHES):
             z, y, i, w = (place("batch", x[k]) for x in (latents, labels, ids, where))
             state = update(state, z, kernel, bias, y, i, w)
-        scores = np.asarray(gwa_jax.scores(state))
+        scores = gwa_jax.scores(state)
         state, summary = gwa_jax.end_epoch(state)
-    return scores, gwa_jax.fetch(summary), state
+    quality = gwa_jax.label_quality(state)
+    return scores, gwa_jax.fetch(summary), state, quality
 
 
 def apart(found, wanted):
     """Return the largest distance of scores and of summaries, relative to the larger of 1."""
-    pairs = [(found[0], wanted[0]), (np.array(found[1]), np.array(wanted[1]))]
+    pairs = [(found[k], wanted[k]) for k in (0, 1, 3) if wanted[k] is not None]
     distance = 0.0
-    for a, b in pairs:
+    for pair in pairs:
+        a, b = (np.asarray(x, np.float64) for x in pair)
         assert (np.isnan(a) == np.isnan(b)).all(), (a, b)
         difference = np.abs(a - b) / np.maximum(1.0, np.abs(b))
         distance = max(distance, float(np.nan_to_num(difference).max(initial=0.0)))

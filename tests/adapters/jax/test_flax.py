@@ -510,6 +510,20 @@ def test_the_metric_is_the_state_and_goes_with_others():
     ended = gwa_jax.fetch(metrics.gwa.summary())
     assert (ended.epoch, ended.count) == (1, int(mask.sum()))
     assert bool(jnp.isnan(metrics.gwa.scores()[:ROWS]).all())
+    assert_array_equal(jnp.isfinite(metrics.gwa.label_quality()[:ROWS]), mask)
+    assert GWAMetric().scores() is GWAMetric().label_quality() is None
+
+
+@pytest.mark.usefixtures("_promotion")
+def test_the_metric_takes_class_weights():
+    x, targets = data()
+    _, head = call_with_head(Net(), "head", x)
+    metric, weights = GWAMetric(label_smoothing=0.1), jnp.asarray([0.5, 1.0, 3.0])
+    metric.update(**head._asdict(), labels=targets, class_weights=weights, loss=0.3)
+    scores = gwa_jax.head_scores(
+        **head._asdict(), targets=targets, class_weights=weights, label_smoothing=0.1
+    )
+    assert_allclose(metric.compute(), gwa_jax.summary(gwa_jax.add(gwa_jax.init(), scores)).gwa)
 
 
 def test_a_batch_that_does_not_fit_leaves_the_metric_as_it_was():
@@ -764,7 +778,7 @@ def interrupted(tmp_path, stop):
             state, summary = gwa_jax.end_epoch(state)
             parts.metric.reset()
             told.append(summary)
-    return told
+    return [*told, parts.metric.label_quality(), gwa_jax.label_quality(state)]
 
 
 @pytest.mark.usefixtures("_promotion")
@@ -776,6 +790,8 @@ def test_restored_in_the_middle_of_an_epoch_equals_uninterrupted(tmp_path):
     # The metric and the plain state tell the same.
     assert_allclose(jax.tree.leaves(got[0]), jax.tree.leaves(got[1]), rtol=1e-5)
     assert got[3].epoch == 1
+    assert_allclose(got[4], got[5], rtol=1e-5)
+    assert bool(jnp.isfinite(got[5]).all())
 
 
 # Imports -------------------------------------------------------------------------------------

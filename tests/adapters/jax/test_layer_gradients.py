@@ -123,6 +123,16 @@ def test_the_kernel_of_the_head_has_the_closed_forms():
     assert_allclose(found, core, rtol=1e-5)
 
 
+def test_norms_neither_overflow_nor_vanish():
+    x = jnp.asarray([[3e30, 4e30], [3e-30, 4e-30]])
+
+    def loss_fn(kernel, x, y):
+        return jnp.dot(x, kernel) * y
+
+    norms = jax.jit(lambda *args: layer_gradient_norms(loss_fn, *args))(jnp.ones(2), x, jnp.ones(2))
+    assert_allclose(norms["full"], [5e30, 5e-30], rtol=1e-6)
+
+
 def test_disparity_equals_the_loop(expected):
     traced = []
 

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 import gwa_core
 import gwa_jax
-from gwa_core.signals import SIGNALS, TrackedSignals
+from gwa_core.signals import SIGNALS, TrackedSignals, sample_signals
 
 N, C, D, ROWS, EPOCHS = 37, 4, 6, 16, 3
 ALL = tuple(SIGNALS)
@@ -234,6 +234,22 @@ def test_ids_that_are_not_there_are_counted_and_harm_nobody():
     np.testing.assert_allclose(gwa_jax.signals.values(state)["margin"], [np.nan, 1.0, np.nan])
     assert int(state.omitted) == 2
     assert int(gwa_jax.signals.end_epoch(state)[0].omitted) == 2
+
+
+def test_one_output_is_a_sigmoid():
+    names, rng = ["margin", "sample_loss", "gradient_norm", "correct"], np.random.default_rng(4)
+    names = [name for name in names if name in SIGNALS]
+    logits = rng.standard_normal((ROWS, 1)).astype(np.float32)
+    latents = rng.standard_normal((ROWS, D)).astype(np.float32)
+    batch = {"logits": logits, "latents": latents, "targets": rng.integers(0, 2, ROWS)}
+    state = jax.jit(lambda state, batch: gwa_jax.signals.update(state, **batch))(
+        gwa_jax.signals.init([*names, "variability"], ROWS), batch | {"ids": np.arange(ROWS)}
+    )
+    found = gwa_jax.signals.values(state)
+    wanted = sample_signals(names, **batch)
+    loss = np.logaddexp(0.0, np.where(batch["targets"] == 1, -1, 1) * logits[:, 0])
+    np.testing.assert_allclose(found["sample_loss"], loss, rtol=1e-5)
+    close({name: found[name] for name in names}, wanted)
 
 
 def test_padding_with_the_id_minus_one_is_left_out_silently():

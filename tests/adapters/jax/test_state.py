@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import oracles
 import pytest
@@ -98,6 +100,70 @@ def test_the_same_as_the_core_and_as_pytorch():
     np.testing.assert_allclose(ours, there.numpy(), rtol=2e-5, atol=1e-6)
 
 
+def test_class_weights_are_those_of_the_weighted_loss():
+    latents, kernel, bias, labels = batch()
+    weights = jnp.linspace(0.5, 4.0, C)
+    hot = np.eye(C)[np.asarray(labels)]
+    soft = jnp.asarray(0.7 * hot + 0.3 / C, jnp.float32)
+    given = {"latents": latents, "kernel": kernel, "bias": bias}
+    logits = jnp.dot(latents, kernel) + bias[None]
+    for targets, smoothing, plain in (
+        (labels, 0.0, hot),
+        (labels, 0.1, 0.9 * hot + 0.1 / C),
+        (soft, 0.0, np.asarray(soft)),
+    ):
+        # -Σ w_c t_c log p_c, by automatic differentiation.
+        wanted = autograd(latents, kernel, bias, plain * np.asarray(weights), "cross_entropy")
+        options = {"targets": targets, "class_weights": weights, "label_smoothing": smoothing}
+        score = jax.jit(functools.partial(gwa_jax.head_scores, label_smoothing=smoothing))
+        for more in ({}, {"logits": logits}):
+            found = score(**given, **more, targets=targets, class_weights=weights)
+            np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+        state = gwa_jax.update(gwa_jax.init(N), **given, **options, ids=jnp.arange(N))
+        np.testing.assert_allclose(gwa_jax.scores(state), wanted, rtol=1e-5, atol=1e-6)
+        if smoothing:
+            unweighted = gwa_jax.head_scores(**given, targets=targets, label_smoothing=smoothing)
+            assert np.abs(unweighted - wanted).max() > 1e-3
+
+
+def test_class_weights_are_those_of_pytorch():
+    torch = pytest.importorskip("torch")
+    from gwa_torch import head_scores
+
+    latents, kernel, bias, labels = batch(seed=5)
+    weights = np.linspace(3.0, 0.5, C, dtype=np.float32)
+    found = gwa_jax.head_scores(
+        latents=latents, kernel=kernel, bias=bias, targets=labels, label_smoothing=0.2,
+        class_weights=jnp.asarray(weights),
+    )  # fmt: skip
+    z, w, b, y = (torch.tensor(np.array(x)) for x in (latents, kernel.T, bias, labels))
+    there = head_scores(
+        latents=z, weight=w, bias=b, targets=y.long(), label_smoothing=0.2,
+        class_weights=torch.tensor(weights),
+    )  # fmt: skip
+    np.testing.assert_allclose(found, there.numpy(), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_class_weights_that_do_not_fit(smoothing):
+    latents, kernel, _, labels = batch()
+
+    def score(weights, **options):
+        return gwa_jax.head_scores(
+            latents=latents, kernel=kernel, targets=labels, class_weights=weights,
+            label_smoothing=smoothing, **options,
+        )  # fmt: skip
+
+    with pytest.raises(ValueError, match=r"`class_weights` must be \(C,\) = \(5,\), got .*\(4,\)"):
+        score(jnp.ones(4))
+    with pytest.raises(TypeError, match="`class_weights` must be an array, got list"):
+        score([1.0] * C)
+    with pytest.raises(TypeError, match="`class_weights` must be floating point, got int32"):
+        score(jnp.ones(C, jnp.int32))
+    with pytest.raises(ValueError, match=r"`class_weights` .*loss='cross_entropy', got 'binary"):
+        score(jnp.ones(C), loss="binary_cross_entropy")
+
+
 def test_tokens_are_samples():
     latents, kernel, bias, labels = batch()
     flat = gwa_jax.head_scores(latents=latents, kernel=kernel, bias=bias, targets=labels)
@@ -114,10 +180,17 @@ def test_tokens_are_samples():
 @pytest.mark.parametrize("rows", [24, 23, 129])
 def test_blocks_of_rows_give_the_same(rows, monkeypatch):
     latents, kernel, bias, labels = batch(rows)
-    whole = gwa_jax.head_scores(latents=latents, kernel=kernel, bias=bias, targets=labels)
+    weights = jnp.linspace(0.5, 2.0, C)
+
+    def scores():
+        given = {"latents": latents, "kernel": kernel, "bias": bias, "targets": labels}
+        plain = gwa_jax.head_scores(**given)
+        return plain, gwa_jax.head_scores(**given, class_weights=weights, label_smoothing=0.1)
+
+    whole = scores()
     monkeypatch.setattr(scoring, "BLOCK_BYTES", 10 * C * 4)
     jax.clear_caches()
-    parts = gwa_jax.head_scores(latents=latents, kernel=kernel, bias=bias, targets=labels)
+    parts = scores()
     jax.clear_caches()
     np.testing.assert_allclose(parts, whole, rtol=1e-5, atol=1e-7)
 
@@ -196,7 +269,8 @@ def values(rows=40, seed=1):
 
 
 def same(summary, wanted, rtol=1e-5):
-    """Compare with a summary of the core's tracker."""
+    """Compare with a summary of the core's tracker, which does not know what to expect."""
+    summary, wanted = (x._replace(expected=None) for x in (summary, wanted))
     np.testing.assert_allclose(
         np.asarray(summary[2:], float), np.asarray(wanted[2:], float), rtol=rtol, atol=1e-6
     )
@@ -223,7 +297,8 @@ def test_an_epoch_equals_the_cores_tracker(by_id):
         state, summary = gwa_jax.end_epoch(state)
         same(gwa_jax.fetch(summary), tracker.end_epoch())
     assert int(state.epoch) == 2
-    assert np.isnan(gwa_jax.scores(state)).all()
+    begun = gwa_jax.scores(state)
+    assert np.isnan(begun).all() if by_id else begun is None
 
 
 def test_the_first_of_two_rows_in_one_batch_counts():
@@ -409,6 +484,160 @@ def test_a_state_saved_in_mid_epoch_goes_on(tmp_path):
     ends = [updates(state, jax.tree.map(lambda x: x[2:], given)) for state in (half, loaded)]
     for a, b in zip(*map(jax.tree.leaves, ends), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+# Label quality: in the state, over the epochs that ended
+
+
+def two_groups(epoch, rows=40):
+    """Scores of right and wrong labels that lie further apart in some epochs; some are nan."""
+    rng = np.random.default_rng(epoch)
+    center = np.where(np.arange(rows) < rows // 4, -0.2, 0.3) * (1 + epoch % 3)
+    scores = np.clip(center + 0.1 * rng.standard_normal(rows), -1, 1)
+    scores[rng.integers(0, rows)] = np.nan
+    return scores
+
+
+def seen_in(epoch, rows=40):
+    """Ids of an epoch: some come twice, and the last ones never."""
+    ids = np.random.default_rng(100 + epoch).permutation(rows - 3)
+    return np.concatenate([ids[: rows - 8], ids[:3]])
+
+
+@pytest.mark.parametrize("wide", [True, False], ids=["float64", "float32"])
+def test_label_quality_equals_that_of_the_whole_history(wide):
+    dtype = np.float64 if wide else np.float32
+    with jax.enable_x64(wide):
+
+        @jax.jit
+        def epoch(state, scores, ids):
+            state, _ = jax.lax.scan(
+                lambda state, batch: (gwa_jax.add(state, batch[0], ids=batch[1]), None),
+                state, (scores.reshape(5, -1), ids.reshape(5, -1)),
+            )  # fmt: skip
+            return gwa_jax.scores(state), *gwa_jax.end_epoch(state)
+
+        state, history = gwa_jax.init(40, dtype=dtype), []
+        assert np.isnan(gwa_jax.label_quality(state)).all()
+        for k in range(6):
+            ids = seen_in(k)
+            given = jnp.asarray(two_groups(k)[ids], dtype)
+            scores, state, _ = epoch(state, given, jnp.asarray(ids, jnp.int32))
+            history.append(np.asarray(scores))
+        found = gwa_jax.label_quality(state)
+        assert found.dtype == dtype
+        wanted = gwa_core.label_quality(np.stack(history).astype(np.float64))
+        assert np.isnan(wanted).sum() == 3
+        np.testing.assert_allclose(found, wanted, rtol=1e-12 if wide else 1e-5)
+        plain = gwa_core.label_quality(np.stack(history).astype(np.float64), method="mean")
+        assert np.nanmax(np.abs(plain - wanted)) > 1e-3, "the weights must matter"
+        # The epoch in progress has no part in it, nor has one without scores.
+        state = gwa_jax.add(state, jnp.ones(2, dtype), ids=jnp.asarray([0, 39]))
+        np.testing.assert_array_equal(gwa_jax.label_quality(state), found)
+        state, _ = gwa_jax.end_epoch(gwa_jax.init(40, dtype=dtype)._replace(quality=state.quality))
+        np.testing.assert_array_equal(gwa_jax.label_quality(state), found)
+
+
+def test_label_quality_over_shards_that_merge_at_every_epoch():
+    # Each rank goes on from the whole state, or only the first one does.
+    for onward in (lambda state: [state] * 3, lambda state: [state, *[gwa_jax.init(40)] * 2]):
+        states, history = [gwa_jax.init(40)] * 3, []
+        for k in range(4):
+            ids = np.arange(40)
+            given = jnp.asarray(two_groups(k), jnp.float32)
+            states = [
+                gwa_jax.add(state, given[r::3], ids=ids[r::3]) for r, state in enumerate(states)
+            ]
+            merged = gwa_jax.merge(gwa_jax.merge(states[2], states[0]), states[1])
+            history.append(np.asarray(gwa_jax.scores(merged), np.float64))
+            merged, summary = gwa_jax.end_epoch(merged)
+            assert gwa_jax.fetch(summary).expected == 40
+            states = onward(merged)
+        wanted = gwa_core.label_quality(np.stack(history))
+        np.testing.assert_allclose(gwa_jax.label_quality(merged), wanted, rtol=1e-5)
+
+
+def test_label_quality_of_shards_by_samples():
+    # Two that ended their epochs each on its own samples: nothing is lost, nothing counts twice.
+    parts = []
+    for rows in (np.arange(25), np.arange(25, 40)):
+        state = gwa_jax.init(40)
+        for k in range(2):
+            state = gwa_jax.add(state, jnp.asarray(two_groups(k)[rows], jnp.float32), ids=rows)
+            state, _ = gwa_jax.end_epoch(state)
+        parts.append(state)
+    whole = gwa_jax.label_quality(gwa_jax.merge(*parts))
+    for state, rows in zip(parts, (slice(25), slice(25, 40)), strict=True):
+        np.testing.assert_array_equal(whole[rows], gwa_jax.label_quality(state)[rows])
+    again = gwa_jax.merge(gwa_jax.merge(parts[1], parts[0]), parts[1])
+    np.testing.assert_array_equal(gwa_jax.label_quality(again), whole)
+
+
+def test_label_quality_under_vmap():
+    def run(scores):
+        state = gwa_jax.init(40)
+        for k in range(2):
+            state, _ = gwa_jax.end_epoch(gwa_jax.add(state, scores[k], ids=jnp.arange(40)))
+        return state
+
+    runs = np.asarray([[two_groups(seed + k) for k in range(2)] for seed in range(3)], np.float32)
+    states = jax.jit(jax.vmap(run))(jnp.asarray(runs))
+    assert gwa_jax.scores(states).shape == gwa_jax.label_quality(states).shape == (3, 40)
+    for found, history in zip(gwa_jax.label_quality(states), runs, strict=True):
+        np.testing.assert_allclose(found, gwa_core.label_quality(history), rtol=1e-5)
+
+
+def test_without_ids_nothing_is_said_of_a_sample():
+    state = gwa_jax.add(gwa_jax.init(), values())
+    state, summary = gwa_jax.end_epoch(state)
+    assert gwa_jax.scores(state) is None
+    assert gwa_jax.label_quality(state) is None
+    assert gwa_jax.fetch(summary).expected is None
+
+
+def test_a_sample_takes_sixteen_bytes():
+    shapes = jax.eval_shape(lambda: gwa_jax.init(1_000_000))
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+    assert size < 16_000_200
+
+
+# What an epoch should have had
+
+
+def test_an_epoch_cut_short_knows_what_is_missing():
+    state = gwa_jax.init(100)
+    everything = jnp.arange(100)
+    cases = [
+        # rows that came, ids, mask; what was expected
+        (values(100), everything, None, 100),
+        # 40 of 100 rows, as few as a last epoch of 0.4 has
+        (values(40), everything[:40], None, 100),
+        # 10 rows of padding, which is no part of the data
+        (values(110), jnp.concatenate([everything, jnp.full(10, -1)]), None, 100),
+        # a fifth is masked in a whole epoch, and in half of one
+        (values(100), everything, everything % 5 > 0, 80),
+        (values(50), everything[:50], everything[:50] % 5 > 0, 80),
+        # with replacement 100 rows are an epoch
+        (values(100), everything // 2, None, 50),
+    ]
+    for scores, ids, where, expected in cases:
+        state = gwa_jax.add(state, scores, ids=ids, where=where)
+        state, summary = gwa_jax.end_epoch(state)
+        assert gwa_jax.fetch(summary).expected == expected
+
+
+def test_the_stopper_observes_summaries_and_keeps_no_epoch_cut_short():
+    state, stopper = gwa_jax.init(40), gwa_jax.EarlyStopper(total_steps=10)
+    for k in range(4):
+        part = slice(None) if k < 3 else slice(8, 16)
+        scores = jnp.asarray(np.nan_to_num(two_groups(2 * k)), jnp.float32)
+        state = gwa_jax.add(state, scores[part], ids=jnp.arange(40)[part])
+        state, summary = gwa_jax.end_epoch(state)
+        summary = gwa_jax.fetch(summary)
+        stopper.observe(summary)
+    assert summary.count == 8
+    assert stopper.best_step < 3
+    assert "cut short" in stopper.reason
 
 
 # What does not fit

@@ -1,0 +1,93 @@
+"""Epochs in a run folder: what is written is what the command line reads."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+
+import jax.numpy as jnp
+
+import gwa_jax
+from gwa_offline import open_features
+from gwa_offline.store import FeaturesError, RunFolder
+
+N, C = 30, 3
+
+
+def train(folder, state=None, epochs=3, **options):
+    """Save some epochs; return the state, and each epoch's scores and summary."""
+    state, told = gwa_jax.init(N) if state is None else state, []
+    for _ in range(epochs):
+        rng = np.random.default_rng(int(state.epoch))
+        state = gwa_jax.add(
+            state, jnp.asarray(rng.uniform(-1, 1, N), jnp.float32), ids=np.arange(N)
+        )
+        scores = gwa_jax.scores(state)
+        state, summary = gwa_jax.end_epoch(state)
+        gwa_jax.save(folder, summary, scores=scores, num_classes=C, **options)
+        told.append((np.asarray(scores), gwa_jax.fetch(summary)))
+    return state, told
+
+
+def test_a_run_folder_has_what_was_given(tmp_path):
+    names, labels = ["a", "b", "c"], jnp.arange(N) % C
+    metrics = {"loss": jnp.asarray(0.25), "accuracy": 0.5}
+    _, told = train(
+        tmp_path / "run", targets=labels, class_names=names, metrics=metrics,
+        loss="binary_cross_entropy",
+    )  # fmt: skip
+    header = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert header["adapter"] == "jax"
+    run = RunFolder.open(tmp_path / "run")
+    assert (run.num_samples, run.num_classes, run.class_names) == (N, C, tuple(names))
+    assert (run.beta, run.loss) == (1.2, "binary_cross_entropy")
+    np.testing.assert_array_equal(run.targets(), labels)
+    assert [summary for summary, _ in run.epochs()] == [summary for _, summary in told]
+    assert [found for _, found in run.epochs()] == [{"loss": 0.25, "accuracy": 0.5}] * 3
+    for k, (scores, _) in enumerate(told):
+        np.testing.assert_array_equal(run.scores(k), scores)
+    assert open_features(tmp_path / "run").num_samples == N
+
+
+def test_a_resumed_run_goes_on_where_its_checkpoint_was(tmp_path):
+    checkpoint, _ = train(tmp_path / "run", epochs=2)
+    _, first = train(tmp_path / "run", checkpoint, epochs=2)
+    # Killed in epoch 4: epochs 2 and 3 are made again.
+    _, again = train(tmp_path / "run", checkpoint, epochs=1)
+    run = RunFolder.open(tmp_path / "run")
+    assert [summary.epoch for summary, _ in run.epochs()] == [0, 1, 2]
+    assert again[0][1] == first[0][1]
+    # A run whose first epochs were not saved begins where it is.
+    train(tmp_path / "late", checkpoint, epochs=1)
+    assert [summary.epoch for summary, _ in RunFolder.open(tmp_path / "late").epochs()] == [2]
+
+
+def test_without_ids_summaries_alone_are_saved(tmp_path):
+    state = gwa_jax.add(gwa_jax.init(), jnp.linspace(-0.5, 0.5, N))
+    state, summary = gwa_jax.end_epoch(state)
+    gwa_jax.save(tmp_path, summary, scores=gwa_jax.scores(state), num_classes=C, beta=1.2)
+    run = RunFolder.open(tmp_path)
+    assert run.num_samples == N
+    assert run.scores(0) is None
+    assert run.epochs()[0][0] == gwa_jax.fetch(summary)
+
+
+def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
+    state, told = train(tmp_path, epochs=2)
+    with pytest.raises(FeaturesError, match="already holds a run of 2 epochs"):
+        train(tmp_path, epochs=1)
+    with pytest.raises(ValueError, match=r"`run_folder` must hold a run with .*'beta': 1.5"):
+        train(tmp_path, state, epochs=1, beta=1.5)
+    with pytest.raises(ValueError, match="got none since the last"):
+        gwa_jax.save(tmp_path, gwa_jax.end_epoch(state)[1], num_classes=C)
+    _, summary = gwa_jax.end_epoch(
+        gwa_jax.add(gwa_jax.init(2)._replace(epoch=state.epoch), jnp.zeros(2), ids=np.arange(2))
+    )
+    with pytest.raises(ValueError, match=r"'num_samples': 2.* got one with .*'num_samples': 30"):
+        gwa_jax.save(tmp_path, summary, scores=jnp.zeros(2), num_classes=C)
+    kept = [summary for summary, _ in RunFolder.open(tmp_path).epochs()]
+    assert kept == [summary for _, summary in told]

@@ -129,8 +129,9 @@ class EarlyStopper:
         with less than nine tenths of the samples ``expected``, or, where that is not known, with
         less than half of the fullest epoch so far.
         """
-        fields = record if isinstance(record, Mapping) else record._asdict()
-        value = _number(fields, _column(fields, self.rule))
+        fields = _fields(record)
+        _check_column("record", fields, self.rule)
+        value = _number(fields, self.rule.signal)
         came = _number(fields, "count") + _number(fields, "omitted", 0.0)
         expected = _number(fields, "expected")
         whole = TENTHS_OF_FULLEST * self._fullest if math.isnan(expected) else TENTHS * expected
@@ -372,7 +373,8 @@ def select_epoch(
     if not records:
         raise ValueError("`history` must have at least one epoch, got none")
     stopper = EarlyStopper(rule, total_steps=len(records) if total_steps is None else total_steps)
-    for record in records:
+    for position, record in enumerate(records):
+        _check_column(f"history[{position}]", _fields(record), stopper.rule)
         if stopper.observe(record):
             break
     return Selection(stopper.best_step, stopper.best_value, stopper.reason)
@@ -429,15 +431,18 @@ OWN_RULES: tuple[Rule, ...] = (
 )
 
 
-def _column(fields: Mapping[str, Any], rule: Rule) -> str:
-    """Return the name of the column that the rule reads, or say what there is."""
+def _fields(record: Any) -> Mapping[str, Any]:
+    return record if isinstance(record, Mapping) else record._asdict()
+
+
+def _check_column(name: str, fields: Mapping[str, Any], rule: Rule) -> None:
+    """Raise where there is no column for the rule to read, and say what there is."""
     if rule.signal not in fields:
         raise ValueError(
-            f"`record` must have the column {rule.signal!r} that {type(rule).__name__} watches, got "
-            f"{', '.join(sorted(map(str, fields)))}; give it beside the summary, such as "
+            f"`{name}` must have the column {rule.signal!r} that {type(rule).__name__} watches, got "
+            f"{', '.join(sorted(map(str, fields)))}; give it beside the summary: "
             f"{{**summary._asdict(), {rule.signal!r}: ...}}"
         )
-    return rule.signal
 
 
 def _number(fields: Mapping[str, Any], name: str, default: float = math.nan) -> float:

@@ -183,6 +183,7 @@ def summary(x, beta=1.2):
             kurtosis + beta,
             (skewness**2 + 1.0) / (kurtosis + 3.0),
             (x < 0).mean(),
+            max(mean, 0.0) ** 0.25 * (skewness**2 + 1.0) / (kurtosis + 3.0),
         ]
     )
 

@@ -146,7 +146,14 @@ def _vector_scenarios() -> list[Scenario]:
             {"gradients": RNG.normal(size=(N, 11)), "weights": RNG.normal(size=11)},
             lambda a: g.gradient_alignment(a["gradients"], a["weights"]),
             lambda gradients, weights: oracles.cosine(-gradients, weights),
-        )
+        ),
+        Scenario(
+            "gradient_norms",
+            "plain",
+            {"gradients": RNG.normal(size=(N, 11))},
+            lambda a: g.gradient_norms(a["gradients"]),
+            lambda gradients: np.linalg.norm(np.asarray(gradients, np.float64), axis=1),
+        ),
     ]
     for kind in ("gaussian", "rademacher", "sparse", "hadamard"):
         sketch = JLSketch(13, 5, kind=kind, seed=3)
@@ -186,9 +193,6 @@ def _vector_scenarios() -> list[Scenario]:
             lambda a: g.summarize(a["scores"], beta=1.5),
             lambda scores: tuple(oracles.summary(scores, 1.5)),
             slack=20,
-        ),
-        Scenario(
-            "batch_gwa", "plain", scores, lambda a: g.gwa_score(a["scores"]), oracles_gwa, slack=20
         ),
         Scenario(
             "exponential_window",
@@ -244,8 +248,23 @@ def _vector_scenarios() -> list[Scenario]:
             lambda a: g.label_quality(a["history"], weights=WEIGHTS),
             lambda history: oracles.label_quality(history, weights=WEIGHTS),
         ),
+        Scenario(
+            "LabelQuality",
+            "epochs",
+            {"history": HISTORY},
+            lambda a: label_quality_by_epochs(a["history"]),
+            oracles.label_quality,
+        ),
     ]
     return out
+
+
+def label_quality_by_epochs(history):
+    """Label quality without the stacked history."""
+    quality = g.LabelQuality(history.shape[1])
+    for t in range(history.shape[0]):
+        quality.update(history[t, ...], g.summarize(history[t, ...]))
+    return quality.value
 
 
 def oracles_gwa(scores: np.ndarray) -> float:

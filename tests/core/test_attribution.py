@@ -1,13 +1,17 @@
+import json
+import tracemalloc
+
 import numpy as np
 import oracles
 import pytest
-from backends import skip_reason
+from backends import CASE, open_case, require, skip_reason
 from hypothesis import given
 from hypothesis import strategies as st
 from scenarios import HISTORY, make_trajectories
 
 from gwa_core import (
     EpochSummary,
+    LabelQuality,
     alignment_scores,
     epoch_weights,
     label_quality,
@@ -225,3 +229,126 @@ def test_single_precision_ranks_as_double():
     np.testing.assert_allclose(
         epoch_weights(summaries(history.astype("f4"))), epoch_weights(summaries(history)), atol=1e-4
     )
+
+
+def streamed(history, summaries=None):
+    """The label quality of a history, epoch by epoch."""
+    quality = LabelQuality(history.shape[1])
+    for t in range(history.shape[0]):
+        summary = summarize(history[t, ...]) if summaries is None else summaries[t]
+        quality.update(history[t, ...], summary)
+    return quality
+
+
+def sparse_history(seed=0, epochs=12, samples=60):
+    """Scores with gaps, epochs that have no kurtosis, and a sample that only those have seen."""
+    rng = np.random.default_rng(seed)
+    history = make_trajectories(epochs, samples, 2, seed)
+    history[rng.random(history.shape) < 0.3] = np.nan
+    history[[1, 4]] = np.nan
+    history[1, :7], history[4, 5:9] = 0.25, -0.5
+    history[:, 5] = np.where(np.arange(epochs) == 1, 0.25, np.nan)
+    history[:, 8] = np.where(np.arange(epochs) == 4, -0.5, np.nan)
+    history[:, 9] = np.nan
+    return history
+
+
+@pytest.mark.parametrize("name", ["numpy-f64", "numpy-readonly", "strict", "torch-f64"])
+def test_streamed_label_quality_is_that_of_the_history(name):
+    with open_case(CASE[name]) as backend:
+        history = sparse_history()
+        want = label_quality(history)
+        assert np.isnan(want[9])
+        assert np.isfinite(want[[5, 8]]).all()
+        arrays = backend.arrays(history=history)
+        got = backend.read(streamed(arrays["history"]).value)
+        np.testing.assert_allclose(got, want, rtol=1e-12, atol=0)
+
+
+def test_streamed_label_quality_under_jit():
+    with open_case(CASE["jax-x64-jit"]) as backend:
+        history = sparse_history(1)
+        found = backend.call(
+            lambda a: streamed(a["history"]).value, backend.arrays(history=history)
+        )
+        np.testing.assert_allclose(backend.read(found), label_quality(history), rtol=1e-12, atol=0)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 4), st.integers(1, 4))
+def test_label_quality_over_any_split_of_epochs_and_ranks(seed, ranks, shards):
+    history = sparse_history(seed)
+    wholes = [summarize(row) for row in history]
+    rng = np.random.default_rng(seed)
+    rank_of = rng.integers(0, ranks, history.shape)
+    shard_of = rng.integers(0, shards, len(history))
+    parts = []
+    for rank in range(ranks):
+        for shard in range(shards):
+            part = LabelQuality(history.shape[1])
+            for t in np.flatnonzero(shard_of == shard):
+                part.update(np.where(rank_of[t] == rank, history[t], np.nan), wholes[t])
+            parts.append(part)
+    merged = LabelQuality(history.shape[1])
+    for i in rng.permutation(len(parts)):
+        merged.merge(parts[i])
+    np.testing.assert_allclose(merged.value, label_quality(history), rtol=1e-12, atol=0)
+
+
+def test_label_quality_of_half_precision_and_float32():
+    history = sparse_history()
+    want = label_quality(history)
+    for dtype, tolerance in ((np.float16, 2e-3), (np.float32, 1e-6)):
+        got = streamed(history.astype(dtype)).value
+        assert got.dtype == np.float32
+        np.testing.assert_allclose(got, want, atol=tolerance)
+
+
+def test_label_quality_saved_and_resumed_where_the_scores_are():
+    history, torch = sparse_history(), require("torch")
+    for array in (np.asarray, torch.as_tensor):
+        first = streamed(array(history[:5]))
+        rest = LabelQuality(np.int64(60))
+        rest.load_state_dict(first.state_dict())
+        before = np.asarray(first.value)
+        for row in history[5:]:
+            rest.update(array(row), summarize(array(row)))
+        np.testing.assert_allclose(np.asarray(rest.value), label_quality(history), rtol=1e-12)
+        assert isinstance(rest.value, type(array(history)))
+        # Resuming leaves the one that was saved as it was, and merging leaves the other.
+        np.testing.assert_array_equal(np.asarray(first.value), before)
+        first.merge(rest)
+        np.testing.assert_allclose(np.asarray(rest.value), label_quality(history), rtol=1e-12)
+    empty = LabelQuality(60)
+    assert empty.value is None
+    assert json.loads(json.dumps(empty.state_dict()))["sums"] is None
+    for wrong in ({}, {**empty.state_dict(), "version": 0}, LabelQuality(4).state_dict()):
+        with pytest.raises(ValueError, match="`state` must be of version"):
+            empty.load_state_dict(wrong)
+
+
+def test_label_quality_of_a_million_samples_fits_in_forty_megabytes():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(0.2, 0.1, 10**6).astype(np.float32)
+    summary = summarize(scores)
+    tracemalloc.start()
+    try:
+        quality = LabelQuality(10**6)
+        for _ in range(3):
+            quality.update(scores, summary)
+        assert quality.value.shape == (10**6,)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # Two sums a sample, the answer, and blocks: nothing that grows with the epochs.
+    assert peak < 40e6, peak
+
+
+def test_counts_and_fractions_of_numpy():
+    scores = np.asarray([0.3, -0.2, 0.1])
+    assert rank_samples(scores, k=(scores < 0.2).sum()).tolist() == [1, 2]
+    np.testing.assert_array_equal(
+        label_quality(scores[None], until=np.int32(1)), label_quality(scores[None], until=1)
+    )
+    for wrong in (True, np.bool_(True), 2.0, np.float64(2)):
+        with pytest.raises(ValueError, match="`k` must be an integer"):
+            rank_samples(scores, k=wrong)

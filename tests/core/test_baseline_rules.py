@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwa_core import GradientDisparity, LabelWave, BestMetric, select_epoch, select_step
+from gwa_core import BestMetric, GradientDisparity, LabelWave, select_epoch, select_step
 
 NUMBERS = st.lists(st.integers(0, 6).map(float), min_size=1, max_size=25)
 
@@ -83,7 +83,9 @@ def test_each_rule_names_its_column():
     assert select_epoch(rows, loss).step == 1
     assert select_epoch(rows, LabelWave(window=1)).step == 1
     assert select_epoch(rows, GradientDisparity()).step == 2
-    with pytest.raises(ValueError, match="must have the field 'validation_accuracy' that BestMetric"):
+    with pytest.raises(
+        ValueError, match="must have the column 'validation_accuracy' that BestMetric"
+    ):
         select_epoch(rows, BestMetric())
 
 

@@ -81,7 +81,7 @@ def resumed(**changes):
 
 def stopped(**changes):
     """Load a stopper's state with changes."""
-    stopper = g.EarlyStopper(g.MaxGWA())
+    stopper = g.EarlyStopper(g.MaxGWA(), total_steps=9)
     stopper.load_state_dict({**stopper.state_dict(), **changes})
 
 
@@ -144,8 +144,6 @@ SHAPES = (
     BadInput("gradients of other weights", lambda: g.gradient_alignment(W, W[0, :4]), ValueError,
              "weights", r"must be \(P,\) = \(5,\), got shape \(4,\)"),
     BadInput("scores in a matrix", lambda: g.gwa_score(Z), ValueError, "scores_or_moments",
-             r"must be floating point \(N,\), got float64 of shape \(4, 5\)"),
-    BadInput("scores of a batch in a matrix", lambda: g.gwa_score(Z), ValueError, "scores",
              r"must be floating point \(N,\), got float64 of shape \(4, 5\)"),
     BadInput("scores of a window in a matrix",
              lambda: g.exponential_window(g.Moments.empty(S), Z), ValueError, "scores",
@@ -294,7 +292,7 @@ OPTIONS = (
     BadInput("negative seed", lambda: g.JLSketch(8, 2, seed=-1), ValueError, "seed",
              r"must be an integer of at least 0, got -1"),
     BadInput("dimension for one point", lambda: g.jl_dimension(1, 0.1), ValueError, "n_samples",
-             r"must be at least 2, got 1"),
+             r"must be an integer of at least 2, got 1"),
     BadInput("dimension without distortion", lambda: g.jl_dimension(9, 0.0), ValueError,
              "distortion", r"must be in \(0, 1\), got 0\.0"),
     BadInput("no ranks", lambda: g.rank_samples(S, k=0), ValueError, "k",
@@ -321,8 +319,8 @@ OPTIONS = (
 RULES = (
     BadInput("negative warm-up", lambda: g.MaxGWA(warmup=-1), ValueError, "warmup",
              r"must be a fraction of all steps in \[0, 1\) or a whole number of steps, got -1"),
-    BadInput("warm-up of all steps", lambda: g.MaxGWA(warmup=1.0), ValueError, "warmup",
-             r"must be a fraction of all steps in \[0, 1\).*got 1\.0"),
+    BadInput("warm-up of one and a half steps", lambda: g.MaxGWA(warmup=1.5), ValueError, "warmup",
+             r"must be a fraction of all steps in \[0, 1\).*got 1\.5"),
     BadInput("warm-up of nan", lambda: g.DipThenMax(warmup=float("nan")), ValueError, "warmup",
              r"must be a fraction of all steps in \[0, 1\).*got nan"),
     BadInput("no patience", lambda: g.BestMetric(patience=0), ValueError, "patience",
@@ -340,20 +338,26 @@ RULES = (
     BadInput("run of no steps", lambda: g.EarlyStopper(g.MaxGWA(), total_steps=0), ValueError,
              "total_steps", r"must be an integer of at least 1, got 0"),
     BadInput("fraction of an unknown number of steps",
-             lambda: g.EarlyStopper(g.MaxGWA()).update(0.1), ValueError, "total_steps",
+             lambda: g.EarlyStopper(g.MaxGWA()), ValueError, "total_steps",
              r"must be given where `warmup` is a fraction \(0\.1\), got None"),
     BadInput("a step twice", lambda: stepped(3, 3), ValueError, "step",
              r"must be larger than the last one, 3, got 3; a resumed run must load the state"),
     BadInput("values and steps of two lengths",
              lambda: g.select_step([0.1, 0.2], g.MaxGWA(), steps=[0]), ValueError, "steps",
              r"must be of one length of at least 1, got 2, 1 and 2"),
-    BadInput("history without the field",
-             lambda: g.select_epoch([{"loss": 0.1}], g.MaxGWA()), ValueError, "history",
-             r"must have the field 'gwa' that MaxGWA watches, got loss at epoch 0; store it beside"),
-    BadInput("separation without a mean",
-             lambda: g.select_epoch([{"bimodality": 0.5}], g.MaxSeparation()), ValueError,
-             "history", r"must have the field 'separation' that MaxSeparation watches, got "
-             r"bimodality at epoch 0; store mean and bimodality of each epoch"),
+    BadInput("history without the column",
+             lambda: g.select_epoch([{"loss": 0.1}], g.MaxGWA()), ValueError, "history[0]",
+             r"must have the column 'gwa' that MaxGWA watches, got loss; give it beside the summary"),
+    BadInput("record without the column",
+             lambda: g.EarlyStopper(g.LabelWave()).observe({"gwa": 0.5, "mean": 0.1}), ValueError,
+             "record", r"must have the column 'prediction_changes' that LabelWave watches, got gwa, "
+             r"mean; give it beside the summary: \{\*\*summary._asdict\(\), 'prediction_changes'"),
+    BadInput("scores of some samples",
+             lambda: g.LabelQuality(9).update(S, g.summarize(S)), ValueError, "scores",
+             r"must be floating point \(N,\) = \(9,\), got float64 of shape \(4,\); .* by id"),
+    BadInput("label quality of two training sets",
+             lambda: g.LabelQuality(9).merge(g.LabelQuality(4)), ValueError, "other",
+             r"must have num_samples=9, got 4"),
 )  # fmt: skip
 
 STATES = (

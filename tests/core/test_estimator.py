@@ -2,7 +2,7 @@ import numpy as np
 import oracles
 import pytest
 
-from gwa_core import Moments, gwa_score, exponential_window, glass_delta, gwa_score, summarize
+from gwa_core import Moments, exponential_window, glass_delta, gwa_score, summarize
 
 X = np.random.default_rng(0).beta(3, 4, (60, 32)) - 0.3
 

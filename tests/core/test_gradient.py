@@ -1,7 +1,7 @@
 import numpy as np
 import oracles
 
-from gwa_core import gradient_alignment
+from gwa_core import gradient_alignment, gradient_norms
 
 
 def test_explicit_gradients_match_their_definition():
@@ -16,3 +16,16 @@ def test_explicit_gradients_match_their_definition():
     assert np.isnan(broken).tolist() == [i == 3 for i in range(20)]
     weights[0] = np.nan
     assert np.isnan(gradient_alignment(gradients, weights)).all()
+
+
+def test_norms_of_explicit_gradients_stay_in_range():
+    gradients = np.random.default_rng(0).normal(size=(20, 31))
+    want = np.linalg.norm(gradients, axis=1)
+    np.testing.assert_allclose(gradient_norms(gradients), want, rtol=1e-14)
+    for scale in (1e-30, 1e30):
+        single = (gradients * scale).astype(np.float32)
+        assert gradient_norms(single).dtype == np.float32
+        np.testing.assert_allclose(gradient_norms(single), want * scale, rtol=1e-6)
+    assert gradient_norms(0.0 * gradients).tolist() == [0.0] * 20
+    gradients[3, 0] = np.nan
+    assert np.isnan(gradient_norms(gradients)).tolist() == [i == 3 for i in range(20)]

@@ -5,6 +5,7 @@ import oracles
 import pytest
 
 from gwa_core import EpochSummary, Summary, summarize, summarize_history
+from gwa_core.history import expected_samples
 
 
 def epoch(number, scores):
@@ -30,7 +31,9 @@ def test_summary_of_arrays_becomes_plain_numbers():
     summary = summarize(np.asarray([0.1, 0.2, 0.4, -0.3], "f4"))
     got = EpochSummary.from_summary(summary, epoch=3, step=900, omitted=2)
     assert got[:4] == (3, 900, 4, 2)
-    assert [type(value) for value in got] == [int] * 4 + [float] * 9
+    assert [type(value) for value in got[:-1]] == [int] * 4 + [float] * 10
+    assert got.expected is None
+    assert EpochSummary.from_summary(summary, epoch=3, expected=7.6).expected == 8
     for name in Summary._fields[1:]:
         assert getattr(got, name) == pytest.approx(float(getattr(summary, name)))
     assert got.healthy == bool(summary.healthy)
@@ -52,11 +55,33 @@ def test_separation_is_bimodality_times_a_root_of_the_mean(shift):
     assert (got > 0) == (scores.mean() > 0)
 
 
-def test_separation_of_what_is_unknown_is_unknown():
-    assert math.isnan(plain(mean=math.nan).separation)
-    assert math.isnan(plain(bimodality=math.nan).separation)
-    assert plain(mean=-0.5, bimodality=0.9).separation == 0.0
-    assert plain(mean=0.0625, bimodality=0.5).separation == 0.25
+def derived(**changes):
+    """What is made of a line that gwa-core 0.1.0 wrote, without separation and expected."""
+    fields = plain(**changes)._asdict()
+    del fields["separation"], fields["expected"]
+    return EpochSummary.from_mapping({**fields, "other": 3})
+
+
+def test_a_summary_of_an_older_version_gets_its_separation():
+    assert math.isnan(derived(mean=math.nan).separation)
+    assert math.isnan(derived(bimodality=math.nan).separation)
+    assert derived(mean=-0.5, bimodality=0.9).separation == 0.0
+    assert derived(mean=0.0625, bimodality=0.5).separation == 0.25
+    assert derived().expected is None
+    new = plain(separation=0.7, expected=9)
+    assert EpochSummary.from_mapping(new._asdict()) == new
+
+
+@pytest.mark.parametrize(
+    ("came", "rows", "total", "expected"),
+    [(8, 8, 100, 100.0), (100, 100, 100, 100.0), (60, 103, 100, 60.0), (30, 50, 100, 60.0)],
+)
+def test_what_a_whole_epoch_has(came, rows, total, expected):
+    assert expected_samples(came, rows=rows, total=total) == pytest.approx(expected, rel=1e-12)
+    arrays = np.asarray(came), np.asarray(rows)
+    assert float(expected_samples(arrays[0], rows=arrays[1], total=total)) == pytest.approx(
+        expected
+    )
 
 
 def test_a_run_that_learns_its_wrong_labels_by_heart_is_memorising():

@@ -1,4 +1,5 @@
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import oracles
@@ -8,6 +9,8 @@ from hypothesis import strategies as st
 
 from gwa_core import (
     DipThenMax,
+    Extremum,
+    LabelWave,
     MaxBimodality,
     MaxGWA,
     MaxSeparation,
@@ -15,6 +18,7 @@ from gwa_core import (
     select_epoch,
     select_step,
     summarize,
+    warmup_steps,
 )
 
 VALUES = st.lists(
@@ -90,7 +94,7 @@ def test_the_first_step_after_the_warm_up(kind, warmup, total, first):
 def test_a_warm_up_as_long_as_the_run_keeps_nothing_and_says_so():
     selection = select_step([0.1, 0.2], MaxGWA(warmup=2))
     assert selection.step is None
-    assert selection.reason == "no healthy step after the warm-up"
+    assert selection.reason == "no step qualifies after the warm-up"
 
 
 def test_a_fraction_is_of_the_whole_run_and_not_of_the_steps_so_far():
@@ -149,19 +153,25 @@ def test_dip_is_the_first_rise_of_the_usable_values(values):
 def test_two_far_modes_are_never_kept_however_good_they_look():
     rng = np.random.default_rng(0)
     # A hair more of the positive mode: GWA is large on the wrong side of the pole.
-    poles = summarize(np.where(rng.random(5000) < 0.3, -0.3, 0.3))
-    near = summarize(np.repeat([-0.3, 0.3], [40, 60]))
+    poles = summarize(np.where(rng.random(500) < 0.3, -0.3, 0.3))
+    near = summarize(np.repeat([-0.3, 0.3], [200, 300]))
     good = summarize(rng.beta(2, 5, 500))
     better = summarize(rng.beta(3, 5, 500))
     history = [near, good, poles, better, near]
     assert not near.healthy
     assert near.bimodality > better.bimodality
-    for rule in (MaxGWA(warmup=0), MaxBimodality(warmup=0), MaxSeparation(warmup=0), DipThenMax()):
+    for rule in (MaxGWA(warmup=0), DipThenMax()):
         selection = select_epoch(history, rule)
         assert selection.step in (1, 3), rule
         assert "unhealthy or non-finite left out" in selection.reason
-    for rule in (MaxBimodality(warmup=0), MaxSeparation(warmup=0)):
         assert select_epoch([near, near], rule).step is None
+    # The pole is one of GWA alone; two groups are what the other rules look for.
+    for rule in (MaxBimodality(warmup=0), MaxSeparation(warmup=0)):
+        selection = select_epoch(history, rule)
+        best = max(history, key=lambda summary: getattr(summary, rule.signal))
+        assert selection.value == getattr(best, rule.signal)
+        assert "left out" not in selection.reason
+        assert select_epoch([near, near], rule).step == 0
 
 
 def test_an_unhealthy_step_costs_patience():
@@ -181,7 +191,7 @@ def test_the_second_rise_of_a_memorising_run():
     bimodality = [0.35, 0.5, 0.6, 0.5, 0.4, 0.38, 0.36]
     mean = [0.01, 0.05, 0.08, 0.09, 0.09, 0.11, 0.13]
     rows = [
-        {"gwa": a, "bimodality": b, "mean": c, "denominator": 1.0}
+        {"gwa": a, "bimodality": b, "separation": b * c**0.25, "denominator": 1.0}
         for a, b, c in zip(gwa, bimodality, mean, strict=True)
     ]
     assert select_epoch(rows, MaxGWA(warmup=0)).step == 6
@@ -194,7 +204,9 @@ def test_right_labels_stand_apart_long_before_the_training_is_over():
     # The bimodality alone keeps the epoch where easy samples have left the hard ones behind.
     bimodality = [0.45, 0.6, 0.66, 0.62, 0.6, 0.59, 0.58, 0.57, 0.565, 0.56]
     mean = [0.005, 0.01, 0.02, 0.035, 0.05, 0.06, 0.07, 0.075, 0.08, 0.08]
-    rows = [{"bimodality": a, "mean": b} for a, b in zip(bimodality, mean, strict=True)]
+    rows = [
+        {"bimodality": a, "separation": a * b**0.25} for a, b in zip(bimodality, mean, strict=True)
+    ]
     assert select_epoch(rows, MaxBimodality()).step == 2
     assert select_epoch(rows, MaxSeparation()).step == 8
 
@@ -224,3 +236,61 @@ def test_a_rule_of_ones_own_needs_only_the_protocol():
 
     rule: Rule = LastRise()
     assert select_step([0.3, 0.1, 0.2, 0.1], rule) == (2, 0.2, "the last rise")
+
+
+@pytest.mark.parametrize(
+    ("warmup", "total", "steps"),
+    [
+        (0, None, 0),
+        (0.0, None, 0),
+        (3, None, 3),
+        (1.0, None, 1),
+        (5.0, 10, 5),
+        (0.1, 30, 3),
+        (0.1, 29, 2),
+        (np.int64(4), None, 4),
+        (np.float32(0.5), np.int64(9), 4),
+    ],
+)
+def test_the_length_of_a_warm_up(warmup, total, steps):
+    assert warmup_steps(warmup, total) == steps
+    assert isinstance(warmup_steps(warmup, total), int)
+    rule = MaxGWA(warmup=warmup)
+    assert select_step([9.0] * steps + [0.5], rule, total_steps=total or 99).step == steps
+
+
+@pytest.mark.parametrize(
+    "warmup", [-1, -0.5, 1.5, math.nan, math.inf, True, "1", None, np.bool_(1)]
+)
+def test_what_is_no_warm_up(warmup):
+    for make in (lambda: warmup_steps(warmup, 10), lambda: MaxGWA(warmup=warmup)):
+        with pytest.raises(ValueError, match="`warmup` must be a fraction of all steps"):
+            make()
+
+
+def test_options_of_numpy_are_plain_numbers():
+    made = MaxSeparation(
+        warmup=np.float64(2.0),
+        patience=np.int64(5),
+        min_delta=np.float32(0.5),
+        smoothing=np.int8(2),
+    )
+    assert made == MaxSeparation(warmup=2, patience=5, min_delta=0.5, smoothing=2)
+    options = [made.warmup, made.patience, made.min_delta, made.smoothing]
+    assert [type(option) for option in options] == [int, int, float, int]
+    assert repr(made) == "MaxSeparation(warmup=2, patience=5, min_delta=0.5, smoothing=2)"
+    wave = LabelWave(window=np.int64(2), patience=np.uint8(3))
+    assert (wave.window, wave.patience) == (2, 3)
+    for wrong in (True, 2.0, np.float64(2.0), "2"):
+        with pytest.raises(ValueError, match="`patience` must be an integer of at least 1"):
+            MaxGWA(patience=wrong)
+
+
+def test_a_subclass_of_extremum_is_a_rule():
+    @dataclass(frozen=True, kw_only=True, repr=False)
+    class MinVariance(Extremum):
+        signal, sign = "variance", -1
+
+    rows = [{"variance": value, "denominator": -1.0} for value in (0.1, 0.5, 0.2, 0.3)]
+    selection = select_epoch(rows, MinVariance(warmup=1))
+    assert (selection.step, selection.reason) == (2, "smallest variance after the warm-up")

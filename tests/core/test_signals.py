@@ -185,6 +185,43 @@ def test_known_changes():
         assert np.isnan(float(signals.prediction_changes(nothing, nothing)))
 
 
+# One sigmoid
+
+
+@pytest.mark.parametrize("scale", [0.1, 3.0, 40.0])
+def test_one_sigmoid_counts_as_a_softmax_of_two_classes(scale):
+    mp = pytest.importorskip("mpmath")
+    rng = np.random.default_rng(0)
+    logits, latents = scale * rng.normal(size=(12, 1)), rng.normal(size=(12, 5))
+    labels = rng.integers(0, 2, 12)
+    names = (*OF_LOGITS, "gradient_norm", "self_influence", "head_hessian_trace", "prediction")
+    found = signals.sample_signals(names, logits=logits, latents=latents, targets=labels)
+    for i, (logit, y) in enumerate(zip(logits[:, 0], labels, strict=True)):
+        with mp.workdps(60):
+            p = 1 / (1 + mp.exp(-mp.mpf(logit)))
+            miss, size = (1 - p if y else p), mp.norm(list(map(mp.mpf, latents[i])))
+            want = {
+                "margin": logit if y else -logit,
+                "sample_loss": -mp.log(1 - miss),
+                "label_probability": 1 - miss,
+                "el2n": mp.sqrt(2) * miss,
+                # The gradient and the curvature of the sigmoid itself.
+                "gradient_norm": miss * size,
+                "self_influence": (miss * size) ** 2,
+                "head_hessian_trace": p * (1 - p) * size**2,
+                "prediction": float(logit > 0),
+            }
+            for name, value in want.items():
+                assert found[name][i] == pytest.approx(float(value), rel=1e-9), name
+    assert signals.margin(logits=logits, targets=labels).tolist() == found["margin"].tolist()
+    own = signals.gradient_norm(
+        latents=latents, logits=logits, targets=labels, loss="binary_cross_entropy"
+    )
+    np.testing.assert_allclose(found["gradient_norm"], own, rtol=1e-12)
+    trace = signals.head_hessian_trace(latents=latents, logits=logits)
+    np.testing.assert_allclose(found["head_hessian_trace"], trace, rtol=1e-12)
+
+
 # What does not fit
 
 
@@ -197,8 +234,10 @@ CASES = [
      ValueError, "class numbers in"),
     ("latents of another batch", lambda: signals.gradient_norm(
         latents=LATENTS[:-1], logits=LOGITS, targets=TARGETS), ValueError, "`latents` must be"),
-    ("one class", lambda: signals.sample_loss(logits=LOGITS[:, :1], targets=0 * TARGETS),
+    ("one class", lambda: signals.el2n(logits=LOGITS[:, :1], targets=0 * TARGETS),
      ValueError, "C >= 2"),
+    ("a third class of a sigmoid", lambda: signals.sample_loss(
+        logits=LOGITS[:, :1], targets=0 * TARGETS + 2), ValueError, r"class numbers in 0\.\.1"),
     ("probabilities of one epoch", lambda: signals.cartography(np.zeros(3)),
      ValueError, r"\(T, N\)"),
     ("probabilities as predictions", lambda: signals.forgetting_events(np.zeros((2, 3))),

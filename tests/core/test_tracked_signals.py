@@ -186,3 +186,36 @@ CASES = [
 def test_bad_input_is_named(call, error, words):
     with pytest.raises(error, match=words):
         call()
+
+
+@pytest.mark.parametrize("with_ids", [True, False])
+def test_ranks_merged_are_one_process(with_ids):
+    names = ALL if with_ids else ("margin", "gradient_norm")
+    size = N if with_ids else None
+    whole, ranks = TrackedSignals(names, size), [TrackedSignals(names, size) for _ in range(3)]
+    for logits, latents, labels, batches in training():
+        for k, ids in enumerate(batches):
+            given = {"logits": logits[ids], "latents": latents[ids], "targets": labels[ids]}
+            if with_ids:
+                given["ids"] = ids
+            whole.update(**given)
+            ranks[k % 3].update(**given)
+        for other in ranks[1:]:
+            ranks[0].merge(other)
+        want = whole.end_epoch()
+        assert ranks[0].end_epoch() == pytest.approx(want, rel=1e-12, nan_ok=True)
+        if with_ids:
+            for other in ranks[1:]:
+                other.load_state_dict(ranks[0].state_dict())
+        else:
+            ranks[1:] = [TrackedSignals(names) for _ in range(2)]
+    if with_ids:
+        for name, values in whole.over_epochs.items():
+            np.testing.assert_allclose(ranks[0].over_epochs[name], values, rtol=1e-12)
+
+
+def test_signals_that_do_not_belong_together_are_not_merged():
+    tracked = TrackedSignals(["margin"], N)
+    for other in (TrackedSignals(["margin"], N + 1), TrackedSignals(["el2n"], N)):
+        with pytest.raises(ValueError, match="`other` must agree in names, num_samples"):
+            tracked.merge(other)

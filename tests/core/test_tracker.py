@@ -8,7 +8,7 @@ import pytest
 from backends import CASES, open_case, require, skip_reason
 
 import gwa_core.tracker
-from gwa_core import GWATracker, summarize
+from gwa_core import GWATracker, label_quality, summarize
 
 RNG = np.random.default_rng(0)
 SCORES = np.clip(RNG.normal(0.2, 0.2, 200), -1, 1)
@@ -17,7 +17,8 @@ HOSTED = [case for case in CASES if skip_reason("GWATracker", case) is None]
 
 def fields(summary):
     """What must agree between two ways to the same epoch, in one array."""
-    return np.asarray([summary.count, summary.omitted, *summary[4:]])
+    whole = -1 if summary.expected is None else summary.expected
+    return np.asarray([summary.count, summary.omitted, whole, *summary[4:-1]])
 
 
 def feed(tracker, batches):
@@ -48,9 +49,13 @@ def test_scores_of_any_library_and_dtype_are_taken(case):
         want = np.concatenate(rounded)
         summary = tracker.end_epoch()
         np.testing.assert_allclose(
-            np.asarray(summary[4:]), oracles.summary(want)[1:], rtol=1e-9, atol=1e-12
+            np.asarray(summary[4:-1]), oracles.summary(want)[1:], rtol=1e-9, atol=1e-12
         )
-        assert fields(by_id.end_epoch()) == pytest.approx(fields(summary), rel=1e-9)
+        assert summary.expected is None
+        named = by_id.end_epoch()
+        assert fields(named) == pytest.approx(
+            fields(summary._replace(expected=named.count)), rel=1e-9
+        )
         assert isinstance(by_id.scores, np.ndarray)
         np.testing.assert_allclose(by_id.scores, want, rtol=1e-6)
         np.testing.assert_allclose(tracker.scores, want[np.isfinite(want)], rtol=1e-6)
@@ -376,3 +381,71 @@ def test_many_epochs_do_not_grow_the_tracker():
         tracker.end_epoch()
         assert tracker._stream == []
         assert tracker._pending == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        (np.arange(200), 200),
+        (np.arange(8), 200),
+        (np.arange(190), 200),
+        # With replacement: 200 rows of 120 samples are a whole epoch, 100 rows of 60 a half.
+        (np.arange(200) % 120, 120),
+        (np.arange(100) % 60, 120),
+        # A distributed sampler pads.
+        (np.arange(204) % 200, 200),
+    ],
+)
+def test_an_epoch_knows_how_many_samples_it_should_have_had(rows, expected):
+    tracker = GWATracker(200)
+    for part in np.array_split(rows, 3):
+        tracker.update(SCORES[part % 200], ids=part)
+    assert tracker.end_epoch().expected == expected
+
+
+def test_masked_samples_are_no_samples_cut_short():
+    tracker = GWATracker(200)
+    tracker.update(SCORES, ids=np.arange(200), where=np.arange(200) % 2 == 0)
+    summary = tracker.end_epoch()
+    assert (summary.count, summary.expected) == (100, 100)
+
+
+def test_what_the_caller_expects_comes_first():
+    for tracker, ids in ((GWATracker(), None), (GWATracker(200), np.arange(50))):
+        tracker.update(SCORES[:50], ids=ids)
+        assert tracker.end_epoch(expected=np.float64(60.4)).expected == 60
+
+
+def test_ranks_and_resumed_trackers_count_the_rows_of_all():
+    parts = [GWATracker(200) for _ in range(2)]
+    for rank, part in enumerate(parts):
+        part.update(SCORES[rank::2], ids=np.arange(rank, 200, 2))
+    resumed = GWATracker(200)
+    resumed.load_state_dict(parts[0].state_dict())
+    resumed.merge(parts[1])
+    assert resumed.end_epoch().expected == 200
+
+
+def test_label_quality_is_that_of_the_stacked_scores():
+    whole, history = GWATracker(200), []
+    for epoch in range(6):
+        feed(whole, dealt(epoch, 200, 64)[: 4 if epoch % 2 else 2])
+        whole.end_epoch()
+        history.append(whole.scores.copy())
+        if epoch == 2:
+            resumed = GWATracker(200)
+            resumed.load_state_dict(whole.state_dict())
+            whole = resumed
+    np.testing.assert_allclose(
+        whole.label_quality, label_quality(np.stack(history)), rtol=1e-12, atol=0
+    )
+    assert GWATracker().label_quality is None
+    assert GWATracker(3).label_quality is None
+
+
+def test_counts_of_numpy_are_counts():
+    tracker = GWATracker(np.int64(200), beta=np.float32(1.5))
+    feed(tracker, dealt(0, 200, 64))
+    summary = tracker.end_epoch(step=np.int32(7))
+    assert (tracker.num_samples, summary.step, tracker.beta) == (200, 7, 1.5)
+    assert [type(x) for x in (tracker.num_samples, summary.step, tracker.beta)] == [int, int, float]

@@ -25,7 +25,7 @@ from experiments.tables.cells import NETWORKS  # noqa: E402
 from gwa_core import MaxGWA, MaxSeparation, alignment_scores, select_epoch  # noqa: E402
 from gwa_offline.app.demo import NOISE, DemoResult, run_demo  # noqa: E402
 from gwa_offline.figures.displays import DistributionDisplay, SignalsDisplay  # noqa: E402
-from gwa_offline.figures.style import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE  # noqa: E402
+from gwa_offline.figures.style import BAD, BEST, GWA, METRIC, MUTED, STYLE  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
 
@@ -46,7 +46,7 @@ def draw_demo(result: DemoResult) -> None:
     )
     display.plot(left)
     left.set_title("Alignment of 1,297 digits over 50 epochs")
-    left.text(chosen + 0.6, left.get_ylim()[1], "kept", color=CHOSEN, va="top")
+    left.text(chosen + 0.6, left.get_ylim()[1], "kept", color=BEST, va="top")
 
     display.plot(right, epoch=chosen)
     for bar in right.patches:
@@ -85,10 +85,10 @@ def draw_stopping(result: DemoResult) -> None:
         values = [getattr(summary, name) for summary in history]
         kept = select_epoch(history, rule).step
         panel.plot(epochs, values, color=colour, linewidth=2)
-        panel.plot(kept, values[kept], "*", color=CHOSEN, markersize=15, markeredgecolor="white")
+        panel.plot(kept, values[kept], "*", color=BEST, markersize=15, markeredgecolor="white")
         panel.set_title(f"{type(rule).__name__} keeps epoch {kept}", fontsize=10.5)
         panel.set_ylabel("GWA" if name == "gwa" else name)
-        panels[2].axvline(kept, color=CHOSEN, linewidth=1.2, linestyle=(0, (4, 3)))
+        panels[2].axvline(kept, color=BEST, linewidth=1.2, linestyle=(0, (4, 3)))
     panels[1].set_ylim(0.012, 0.022)
     panels[2].plot(epochs, accuracy, color=METRIC, linewidth=2)
     panels[2].set_ylim(92, 98)

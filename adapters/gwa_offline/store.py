@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 from gwa_core import EpochSummary
 from gwa_offline.files import records
 from gwa_offline.files.arrays import read_all
-from gwa_offline.files.checks import check_features, check_run_labels, check_scores
+from gwa_offline.files.checks import (
+    check_features,
+    check_run_labels,
+    check_scores,
+    index,
+    number,
+)
 from gwa_offline.files.errors import FeaturesError, blame
 from gwa_offline.files.formats import open_npy
 
@@ -55,11 +61,12 @@ class RunFolder:
     --------
     >>> import tempfile
     >>> import numpy as np
-    >>> from gwa_core import EpochSummary
+    >>> from gwa_core import GWATracker
     >>> folder = tempfile.TemporaryDirectory()
     >>> run = RunFolder.create(folder.name, num_samples=3, num_classes=2, adapter="mine")
-    >>> summary = EpochSummary(*(0, 10, 3, 0), *([0.5] * (len(EpochSummary._fields) - 4)))
-    >>> run.write_epoch(summary, scores=np.array([0.1, 0.5, 0.9]), metrics={"accuracy": 0.93})
+    >>> tracker = GWATracker(3)
+    >>> tracker.update(np.array([0.1, 0.5, 0.9]), ids=np.arange(3))
+    >>> run.write_epoch(tracker.end_epoch(), scores=tracker.scores, metrics={"accuracy": 0.93})
     >>> run.epochs()[0][1]
     {'accuracy': 0.93}
     >>> run.scores(0).shape
@@ -130,10 +137,10 @@ class RunFolder:
         header = {
             "schema": records.SCHEMA,
             "kind": "gwa-run",
-            "num_samples": records.index("num_samples", num_samples),
-            "num_classes": records.index("num_classes", num_classes),
+            "num_samples": index("num_samples", num_samples),
+            "num_classes": index("num_classes", num_classes),
             "class_names": None if class_names is None else list(class_names),
-            "beta": records.number("beta", beta),
+            "beta": number("beta", beta),
             "adapter": adapter,
             "loss": loss,
         }
@@ -253,7 +260,7 @@ class RunFolder:
         RunFolder
             This run.
         """
-        first = records.index("epoch", epoch)
+        first = index("epoch", epoch)
         file = self.path / "epochs.jsonl"
         done, ends, _ = records.read_lines(file)
         kept = sum(record[0].epoch < first for record in done)

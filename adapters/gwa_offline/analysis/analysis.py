@@ -25,7 +25,14 @@ from gwa_core import (
     summarize_history,
 )
 from gwa_offline.analysis.results import EpochRecord, Report
-from gwa_offline.analysis.statistics import histograms_of, moments_of, per_class, quality_of
+from gwa_offline.analysis.statistics import (
+    cut_short,
+    histograms_of,
+    moments_of,
+    per_class,
+    quality_of,
+)
+from gwa_offline.analysis.view import observed
 from gwa_offline.readers import Block, Epoch, Features, Source, open_features
 
 __all__ = ["analyse"]
@@ -48,8 +55,8 @@ def analyse(
     source : Source or path
         What `open_features` returned or takes.
     rule : gwa_core.Rule, optional
-        The stopping rule, default ``MaxSeparation()``; a message tells where the paper's rule
-        ``MaxGWA()`` would keep another epoch.
+        The stopping rule, default ``MaxSeparation()``. A message says where the paper's rule,
+        ``MaxGWA()``, would keep another epoch.
     label_smoothing : float
         In [0, 1), of the training; used where scores are computed from features.
     progress : callable, optional
@@ -99,12 +106,12 @@ def analyse(
         records.append(record)
         scores.append(values)
 
-    rows = [{**record.metrics, **record.summary._asdict()} for record in records]
+    rows = observed(records)
     selection = select_epoch(rows, rule)
-    selected = selection.step
-    if selected is not None:
-        selection = selection._replace(step=records[selected].summary.epoch)
-    shown = len(records) - 1 if selected is None else selected
+    best = selection.step
+    if best is not None:
+        selection = selection._replace(step=records[best].summary.epoch)
+    shown = len(records) - 1 if best is None else best
     history = [record.summary for record in records]
     edges, histograms = histograms_of(scores)
     class_gwa, class_mean = per_class(scores, source.targets, source.num_classes, source.beta)
@@ -119,7 +126,7 @@ def analyse(
         epochs=tuple(records),
         rule=repr(rule),
         selection=selection,
-        selected=selected,
+        best_index=best,
         memorising=run.memorising,
         targets=source.targets,
         predictions=reader.predictions(source.epochs[shown]),
@@ -129,7 +136,7 @@ def analyse(
         class_mean=class_mean,
         histogram_edges=edges,
         histograms=histograms,
-        messages=_messages(records, rows, rule, selected, run.memorising),
+        messages=_messages(records, rows, rule, best, run.memorising),
     )
 
 
@@ -267,30 +274,38 @@ def _messages(
     records: Sequence[EpochRecord],
     rows: Sequence[Mapping[str, Any]],
     rule: Rule,
-    selected: int | None,
+    best: int | None,
     memorising: bool,
 ) -> tuple[str, ...]:
     found = []
-    if selected is None:
+    if best is None:
         found.append("No epoch qualifies under the rule; the last one is shown instead.")
     unhealthy = [record.summary.epoch for record in records if not record.summary.healthy]
     if unhealthy:
         found.append(
             f"GWA means nothing at {len(unhealthy)} of {len(records)} epochs "
             f"({_listed(unhealthy)}): the scores are so bimodal, or so constant, that the "
-            "denominator is not positive. These epochs are never chosen."
+            "denominator is not positive. Rules on GWA skip these epochs; other rules do not."
+        )
+    short = cut_short(rows)
+    if short:
+        found.append(
+            f"{len(short)} of {len(records)} epochs {'was' if len(short) == 1 else 'were'} cut "
+            f"short ({_listed([rows[i]['epoch'] for i in short])}): too few of the samples came. "
+            "No rule keeps such an epoch."
         )
     if memorising:
         found.append(
-            "The run is memorising: the negative scores that wrong labels had have vanished. "
-            "GWA climbs a second time then; an epoch before the climb generalises better."
+            "The run is memorising: the negative scores of wrong labels have vanished. "
+            "GWA then climbs a second time; an epoch before the climb generalises better."
         )
     omitted = sum(record.summary.omitted for record in records)
     if omitted:
-        found.append(f"{omitted} scores were not finite and were left out.")
+        words = "score was" if omitted == 1 else "scores were"
+        found.append(f"{omitted} {words} not finite and left out.")
     if not isinstance(rule, MaxGWA) and len(records) > 1:
         paper = select_epoch(rows, MaxGWA())
-        if paper.step is not None and paper.step != selected:
+        if paper.step is not None and paper.step != best:
             found.append(
                 f"The paper's rule, largest GWA, would keep epoch {rows[paper.step]['epoch']}."
             )

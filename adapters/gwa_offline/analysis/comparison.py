@@ -15,7 +15,7 @@ from gwa_offline.analysis.view import column, healthy_epochs, metric_names, metr
 
 __all__ = ["Comparison", "ComparisonRow", "SignalRow", "compare"]
 
-# What the summaries have stands beside the signals that a run stored.
+# Fields of the summaries that are compared with the metric, beside the columns of the run.
 OWN_SIGNALS = ("gwa", "mean", "bimodality", "separation")
 
 
@@ -31,18 +31,18 @@ class ComparisonRow:
         Largest mean alignment over its epochs, the paper's measure between runs.
     max_gwa : float
         Largest GWA of a healthy epoch.
-    chosen : int or None
-        The epoch its rule keeps.
+    best_epoch : int or None
+        Number of the epoch that its rule keeps.
     metric : float or None
-        The metric column there; of the last epoch where none was chosen.
+        The metric column there; of the last epoch where no epoch qualifies.
     memorising : bool
-        Whether the run came to memorise wrong labels.
+        Whether the run memorises wrong labels.
     """
 
     name: str
     max_mean: float
     max_gwa: float
-    chosen: int | None
+    best_epoch: int | None
     metric: float | None
     memorising: bool
 
@@ -165,7 +165,7 @@ def _row(report: Findings, metric: str | None) -> ComparisonRow:
         name=report.name,
         max_mean=history.max_mean,
         max_gwa=history.max_gwa,
-        chosen=report.selection.step,
+        best_epoch=report.best_epoch,
         metric=found,
         memorising=history.memorising,
     )

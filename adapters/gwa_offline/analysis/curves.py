@@ -8,24 +8,24 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import LabelWave, MaxGWA, MaxSeparation, Patience, Rule, select_step
+from gwa_core import BestMetric, MaxGWA, Rule, rule_for, select_epoch, warmup_steps
 from gwa_core.signals import SIGNALS
 from gwa_offline.analysis.comparison import compare
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.statistics import scaled
-from gwa_offline.analysis.view import column, healthy_epochs, metric_names, metric_values
+from gwa_offline.analysis.view import (
+    column,
+    healthy_epochs,
+    metric_names,
+    metric_values,
+    observed,
+)
 
 __all__ = ["SignalCurve", "SignalCurves", "signal_curves", "stored_signals"]
 
-# What the summaries have stands beside the signals that a run stored.
+# Fields of the summaries that are drawn beside the signals of the run.
 OWN = ("mean", "separation")
 
-# Signals with a rule of their own; any other is picked where it is best after the warm-up.
-RULES: dict[str, Rule] = {
-    "gwa": MaxGWA(),
-    "separation": MaxSeparation(),
-    "prediction_changes": LabelWave(),
-}
 WARMUP = MaxGWA().warmup
 
 
@@ -39,8 +39,8 @@ class SignalCurve:
         Of the signal, or of the column.
     values : array of shape (T,)
         Larger is better; from the end of the warm-up on in [0, 1]. nan where it is missing.
-    pick : int or None
-        Position of the epoch that it would keep.
+    best_index : int or None
+        Position of its best epoch; None where no epoch qualifies.
     pearson, spearman : float or None
         Correlation with the metric, both as they are turned: positive where they improve together.
         None without a metric, and where `gwa_offline.analysis.comparison.compare` has none.
@@ -48,13 +48,13 @@ class SignalCurve:
 
     name: str
     values: NDArray[np.float64]
-    pick: int | None
+    best_index: int | None
     pearson: float | None = None
     spearman: float | None = None
 
     @property
     def correlations(self) -> str:
-        """How it goes with the metric, in words; empty where that is unknown."""
+        """Both correlations in words; empty where they are unknown."""
         if self.pearson is None or self.spearman is None:
             return ""
         text = f"Pearson {self.pearson:+.2f}, Spearman {self.spearman:+.2f}"
@@ -84,7 +84,7 @@ class SignalCurves:
 
 
 def stored_signals(report: Findings) -> list[str]:
-    """Return the columns of a run that are signals which say which epoch is better."""
+    """Return the columns of a run that are signals and rank its epochs."""
     return [name for name in metric_names(report) if name in SIGNALS and SIGNALS[name].better]
 
 
@@ -93,8 +93,8 @@ def signal_curves(
 ) -> SignalCurves:
     """Return the signals of a run normalised as in Fig. 2 of the paper.
 
-    Each is turned so that larger is better, and its range after the warm-up becomes [0, 1]: the
-    first epochs of a training are so far from the rest that they would flatten it.
+    Each is turned so that larger is better, and its range after the warm-up becomes [0, 1]. The
+    first epochs of a training lie so far from the rest that they would flatten the curve.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ def signal_curves(
     Returns
     -------
     SignalCurves
-        A signal whose ``SIGNALS[name].better`` is None says nothing of epochs and is left out.
+        Without the signals whose ``SIGNALS[name].better`` is None: they do not rank epochs.
 
     Raises
     ------
@@ -118,9 +118,10 @@ def signal_curves(
 
     Notes
     -----
-    GWA, separation and prediction changes keep the epoch of their rules, `MaxGWA`, `MaxSeparation`
-    and `LabelWave`; the others the best after the warm-up, a tenth of the epochs; the metric the
-    best of all. An unhealthy epoch is never kept. Correlations are over all epochs. Cost: O(T).
+    Each signal has the best epoch of its rule (`gwa_core.rule_for`): `MaxGWA`, `MaxSeparation`,
+    `LabelWave`, `GradientDisparity`; for the others it is the best after the warm-up, a tenth of the
+    epochs. For the metric it is the best of all. GWA skips unhealthy epochs, and no rule keeps an
+    epoch that was cut short. Correlations are over all epochs. Cost: O(T).
 
     References
     ----------
@@ -129,34 +130,37 @@ def signal_curves(
     if metric is None:
         metric = next((name for name in metric_names(report) if name not in SIGNALS), None)
     healthy = healthy_epochs(report)
-    begin = int(WARMUP * len(report.epochs) + 1e-9)
+    begin = warmup_steps(WARMUP, len(report.epochs))
+    rows = observed(report.epochs)
     beside = {row.signal: row for row in compare([report], metric=metric).signals}
 
-    def curve(name: str, values: NDArray[np.float64], high: bool, rule: Rule | None) -> SignalCurve:
-        best = Patience(metric=name, mode="max" if high else "min", warmup=WARMUP)
+    def curve(
+        name: str, values: NDArray[np.float64], high: bool, rule: Rule | None = None
+    ) -> SignalCurve:
+        rule = rule or rule_for(name, mode="max" if high else "min", warmup=WARMUP)
         row = beside.get(name)
         turn = 1.0 if high == (mode == "max") else -1.0
         return SignalCurve(
             name=name,
             values=scaled(values, better="high" if high else "low", begin=begin),
-            pick=select_step(values.tolist(), rule or best, healthy=healthy.tolist()).step,
+            best_index=select_epoch(rows, rule).step,
             pearson=None if row is None or row.pearson is None else turn * row.pearson,
             spearman=None if row is None or row.spearman is None else turn * row.spearman,
         )
 
     judge = None
     if metric is not None:
-        rule = Patience(metric=metric, mode=mode)
+        rule = BestMetric(metric=metric, mode=mode)
         judge = curve(metric, metric_values(report, metric), mode == "max", rule)
-    own = [curve(name, column(report, name), True, RULES.get(name)) for name in OWN]
+    own = [curve(name, column(report, name), True) for name in OWN]
     stored = [
-        curve(name, metric_values(report, name), SIGNALS[name].better == "high", RULES.get(name))
+        curve(name, metric_values(report, name), SIGNALS[name].better == "high")
         for name in stored_signals(report)
         if name != metric
     ]
     gwa = np.where(healthy, column(report, "gwa"), np.nan)
     return SignalCurves(
-        gwa=curve("gwa", gwa, True, RULES["gwa"]),
+        gwa=curve("gwa", gwa, True),
         metric=judge,
         signals=(*own, *stored),
         warmup=begin,

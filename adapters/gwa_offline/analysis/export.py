@@ -27,7 +27,7 @@ def to_json(report: Findings) -> str:
     Returns
     -------
     str
-        One object with the fields of `Report`, arrays as lists, nan as null.
+        One object with the fields of `Report` and `best_epoch`, arrays as lists, nan as null.
 
     Notes
     -----
@@ -36,7 +36,7 @@ def to_json(report: Findings) -> str:
     record = {
         name: getattr(report, name) for name in report.__dataclass_fields__ if name != "epochs"
     }
-    record["selection"] = report.selection._asdict()
+    record |= {"best_epoch": report.best_epoch, "selection": report.selection._asdict()}
     return json.dumps(plain_values({**record, "epochs": epoch_rows(report)}), allow_nan=False)
 
 
@@ -109,7 +109,7 @@ def _made(folder: str | os.PathLike[str]) -> Path:
 
 def plain_values(value: Any) -> Any:
     """Return plain Python values, with None for what JSON has no number for."""
-    if isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray | np.generic):
         return plain_values(value.tolist())
     if isinstance(value, dict):
         return {key: plain_values(item) for key, item in value.items()}

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import EpochSummary, Selection, rank_samples
+from gwa_offline.files.checks import index
 
 __all__ = ["EpochRecord", "Findings"]
 
@@ -56,17 +57,18 @@ class Findings:
     rule : str
         The stopping rule asked, as its repr: "MaxGWA()".
     selection : gwa_core.Selection
-        The step to keep, its value and why.
-    selected : int or None
-        Position in `epochs` of the selected step; None where no epoch qualifies.
+        Number of the best epoch (`step`), its value and why.
+    best_index : int or None
+        Position of the best epoch in `epochs`; None where no epoch qualifies. It differs from
+        `best_epoch`, its number, where the run did not store every epoch.
     memorising : bool
         The history looks like memorisation of wrong labels (gwa_core.summarize_history).
     targets : array of shape (N,) or None
         Given labels by sample id; -1 where unknown.
     predictions : array of shape (N,) or None
-        Class with the largest logit at the selected epoch; -1 where unknown.
+        Class with the largest logit at the shown epoch; -1 where unknown.
     scores : array of shape (N,)
-        Alignment at the selected epoch, by sample id; nan where not seen. Low = suspicious.
+        Alignment at the shown epoch, by sample id; nan where not seen. Low = suspicious.
     label_quality : array of shape (N,)
         In [0, 1], low = suspicious, over all epochs; nan where never seen.
     class_gwa, class_mean : array of shape (T, C)
@@ -76,7 +78,8 @@ class Findings:
     histograms : array of shape (T, B)
         Number of scores in each bin.
     messages : tuple of str
-        Sentences the user should read: unhealthy epochs, memorisation, omitted scores.
+        Sentences the user should read: unhealthy epochs, epochs cut short, memorisation, omitted
+        scores.
     """
 
     name: str
@@ -87,7 +90,7 @@ class Findings:
     epochs: tuple[EpochRecord, ...]
     rule: str
     selection: Selection
-    selected: int | None
+    best_index: int | None
     memorising: bool
     targets: NDArray[np.int64] | None
     predictions: NDArray[np.int64] | None
@@ -100,9 +103,14 @@ class Findings:
     messages: tuple[str, ...] = ()
 
     @property
+    def best_epoch(self) -> int | None:
+        """Number of the best epoch; None where no epoch qualifies."""
+        return self.selection.step
+
+    @property
     def shown(self) -> int:
-        """Position in `epochs` of the selected one, or of the last where none qualifies."""
-        return len(self.epochs) - 1 if self.selected is None else self.selected
+        """Position in `epochs` of the best one, or of the last where none qualifies."""
+        return len(self.epochs) - 1 if self.best_index is None else self.best_index
 
     def rank(
         self,
@@ -129,9 +137,16 @@ class Findings:
         -------
         array of shape (k,), or (C, k) with `per_class`
             Sample ids; with `per_class` -1 where a class has fewer.
+
+        Raises
+        ------
+        ValueError
+            If `k` is not an integer of at least 1, an option is unknown, or `per_class` lacks labels.
         """
+        if by not in ("label_quality", "scores"):
+            raise ValueError(f"`by` must be 'label_quality' or 'scores', got {by!r}")
         values = getattr(self, by)
-        k = min(k, self.num_samples)
+        k = min(index("k", k), self.num_samples)
         if not per_class:
             ids: NDArray[np.int64] = rank_samples(values, k=k, order=order)
             return ids[ids >= 0]

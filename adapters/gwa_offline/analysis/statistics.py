@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import EpochSummary, Moments, epoch_weights, label_quality, summarize
+from gwa_core import EarlyStopper, EpochSummary, LabelQuality, MaxSeparation, Moments, summarize
 
-__all__ = ["histograms_of", "moments_of", "per_class", "quality_of", "scaled"]
+__all__ = ["cut_short", "histograms_of", "moments_of", "per_class", "quality_of", "scaled"]
 
 # Scores summarised at once; their moments take ten times their memory.
 CHUNK = 1 << 18
@@ -28,23 +28,24 @@ def moments_of(scores: NDArray[Any]) -> Moments:
 def quality_of(
     scores: Sequence[NDArray[np.float32] | None], history: Sequence[EpochSummary], num_samples: int
 ) -> NDArray[np.float64]:
-    """Return label quality over all epochs that have scores, in pieces of samples."""
-    known = [
-        (values, summary)
-        for values, summary in zip(scores, history, strict=True)
-        if values is not None
-    ]
-    quality = np.full(num_samples, np.nan)
-    if not known:
-        return quality
-    weights = epoch_weights([summary for _, summary in known])
-    # Of many epochs fewer samples at once.
-    step = max(1, 8 * CHUNK // len(known))
-    for start in range(0, num_samples, step):
-        piece = slice(start, start + step)
-        stack = np.stack([values[piece] for values, _ in known])
-        quality[piece] = label_quality(stack.astype(np.float64), weights=weights)
-    return quality
+    """Return label quality over all epochs that have scores; nan where a sample was never seen."""
+    quality = LabelQuality(num_samples)
+    for values, summary in zip(scores, history, strict=True):
+        if values is not None:
+            quality.update(np.asarray(values, np.float64), summary)
+    found: NDArray[np.float64] | None = quality.value
+    return np.full(num_samples, np.nan) if found is None else found
+
+
+def cut_short(records: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Return the positions of the epochs that no rule keeps because too few samples came."""
+    stopper, found = EarlyStopper(MaxSeparation(warmup=0)), []
+    for position, record in enumerate(records):
+        before = stopper.state_dict()["short"]
+        stopper.observe(record)
+        if stopper.state_dict()["short"] > before:
+            found.append(position)
+    return found
 
 
 def histograms_of(

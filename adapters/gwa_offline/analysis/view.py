@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.analysis.findings import Findings
+from gwa_offline.analysis.findings import EpochRecord, Findings
 
 __all__ = [
     "ClassEnds",
@@ -21,6 +22,7 @@ __all__ = [
     "lowest_classes",
     "metric_names",
     "metric_values",
+    "observed",
     "occupied_bins",
 ]
 
@@ -37,6 +39,15 @@ class ClassEnds(NamedTuple):
 def epoch_numbers(report: Findings) -> list[int]:
     """Return the numbers of the T epochs."""
     return [record.summary.epoch for record in report.epochs]
+
+
+def observed(epochs: Sequence[EpochRecord]) -> list[dict[str, Any]]:
+    """Return what a stopping rule observes of each epoch: the summary, and the metrics of the run.
+
+    A metric that an epoch lacks is nan there.
+    """
+    names = dict.fromkeys((name for record in epochs for name in record.metrics), math.nan)
+    return [{**names, **record.metrics, **record.summary._asdict()} for record in epochs]
 
 
 def column(report: Findings, field: str) -> NDArray[np.float64]:

@@ -11,13 +11,13 @@ import numpy as np
 import typer
 
 from gwa_core import (
+    BestMetric,
     DipThenMax,
     GradientDisparity,
     LabelWave,
     MaxBimodality,
     MaxGWA,
     MaxSeparation,
-    Patience,
     Rule,
     __version__,
 )
@@ -39,7 +39,7 @@ app = typer.Typer(
 
 
 class RuleName(StrEnum):
-    """Stopping rules by their name on the command line."""
+    """Names of the stopping rules on the command line."""
 
     separation = "separation"
     bimodality = "bimodality"
@@ -61,7 +61,7 @@ RuleOption = Annotated[
     RuleName,
     typer.Option(
         "--rule",
-        help="separation: scores are high and stand apart; bimodality: they stand apart; "
+        help="separation: scores are high and in two groups; bimodality: in two groups; "
         "gwa: the paper's rule; dip: fine-tuning; "
         "metric: a stored column (with --metric).",
     ),
@@ -118,7 +118,7 @@ def analyse(
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Summarise each epoch, choose one, and rank the labels."""
+    """Summarise each epoch, find the best one, and rank the labels."""
     terminal = Terminal(json=json, quiet=quiet)
     reports = []
     for path in paths:
@@ -253,7 +253,7 @@ def _rule(name: RuleName, metric: str | None, mode: str) -> Rule:
     if name is RuleName.metric:
         if metric is None:
             raise ValueError("`--rule metric` needs `--metric COLUMN`, such as test_accuracy")
-        return Patience(metric=metric, mode=mode)  # type: ignore[arg-type]  # checked by the rule
+        return BestMetric(metric=metric, mode=mode)  # type: ignore[arg-type]  # checked by the rule
     rules: dict[RuleName, Rule] = {
         RuleName.separation: MaxSeparation(),
         RuleName.bimodality: MaxBimodality(),

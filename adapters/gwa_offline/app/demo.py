@@ -36,14 +36,14 @@ class DemoResult:
     ----------
     report : Report
         What a user's own analysis of the run folder gives.
-    chosen_accuracy, best_accuracy, last_accuracy : float
-        Test accuracy at the chosen epoch, at the best one and at the last.
-    best_epoch : int
-        The epoch of best test accuracy, which nobody could know.
+    best_accuracy, highest_accuracy, last_accuracy : float
+        Test accuracy at the best epoch of the report, the highest one, and that of the last epoch.
+    highest_epoch : int
+        The epoch of highest test accuracy, which nobody can know during training.
     flipped : int
-        Labels that were made wrong.
+        Number of labels that the demonstration replaced by wrong ones.
     found : int
-        Of that many most suspicious samples, those whose label really was wrong.
+        How many of that many most suspicious samples have a wrong label.
     seconds : float
         Time of the training and the analysis.
     run, images : Path
@@ -51,10 +51,10 @@ class DemoResult:
     """
 
     report: Report
-    chosen_accuracy: float
     best_accuracy: float
+    highest_accuracy: float
     last_accuracy: float
-    best_epoch: int
+    highest_epoch: int
     flipped: int
     found: int
     seconds: float
@@ -82,8 +82,7 @@ def run_demo(
     Returns
     -------
     DemoResult
-        Neither the wrong labels nor the test data take part in choosing anything; both only
-        judge the result.
+        The wrong labels and the test data only judge the result; no choice reads them.
 
     Raises
     ------
@@ -152,10 +151,10 @@ def run_demo(
     suspicious = report.rank(len(wrong))
     return DemoResult(
         report=report,
-        chosen_accuracy=accuracy[report.shown],
-        best_accuracy=max(accuracy),
+        best_accuracy=accuracy[report.shown],
+        highest_accuracy=max(accuracy),
         last_accuracy=accuracy[-1],
-        best_epoch=int(np.argmax(accuracy)),
+        highest_epoch=int(np.argmax(accuracy)),
         flipped=len(wrong),
         found=len(np.intersect1d(suspicious, wrong)),
         seconds=time.perf_counter() - begin,

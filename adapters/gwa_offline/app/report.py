@@ -81,11 +81,11 @@ def write_html(
     >>> import numpy as np, tempfile
     >>> from gwa_core import EpochSummary, Selection
     >>> from gwa_offline.analysis.results import EpochRecord, Report
-    >>> summary = EpochSummary(0, 0, 3, 0, 0.1, 0.04, 0.0, -0.5, 0.14, 0.02, 0.7, 0.4, 0.33)
+    >>> summary = EpochSummary(0, 0, 3, 0, 0.1, 0.04, 0.0, -0.5, 0.14, 0.02, 0.7, 0.4, 0.33, 0.22)
     >>> report = Report(
     ...     name="run", num_samples=3, num_classes=2, class_names=("cat", "dog"), beta=1.2,
     ...     epochs=(EpochRecord(summary=summary, source="offline"),), rule="MaxGWA()",
-    ...     selection=Selection(0, 0.14, "the only epoch"), selected=0, memorising=False,
+    ...     selection=Selection(0, 0.14, "the only epoch"), best_index=0, memorising=False,
     ...     targets=np.array([0, 1, 1]), predictions=None, scores=np.float32([-0.2, 0.1, 0.4]),
     ...     label_quality=np.array([0.2, 0.5, 0.8]), class_gwa=np.full((1, 2), np.nan),
     ...     class_mean=np.array([[-0.2, 0.25]]), histogram_edges=np.linspace(-1, 1, 5),

@@ -86,11 +86,11 @@ class Terminal:
         self._out.print(table)
 
     def report(self, report: Report) -> None:
-        """Print epochs, choice and messages."""
-        chosen = report.selected
+        """Print epochs, the best one and messages."""
+        best = report.best_index
         rows = [
             [
-                str(record.summary.epoch) + (" *" if position == chosen else ""),
+                str(record.summary.epoch) + (" *" if position == best else ""),
                 f"{record.summary.gwa:.4f}",
                 f"{record.summary.gwa_standard_error:.4f}",
                 f"{record.summary.mean:.4f}",
@@ -103,25 +103,27 @@ class Terminal:
         ]
         columns = ["epoch", "GWA", "SE", "mean", "kurtosis", "separation", "negative", "healthy"]
         if not self._plain:
-            rows = [rows[i] for i in _spread(len(rows), chosen)]
+            rows = [rows[i] for i in _spread(len(rows), best)]
         self._table(f"{report.name}: {report.num_samples} samples", columns, rows)
-        self._choice(report)
+        self._best(report)
 
-    def _choice(self, report: Report) -> None:
-        if report.selection.step is None:
+    def _best(self, report: Report) -> None:
+        if report.best_epoch is None:
             self._line(f"No epoch to keep ({report.rule}): {report.selection.reason}.")
         else:
             self._line(
-                f"Keep epoch {report.selection.step}: {report.selection.reason} "
+                f"Keep epoch {report.best_epoch}: {report.selection.reason} "
                 f"({report.selection.value:.4g})."
             )
         for message in report.messages:
             self._line(message)
 
     def selection(self, report: Report) -> None:
-        """Print the chosen epoch and why."""
-        self._choice(report)
-        self.json({"rule": report.rule, **report.selection._asdict()})
+        """Print the best epoch and why."""
+        self._best(report)
+        found = report.selection
+        best = {"best_epoch": report.best_epoch, "value": found.value, "reason": found.reason}
+        self.json({"rule": report.rule, **best})
 
     def samples(self, report: Report, *, lowest: int, highest: int, per_class: bool) -> None:
         """Print the samples of lowest and highest label quality."""
@@ -145,13 +147,13 @@ class Terminal:
                 row.name,
                 f"{row.max_mean:.4f}",
                 f"{row.max_gwa:.4f}",
-                "-" if row.chosen is None else str(row.chosen),
+                "-" if row.best_epoch is None else str(row.best_epoch),
                 "-" if row.metric is None else f"{row.metric:.4g}",
                 "yes" if row.memorising else "no",
             ]
             for row in comparison.rows
         ]
-        columns = ["run", "max mean", "max GWA", "epoch", metric, "memorising"]
+        columns = ["run", "max mean", "max GWA", "best epoch", metric, "memorising"]
         self._table("runs", columns, rows)
         if comparison.metric is not None:
             if comparison.pearson is None or comparison.spearman is None:
@@ -186,10 +188,10 @@ class Terminal:
         share = 100 * result.found / result.flipped
         lines = [
             "",
-            f"Epoch to keep: {report.selection.step} ({report.selection.reason}).",
-            f"  test accuracy there          {100 * result.chosen_accuracy:.1f} %",
-            f"  at the best epoch, {result.best_epoch:<10d}{100 * result.best_accuracy:.1f} %",
-            f"  at the last epoch, {last:<10d}{100 * result.last_accuracy:.1f} %",
+            f"Best epoch: {report.best_epoch} ({report.selection.reason}).",
+            f"  test accuracy there          {100 * result.best_accuracy:.1f} %",
+            f"  highest, at epoch {result.highest_epoch:<11d}{100 * result.highest_accuracy:.1f} %",
+            f"  last, at epoch {last:<14d}{100 * result.last_accuracy:.1f} %",
             "",
             f"Of the {result.flipped} most suspicious labels {result.found} ({share:.1f} %) are wrong.",
             "",
@@ -201,20 +203,20 @@ class Terminal:
             self._line(line)
         values = {name: getattr(result, name) for name in result.__dataclass_fields__}
         del values["report"], values["seconds"]
-        chosen = report.selection._asdict()
+        best = {"best_epoch": report.best_epoch, "selection": report.selection._asdict()}
         files = {name: str(values.pop(name)) for name in ("run", "images")}
-        self.json({"chosen": chosen, **values, **files, "report": str(page)})
+        self.json({**best, **values, **files, "report": str(page)})
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:+.3f}"
 
 
-def _spread(count: int, chosen: int | None) -> list[int]:
-    """Return at most about a dozen positions, with the first, the last and the chosen one."""
+def _spread(count: int, best: int | None) -> list[int]:
+    """Return at most about a dozen positions, with the first, the last and the best one."""
     step = max(1, -(-count // SHOWN_EPOCHS))
     shown = {*range(0, count, step), count - 1}
-    return sorted(shown if chosen is None else shown | {chosen})
+    return sorted(shown if best is None else shown | {best})
 
 
 def _facts(report: Report, sample: int) -> list[Any]:

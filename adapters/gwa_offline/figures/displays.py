@@ -24,7 +24,7 @@ from gwa_offline.analysis.view import (
 from gwa_offline.figures.sample_displays import DistributionDisplay, SamplesDisplay
 from gwa_offline.figures.style import (
     BAD,
-    CHOSEN,
+    BEST,
     GWA,
     METRIC,
     MUTED,
@@ -55,7 +55,7 @@ _SIGNAL = "#1b2127"
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class GWACurveDisplay(Display):
-    """GWA over epochs with its band of two standard errors, and the chosen epoch.
+    """GWA over epochs with its band of two standard errors, and the best epoch.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ class GWACurveDisplay(Display):
         GWA and its standard error.
     healthy : array of bool, shape (T,)
         Epochs whose GWA counts; the others are drawn as crosses, at the edge where far away.
-    chosen : int or None
-        Position of the chosen epoch.
+    best_index : int or None
+        Position of the best epoch.
     metric : array of shape (T,) or None
         Drawn on an axis of its own at the right.
     metric_name : str
@@ -83,7 +83,7 @@ class GWACurveDisplay(Display):
     --------
     >>> display = GWACurveDisplay(
     ...     epochs=[0, 1, 2], gwa=[0.0, 0.3, 0.2], standard_error=[0.01, 0.02, 0.02],
-    ...     healthy=[True, True, True], chosen=1)
+    ...     healthy=[True, True, True], best_index=1)
     >>> display.plot().ax_.get_ylabel()
     'GWA'
     """
@@ -94,7 +94,7 @@ class GWACurveDisplay(Display):
     gwa: NDArray[np.float64]
     standard_error: NDArray[np.float64]
     healthy: NDArray[np.bool_]
-    chosen: int | None = None
+    best_index: int | None = None
     metric: NDArray[np.float64] | None = None
     metric_name: str = "metric"
 
@@ -115,7 +115,7 @@ class GWACurveDisplay(Display):
             gwa=column(report, "gwa"),
             standard_error=column(report, "gwa_standard_error"),
             healthy=healthy_epochs(report),
-            chosen=report.selected,
+            best_index=report.best_index,
             metric=None if metric is None else metric_values(report, metric),
             metric_name=metric or "metric",
         )
@@ -129,7 +129,7 @@ class GWACurveDisplay(Display):
         line = np.where(healthy, self.gwa, np.nan)
         half = 2.0 * np.nan_to_num(self.standard_error)
         low, high = curve_limits(line[healthy], half[healthy])
-        mark_epochs(ax, self.epochs, self.chosen)
+        mark_epochs(ax, self.epochs, self.best_index)
         ax.fill_between(
             self.epochs, line - half, line + half, color=GWA, alpha=0.18, linewidth=0,
             label="±2 standard errors",
@@ -160,10 +160,10 @@ class GWACurveDisplay(Display):
             ax.plot([], [], color=METRIC, linewidth=1.8, linestyle=":", label=name)
             ax.set_zorder(right.get_zorder() + 1)
             ax.patch.set_visible(False)
-        if self.chosen is not None:
+        if self.best_index is not None:
             ax.plot(
-                self.epochs[self.chosen], self.gwa[self.chosen], "*", color=CHOSEN, markersize=17,
-                markeredgecolor="white", label=f"chosen epoch {self.epochs[self.chosen]}", zorder=5,
+                self.epochs[self.best_index], self.gwa[self.best_index], "*", color=BEST, markersize=17,
+                markeredgecolor="white", label=f"best epoch {self.epochs[self.best_index]}", zorder=5,
             )  # fmt: skip
         ax.set_ylim(low, high)
         ax.set_ylabel("GWA")
@@ -185,8 +185,8 @@ class MomentsDisplay(Display):
         The moments.
     beta : float
         At -beta and below GWA is unhealthy; drawn as a dotted line.
-    chosen : int or None
-        Position of the chosen epoch.
+    best_index : int or None
+        Position of the best epoch.
 
     Attributes
     ----------
@@ -209,7 +209,7 @@ class MomentsDisplay(Display):
     mean: NDArray[np.float64]
     kurtosis: NDArray[np.float64]
     beta: float = 1.2
-    chosen: int | None = None
+    best_index: int | None = None
 
     @classmethod
     def from_report(cls, report: Findings) -> Self:
@@ -219,7 +219,7 @@ class MomentsDisplay(Display):
             mean=column(report, "mean"),
             kurtosis=column(report, "kurtosis"),
             beta=report.beta,
-            chosen=report.selected,
+            best_index=report.best_index,
         )
 
     def plot(self, ax: Any = None) -> Self:
@@ -230,7 +230,7 @@ class MomentsDisplay(Display):
         self.axes_ = split_axes(ax, 2, 1, sharex=True)[:, 0]
         values = [("mean", self.mean), ("excess kurtosis", self.kurtosis)]
         for panel, (name, moment) in zip(self.axes_, values, strict=True):
-            mark_epochs(panel, self.epochs, self.chosen)
+            mark_epochs(panel, self.epochs, self.best_index)
             panel.plot(
                 self.epochs, moment, "o-", color=GWA, linewidth=2, markersize=dot_size(self.epochs)
             )
@@ -256,8 +256,8 @@ class SignalsDisplay(Display):
         Drawn in every panel.
     warmup : int
         Epochs before the range that is scaled; they lie on grey.
-    chosen : int or None
-        Position of the chosen epoch.
+    best_index : int or None
+        Position of the best epoch.
 
     Attributes
     ----------
@@ -269,8 +269,8 @@ class SignalsDisplay(Display):
     Examples
     --------
     >>> from gwa_offline.analysis.curves import SignalCurve
-    >>> margin = SignalCurve(name="margin", values=np.array([0.0, 0.7, 1.0]), pick=2)
-    >>> gwa = SignalCurve(name="gwa", values=np.array([0.0, 1.0, 0.5]), pick=1)
+    >>> margin = SignalCurve(name="margin", values=np.array([0.0, 0.7, 1.0]), best_index=2)
+    >>> gwa = SignalCurve(name="gwa", values=np.array([0.0, 1.0, 0.5]), best_index=1)
     >>> display = SignalsDisplay(epochs=[0, 1, 2], curves=[margin], gwa=gwa).plot()
     >>> display.axes_[0].get_title("left")
     'margin'
@@ -283,7 +283,7 @@ class SignalsDisplay(Display):
     gwa: SignalCurve | None = None
     metric: SignalCurve | None = None
     warmup: int = 0
-    chosen: int | None = None
+    best_index: int | None = None
 
     def _figsize(self) -> tuple[float, float]:
         return 10.0, 0.8 + 2.1 * -(-len(self.curves) // _COLUMNS)
@@ -315,7 +315,7 @@ class SignalsDisplay(Display):
             gwa=found.gwa,
             metric=found.metric,
             warmup=found.warmup,
-            chosen=report.selected,
+            best_index=report.best_index,
         )
 
     def plot(self, ax: Any = None) -> Self:
@@ -342,10 +342,10 @@ class SignalsDisplay(Display):
         legend.set_in_layout(False)  # it is wider than its column
 
     def _panel(self, panel: Any, curve: SignalCurve) -> None:
-        mark_epochs(panel, self.epochs, self.chosen)
+        mark_epochs(panel, self.epochs, self.best_index)
         panel.plot([], [], "*", color=MUTED, markersize=11, label="epoch that each would keep")
-        if self.chosen is not None:
-            panel.plot([], [], color=CHOSEN, linewidth=1.2, linestyle="--", label="chosen epoch")
+        if self.best_index is not None:
+            panel.plot([], [], color=BEST, linewidth=1.2, linestyle="--", label="best epoch")
         if self.warmup:
             end = (self.epochs[self.warmup - 1] + self.epochs[self.warmup]) / 2
             panel.axvspan(self.epochs[0], end, color=MUTED, alpha=0.1, linewidth=0)
@@ -359,16 +359,16 @@ class SignalsDisplay(Display):
         panel.set(ylim=(-0.12, 1.12), yticks=[0, 1])
         panel.set_title(curve.name, loc="left", fontsize=10.5, pad=18)
         text = curve.correlations
-        if curve.pick is not None:
-            text = f"keeps {self.epochs[curve.pick]}" + (f", {text}" if text else "")
+        if curve.best_index is not None:
+            text = f"keeps {self.epochs[curve.best_index]}" + (f", {text}" if text else "")
         panel.text(0, 1.05, text, transform=panel.transAxes, fontsize=8.5, color=MUTED, va="bottom")
 
     def _line(self, panel: Any, curve: SignalCurve, label: str, **style: Any) -> None:
         panel.plot(self.epochs, curve.values, label=label, **style)
-        if curve.pick is not None:
-            height = np.clip(curve.values[curve.pick], 0.0, 1.0)
+        if curve.best_index is not None:
+            height = np.clip(curve.values[curve.best_index], 0.0, 1.0)
             panel.plot(
-                self.epochs[curve.pick], height, "*", color=style["color"],
+                self.epochs[curve.best_index], height, "*", color=style["color"],
                 markeredgecolor="white", markersize=8 + 3 * style["linewidth"], zorder=5,
             )  # fmt: skip
 

@@ -91,9 +91,9 @@ def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
     for name, figure in figures.items():
         if name != "distribution":  # its cells reach half an epoch further
             figure.update_xaxes(range=[epochs[0] - pad, epochs[-1] + pad], zeroline=False)
-        if report.selected is not None:
+        if report.best_index is not None:
             figure.add_vline(
-                epochs[shown], line={"color": "var(--chosen)", "width": 1.5, "dash": "dash"}
+                epochs[shown], line={"color": "var(--best)", "width": 1.5, "dash": "dash"}
             )
     return figures
 
@@ -139,17 +139,17 @@ def _curve(report: Findings, epochs: list[int]) -> go.Figure:
             hovertemplate="%{customdata}",
             marker={"symbol": "x", "size": 11, "color": "var(--bad)"},
         )
-    if report.selected is not None:
+    if report.best_index is not None:
         figure.add_scatter(
-            x=[epochs[report.selected]],
-            y=clean([gwa[report.selected]]),
+            x=[epochs[report.best_index]],
+            y=clean([gwa[report.best_index]]),
             mode="markers",
-            name="chosen epoch",
+            name="best epoch",
             hoverinfo="skip",
             marker={
                 "symbol": "star",
                 "size": 18,
-                "color": "var(--chosen)",
+                "color": "var(--best)",
                 "line": {"width": 1.5, "color": "var(--card)"},
             },
         )
@@ -175,11 +175,11 @@ def _signal(epochs: list[int], signal: SignalCurve, beside: SignalCurves) -> go.
         width = 2.5 if curve is signal else 1.5
         figure.add_trace(trace.update(mode="lines", line={"width": width, **dash}))
     for curve, color, _ in drawn:
-        if curve is None or curve.pick is None:
+        if curve is None or curve.best_index is None:
             continue
         figure.add_scatter(
-            x=[epochs[curve.pick]],
-            y=[float(np.clip(curve.values[curve.pick], 0.0, 1.0))],
+            x=[epochs[curve.best_index]],
+            y=[float(np.clip(curve.values[curve.best_index], 0.0, 1.0))],
             mode="markers",
             hoverinfo="skip",
             showlegend=False,
@@ -213,7 +213,7 @@ def _distribution(report: Findings, epochs: list[int]) -> go.Figure:
         colorscale=[[i / 4, f"var(--heat{i})"] for i in range(5)],
         hovertemplate="epoch %{x}, alignment %{y:.3f}: %{customdata:.2f} % of samples<extra></extra>",
     )
-    mean = line(epochs, column(report, "mean"), "chosen", "mean", showlegend=True)
+    mean = line(epochs, column(report, "mean"), "best", "mean", showlegend=True)
     figure.add_trace(mean.update(mode="lines", hoverinfo="skip", hovertemplate=None))
     figure.add_hline(0.0, line={"color": "var(--text)", "width": 1, "dash": "dot"})
     figure.update_xaxes(title_text="epoch", showgrid=False)

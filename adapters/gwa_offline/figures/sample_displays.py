@@ -19,7 +19,7 @@ from gwa_offline.analysis.view import (
 )
 from gwa_offline.figures.style import (
     BAD,
-    CHOSEN,
+    BEST,
     GWA,
     HEAT,
     MUTED,
@@ -51,8 +51,8 @@ class DistributionDisplay(Display):
         Scores in each bin.
     mean : array of shape (T,) or None
         Drawn as a line.
-    chosen : int or None
-        Position of the chosen epoch.
+    best_index : int or None
+        Position of the best epoch.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class DistributionDisplay(Display):
     edges: NDArray[np.float64]
     histograms: NDArray[np.int64]
     mean: NDArray[np.float64] | None = None
-    chosen: int | None = None
+    best_index: int | None = None
 
     @classmethod
     def from_report(cls, report: Findings) -> Self:
@@ -83,7 +83,7 @@ class DistributionDisplay(Display):
             edges=report.histogram_edges,
             histograms=report.histograms,
             mean=column(report, "mean"),
-            chosen=report.selected,
+            best_index=report.best_index,
         )
 
     def plot(self, ax: Any = None, *, epoch: int | None = None) -> Self:
@@ -127,7 +127,7 @@ class DistributionDisplay(Display):
         middle = (self.epochs[1:] + self.epochs[:-1]) / 2
         first, last = 2 * self.epochs[0] - middle[0], 2 * self.epochs[-1] - middle[-1]
         ax.grid(visible=False)
-        mark_epochs(ax, self.epochs, self.chosen)
+        mark_epochs(ax, self.epochs, self.best_index)
         ax.pcolormesh(
             np.concatenate([[first], middle, [last]]),
             edges,
@@ -137,7 +137,7 @@ class DistributionDisplay(Display):
         )
         ax.axhline(0.0, color=MUTED, linewidth=1, linestyle=":")
         if self.mean is not None:
-            ax.plot(self.epochs, self.mean, color=CHOSEN, linewidth=2, label="mean")
+            ax.plot(self.epochs, self.mean, color=BEST, linewidth=2, label="mean")
             ax.legend(loc="upper left", fontsize="small")
         ax.set(ylabel="alignment", title="Distribution of alignment")
 

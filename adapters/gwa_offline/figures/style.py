@@ -8,7 +8,7 @@ import numpy as np
 
 __all__ = [
     "BAD",
-    "CHOSEN",
+    "BEST",
     "GWA",
     "HEAT",
     "METRIC",
@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 # The colours of the HTML page on white; blue, orange and purple stay apart in all colour vision.
-GWA, CHOSEN, BAD, METRIC, MUTED = "#0b62a8", "#d55e00", "#a8337d", "#00856a", "#59646f"
+GWA, BEST, BAD, METRIC, MUTED = "#0b62a8", "#d55e00", "#a8337d", "#00856a", "#59646f"
 HEAT = ("#ffffff", "#cfe2f3", "#85b8de", "#357fbd", "#0a3566")
 STYLE: dict[str, Any] = {
     "axes.axisbelow": True,
@@ -107,11 +107,11 @@ def dot_size(epochs: Any) -> float:
     return 4.0 if len(epochs) <= 50 else 2.2
 
 
-def mark_epochs(ax: Any, epochs: Any, chosen: int | None) -> None:
-    """Make x an axis of epochs and draw a line at the chosen one."""
+def mark_epochs(ax: Any, epochs: Any, best_index: int | None) -> None:
+    """Make x an axis of epochs and draw a line at the best one."""
     from matplotlib.ticker import MaxNLocator
 
     ax.set_xlabel("epoch")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
-    if chosen is not None:
-        ax.axvline(epochs[chosen], color=CHOSEN, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
+    if best_index is not None:
+        ax.axvline(epochs[best_index], color=BEST, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -17,6 +18,29 @@ LOSSES = ("cross_entropy", "binary_cross_entropy")
 # Soft targets kept in bfloat16 sum to one within 2^-8; a wrong normalisation is off by far more.
 _SUM_TOLERANCE = 1e-2
 _CHECK_BYTES = 2**24
+
+
+def index(name: str, value: Any) -> int:
+    """Return a whole number of any integer type; a bool is none."""
+    try:
+        whole = operator.index(None if isinstance(value, bool) else value)
+    except TypeError as error:
+        raise FeaturesError(
+            f"`{name}` must be an integer, got {type(value).__name__} {value!r}"
+        ) from error
+    if not 0 <= whole < 2**63:
+        raise FeaturesError(f"`{name}` must be from 0 to 2**63 - 1, got {whole}")
+    return whole
+
+
+def number(name: str, value: Any) -> float:
+    """Return a number of any type that has a float in it."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise FeaturesError(
+            f"`{name}` must be one number, got {type(value).__name__}: {str(value)[:80]}"
+        ) from error
 
 
 class ArrayLike(Protocol):

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_offline.files.arrays import Held, LazyArray, read_all
-from gwa_offline.files.checks import check_ids, check_snapshot
+from gwa_offline.files.checks import check_ids, check_snapshot, index
 from gwa_offline.files.errors import FeaturesError, blame
 from gwa_offline.files.formats import open_arrays, open_npy
 
@@ -128,7 +128,7 @@ class Features:
         -----
         Takes O(rows (D + C)) memory, whatever n.
         """
-        if rows < 1:
+        if index("rows", rows) < 1:
             raise FeaturesError(f"`rows` must be at least 1, got {rows}")
         names = [name for name in ("latents", "targets", "logits", "ids") if name in self._arrays]
         start = 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import operator
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import EpochSummary
-from gwa_offline.files.checks import LOSSES, check_num_classes
+from gwa_offline.files.checks import LOSSES, check_num_classes, index, number
 from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.formats import open_npy
 
@@ -22,30 +21,9 @@ SCHEMA = 1
 SUFFIXES = ("npz", "safetensors", "npy")
 Record = tuple[EpochSummary, dict[str, float]]
 
-_COUNTS = ("epoch", "step", "count", "omitted")
-
-
-def index(name: str, value: Any) -> int:
-    """Return a whole number of any integer type."""
-    try:
-        whole = operator.index(value)
-    except TypeError as error:
-        raise FeaturesError(
-            f"`{name}` must be an integer, got {type(value).__name__} {value!r}"
-        ) from error
-    if not 0 <= whole < 2**63:
-        raise FeaturesError(f"`{name}` must be from 0 to 2**63 - 1, got {whole}")
-    return whole
-
-
-def number(name: str, value: Any) -> float:
-    """Return a number of any type that has a float in it."""
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise FeaturesError(
-            f"`{name}` must be one number, got {type(value).__name__}: {str(value)[:80]}"
-        ) from error
+_COUNTS = ("epoch", "step", "count", "omitted", "expected")
+# gwa-core 0.1.0 did not write these: the first follows from two others, the second is unknown.
+_LATER = ("separation", "expected")
 
 
 def check_header(header: Any) -> None:
@@ -83,7 +61,10 @@ def format_line(summary: EpochSummary, metrics: Mapping[str, Any]) -> bytes:
     """Return one epoch as a line of JSON."""
     fields: dict[str, int | float | None] = {}
     for name, value in summary._asdict().items():
-        fields[name] = index(name, value) if name in _COUNTS else _finite(name, value)
+        if name == "expected" and value is None:
+            fields[name] = None
+        else:
+            fields[name] = index(name, value) if name in _COUNTS else _finite(name, value)
     for name in metrics:
         if not isinstance(name, str) or name in fields:
             raise FeaturesError(
@@ -154,7 +135,9 @@ def _parse_line(line: bytes, row: int, *, is_last: bool) -> Record | None:
         if value is None or type(value) in (int, float)
     }
     wanted = EpochSummary._fields
-    if missing := [name for name in wanted if name not in numbers]:
+    if fields.get("expected", 0) is None:
+        del numbers["expected"]
+    if missing := [name for name in wanted if name not in numbers and name not in _LATER]:
         raise FeaturesError(
             f"line {row}: there is no number `{missing[0]}`; it has {str(fields)[:80]}"
         )
@@ -165,7 +148,7 @@ def _parse_line(line: bytes, row: int, *, is_last: bool) -> Record | None:
         }
     # What else is there and is a number is a metric; other things are not for us.
     metrics = {name: float(value) for name, value in converted.items() if name not in wanted}
-    return EpochSummary._make(converted[name] for name in wanted), metrics
+    return EpochSummary.from_mapping(converted), metrics
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -214,7 +197,7 @@ def sync_folder(path: Path) -> None:
 
 def stem(epoch: int) -> str:
     """Return the name of an epoch's files without their suffix."""
-    return f"{epoch:06d}"
+    return f"{index('epoch', epoch):06d}"
 
 
 def drop_files(run: Path, condition: Callable[[int], bool]) -> None:

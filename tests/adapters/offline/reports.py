@@ -10,8 +10,8 @@ from gwa_core import EpochSummary, Selection
 from gwa_offline.analysis.results import EpochRecord, Report
 
 T, N, C = 20, 300, 4
-CHOSEN, SICK = 13, 3
-UNSEEN, UNSCORED = 7, 8  # a sample never seen, and one not seen in the chosen epoch
+BEST, SICK = 13, 3
+UNSEEN, UNSCORED = 7, 8  # a sample never seen, and one not seen in the best epoch
 NAMES = ("cat", "<script>alert(1)</script>", '=HYPERLINK("x"), "quoted"', "var(--bg) & $x$ %{y}")
 
 
@@ -23,7 +23,7 @@ def make_report(num_epochs: int = T, **changes: Any) -> Report:
     pull = np.where(wrong, -0.15, 0.3) + rng.normal(0, 0.1, N) - 0.05 * targets
     history = np.array(
         [
-            pull * min(t / 10, 1) * (1 - max(0, t - CHOSEN) / 20) + rng.normal(0, 0.08, N)
+            pull * min(t / 10, 1) * (1 - max(0, t - BEST) / 20) + rng.normal(0, 0.08, N)
             for t in range(num_epochs)
         ]
     ).astype(np.float32)
@@ -38,17 +38,17 @@ def make_report(num_epochs: int = T, **changes: Any) -> Report:
         by_class = [summarise(epoch, scores[targets == c]) for c in range(C)]
         class_gwa.append([s.gwa for s in by_class])
         class_mean.append([s.mean for s in by_class])
-    selected = min(CHOSEN, num_epochs - 1)
-    class_gwa[selected][1] = np.nan  # as where a class has two far modes
+    best = min(BEST, num_epochs - 1)
+    class_gwa[best][1] = np.nan  # as where a class has two far modes
     quality = np.clip(0.5 + history.mean(axis=0), 0, 1).astype(np.float64)
     quality[UNSEEN], quality[UNSCORED] = np.nan, 0.0
-    scores = history[selected].copy()
+    scores = history[best].copy()
     scores[[UNSEEN, UNSCORED]] = np.nan
     fields: dict[str, Any] = {
         "name": "demo run", "num_samples": N, "num_classes": C, "class_names": NAMES, "beta": 1.2,
-        "epochs": tuple(records), "rule": "MaxGWA(warmup=0.1)", "selected": selected,
+        "epochs": tuple(records), "rule": "MaxGWA(warmup=0.1)", "best_index": best,
         "selection": Selection(
-            selected, records[selected].summary.gwa, "largest GWA after the warm-up of 2 epochs"
+            best, records[best].summary.gwa, "largest GWA after the warm-up of 2 epochs"
         ),
         "memorising": False, "targets": targets.astype(np.int64), "scores": scores,
         "predictions": np.where(wrong, (targets + 1) % C, targets).astype(np.int64),
@@ -64,8 +64,9 @@ def summarise(epoch: int, scores: np.ndarray) -> EpochSummary:
     x = scores.astype(np.float64)
     z = (x - x.mean()) / x.std()
     skewness, kurtosis = float((z**3).mean()), float((z**4).mean() - 3)
+    bimodality = (skewness**2 + 1) / (kurtosis + 3)
     return EpochSummary(
         epoch, epoch * 100, len(x), int(epoch == 5), float(x.mean()), float(x.var()), skewness,
         kurtosis, float(x.mean() / (kurtosis + 1.2)), float(x.std() / len(x) ** 0.5), kurtosis + 1.2,
-        (skewness**2 + 1) / (kurtosis + 3), float((x < 0).mean()),
+        bimodality, float((x < 0).mean()), bimodality * max(float(x.mean()), 0.0) ** 0.25,
     )  # fmt: skip

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from gwa_core import (
+    BestMetric,
     GWATracker,
+    MaxBimodality,
     MaxGWA,
-    Patience,
+    MaxSeparation,
     alignment_scores,
     glass_delta,
     label_quality,
@@ -51,13 +54,13 @@ def test_single_file_equals_the_core(tmp_path):
     np.testing.assert_array_equal(
         report.predictions, (arrays["latents"] @ arrays["weight"].T + bias).argmax(1)
     )
-    assert report.selected == 0
+    assert report.best_index == 0
     assert report.histograms.sum() == N
 
 
 def test_snapshots_give_history_quality_and_classes(tmp_path, monkeypatch):
     made = _snapshots(tmp_path)
-    # In pieces of 87 samples, which must know the weights of the whole.
+    # In pieces of 87 samples.
     monkeypatch.setattr(statistics, "CHUNK", 87)
     report = analyse(tmp_path, rule=MaxGWA())
     history = np.stack([alignment_scores(**arrays) for arrays in made])
@@ -65,12 +68,12 @@ def test_snapshots_give_history_quality_and_classes(tmp_path, monkeypatch):
         report.label_quality, label_quality(history.astype(np.float64)), rtol=1e-5
     )
     gwa = [record.summary.gwa for record in report.epochs]
-    assert report.selected == int(np.argmax(gwa))
-    chosen = history[report.selected]
+    assert report.best_index == int(np.argmax(gwa))
+    chosen = history[report.best_index]
     for label in range(C):
         member = chosen[made[0]["targets"] == label]
-        assert report.class_mean[report.selected, label] == pytest.approx(member.mean(), rel=1e-5)
-    want = (made[report.selected]["latents"] @ made[report.selected]["weight"].T).argmax(1)
+        assert report.class_mean[report.best_index, label] == pytest.approx(member.mean(), rel=1e-5)
+    want = (made[report.best_index]["latents"] @ made[report.best_index]["weight"].T).argmax(1)
     np.testing.assert_array_equal(report.predictions, want)
 
 
@@ -95,7 +98,7 @@ def test_run_of_summaries_alone(tmp_path):
     for shift in (0.0, 0.1, 0.05):
         tracker.update(np.random.default_rng(0).normal(0.1 + shift, 0.1, 50))
         run.write_epoch(tracker.end_epoch(), metrics={"acc": shift})
-    report = analyse(tmp_path, rule=Patience(metric="acc"))
+    report = analyse(tmp_path, rule=BestMetric(metric="acc"))
     assert report.selection.step == 1
     assert np.isnan(report.scores).all()
     assert np.isnan(report.label_quality).all()
@@ -103,16 +106,63 @@ def test_run_of_summaries_alone(tmp_path):
     assert json.loads(report.to_json())["scores"][0] is None
 
 
-def test_two_modes_are_never_chosen_and_said(tmp_path):
-    run = RunFolder.create(tmp_path, num_samples=100, num_classes=2, adapter="test")
+def _run_of(folder, *epochs, expected=None):
+    run = RunFolder.create(folder, num_samples=100, num_classes=2, adapter="test")
     tracker = GWATracker(100)
+    for scores in epochs:
+        ids = np.arange(len(scores))
+        tracker.update(scores, ids=ids)
+        run.write_epoch(tracker.end_epoch()._replace(expected=expected), scores=tracker.scores)
+    return run
+
+
+def test_only_rules_on_gwa_skip_two_modes(tmp_path):
     rng = np.random.default_rng(0)
-    for scores in (rng.normal(0.1, 0.1, 100), np.tile([-0.3, 0.3001], 50)):
-        tracker.update(scores, ids=np.arange(100))
-        run.write_epoch(tracker.end_epoch(), scores=scores)
+    _run_of(tmp_path, rng.normal(0.1, 0.1, 100), np.tile([-0.3, 0.5], 50))
+    gwa = analyse(tmp_path, rule=MaxGWA())
+    assert (gwa.best_index, gwa.best_epoch) == (0, 0)
+    for rule in (None, MaxSeparation(), MaxBimodality()):
+        report = analyse(tmp_path, rule=rule)
+        assert (report.best_index, report.best_epoch) == (1, 1)
+        text = " ".join(report.messages)
+        assert "GWA means nothing at 1 of 2 epochs (1)" in text
+        assert "Rules on GWA skip these epochs; other rules do not." in text
+
+
+@pytest.mark.parametrize("expected", [100, None])
+def test_an_epoch_cut_short_is_never_kept_and_said(tmp_path, expected):
+    rng = np.random.default_rng(0)
+    whole = [rng.normal(0.1, 0.1, 100) for _ in range(3)]
+    _run_of(tmp_path, *whole, np.tile([-0.1, 0.9], 4), expected=expected)
     report = analyse(tmp_path)
-    assert report.selected == 0
-    assert any("GWA means nothing at 1 of 2 epochs (1)" in text for text in report.messages)
+    assert report.best_epoch in (0, 1, 2)
+    assert "1 cut short left out" in report.selection.reason
+    assert "1 of 4 epochs was cut short (3)" in " ".join(report.messages)
+    run = RunFolder.open(tmp_path)
+    assert run.epochs()[3][0].expected == expected
+    assert run.epochs()[3][0].separation > 2 * run.epochs()[0][0].separation
+    assert not any("cut short" in text for text in analyse(run.truncate(3).path).messages)
+
+
+def test_best_epoch_is_a_number_and_best_index_a_position(tmp_path):
+    run = RunFolder.create(tmp_path, num_samples=50, num_classes=2, adapter="test")
+    tracker = GWATracker()
+    rng = np.random.default_rng(0)
+    for epoch, value in ((3, 0.2), (7, 0.9), (9, 0.4)):
+        tracker.update(rng.normal(0.1, 0.1, 50))
+        run.write_epoch(tracker.end_epoch()._replace(epoch=epoch), metrics={"acc": value})
+    report = analyse(tmp_path, rule=BestMetric(metric="acc"))
+    assert (report.best_epoch, report.best_index, report.shown) == (7, 1, 1)
+    loaded = json.loads(report.to_json())
+    assert (loaded["best_epoch"], loaded["best_index"]) == (7, 1)
+    assert loaded["selection"]["step"] == 7
+    assert compare([report]).rows[0].best_epoch == 7
+    # Not every epoch was evaluated: the others cannot be the best, and that is no error.
+    tracker.update(rng.normal(0.1, 0.1, 50))
+    run.write_epoch(tracker.end_epoch()._replace(epoch=11))
+    assert analyse(tmp_path, rule=BestMetric(metric="acc")).best_epoch == 7
+    with pytest.raises(ValueError, match=r"must have the column 'accuracy'.* got acc, bimodality"):
+        analyse(tmp_path, rule=BestMetric(metric="accuracy"))
 
 
 def test_no_epoch_qualifies(tmp_path):
@@ -120,8 +170,9 @@ def test_no_epoch_qualifies(tmp_path):
     tracker = GWATracker(10)
     tracker.update(np.tile([-0.3, 0.3], 5), ids=np.arange(10))
     run.write_epoch(tracker.end_epoch(), scores=np.tile([-0.3, 0.3], 5))
-    report = analyse(tmp_path)
-    assert report.selected is None
+    report = analyse(tmp_path, rule=MaxGWA())
+    assert report.best_index is None
+    assert report.best_epoch is None
     assert report.selection.step is None
     assert np.isfinite(report.scores).all()
 
@@ -133,7 +184,21 @@ def test_omitted_scores_are_counted(tmp_path):
     report = analyse(tmp_path / "f.npz")
     assert report.epochs[0].summary.omitted == 1
     assert np.isnan(report.scores[5])
-    assert "1 scores were not finite" in " ".join(report.messages)
+    assert "1 score was not finite" in " ".join(report.messages)
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    np.savez(tmp_path / "f.npz", **_features())
+    rule = MaxGWA(patience=np.int64(5), warmup=np.float64(0.1), smoothing=np.int32(2))
+    report = analyse(tmp_path / "f.npz", rule=rule, label_smoothing=np.float32(0.25))
+    same = analyse(
+        tmp_path / "f.npz", rule=MaxGWA(patience=5, warmup=0.1, smoothing=2), label_smoothing=0.25
+    )
+    assert report.to_json() == same.to_json()
+    record = replace(report.epochs[0], metrics={"loss": np.float32(0.5), "n": np.int64(3)})
+    loaded = json.loads(replace(report, epochs=(record,), best_index=np.int64(0)).to_json())
+    assert (loaded["epochs"][0]["loss"], loaded["epochs"][0]["n"]) == (0.5, 3)
+    assert loaded["best_index"] == 0
 
 
 def test_sigmoid_head(tmp_path):
@@ -163,6 +228,15 @@ def test_ranks_per_class(tmp_path):
         np.testing.assert_array_equal(row, want)
     highest = report.rank(1, order="highest", by="scores")
     assert highest[0] == np.nanargmax(report.scores)
+    suspicious = (report.label_quality < 0.5).sum()
+    assert isinstance(suspicious, np.integer)
+    np.testing.assert_array_equal(report.rank(suspicious), report.rank(int(suspicious)))
+    assert report.rank(np.uint8(3), per_class=True).tolist() == table.tolist()
+    for wrong in (2.0, True, 0, 10.0**9):
+        with pytest.raises(ValueError, match="`k` must be"):
+            report.rank(wrong)
+    with pytest.raises(ValueError, match="`by` must be 'label_quality' or 'scores'"):
+        report.rank(3, by="targets")
 
 
 def test_files_hold_what_the_report_holds(tmp_path):

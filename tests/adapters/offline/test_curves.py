@@ -9,7 +9,15 @@ import pytest
 from adapters.offline.reports import SICK, T, make_report
 from scipy.stats import pearsonr, spearmanr
 
-from gwa_core import LabelWave, MaxGWA, MaxSeparation, select_epoch, select_step
+from gwa_core import (
+    LabelWave,
+    MaxGWA,
+    MaxSeparation,
+    rule_for,
+    select_epoch,
+    select_step,
+    warmup_steps,
+)
 from gwa_offline.analysis.curves import signal_curves, stored_signals
 from gwa_offline.analysis.results import Report
 from gwa_offline.analysis.statistics import scaled
@@ -57,18 +65,28 @@ def test_each_is_turned_and_scaled_after_the_warm_up() -> None:
 def test_each_keeps_the_epoch_of_its_rule() -> None:
     report = run(COLUMNS)
     found = signal_curves(report, metric="accuracy")
-    picks = {curve.name: curve.pick for curve in found.signals}
+    best = {curve.name: curve.best_index for curve in found.signals}
     history = [record.summary for record in report.epochs]
-    assert found.gwa.pick == select_epoch(history, MaxGWA()).step
-    assert picks["separation"] == select_epoch(history, MaxSeparation()).step
+    assert found.gwa.best_index == select_epoch(history, MaxGWA()).step
+    assert best["separation"] == select_epoch(history, MaxSeparation()).step
     assert (
-        picks["prediction_changes"] == select_step(COLUMNS["prediction_changes"], LabelWave()).step
+        best["prediction_changes"] == select_step(COLUMNS["prediction_changes"], LabelWave()).step
     )
-    healthy = np.arange(T) != SICK
-    late = healthy & (np.arange(T) >= BEGIN)
-    assert picks["margin"] == np.argmax(np.where(late, COLUMNS["margin"], -np.inf))
-    assert picks["el2n"] == np.argmin(np.where(late, COLUMNS["el2n"], np.inf))
-    assert found.metric.pick == np.argmax(np.where(healthy, COLUMNS["accuracy"], -np.inf))
+    late = np.arange(T) >= BEGIN
+    # An epoch where GWA means nothing is an epoch like others to the other signals.
+    assert best["margin"] == np.argmax(np.where(late, COLUMNS["margin"], -np.inf)) == SICK
+    assert best["el2n"] == np.argmin(np.where(late, COLUMNS["el2n"], np.inf))
+    assert found.metric.best_index == np.argmax(COLUMNS["accuracy"])
+
+
+def test_the_warm_up_and_the_rules_are_those_of_the_core() -> None:
+    report = run(COLUMNS)
+    found = signal_curves(report, metric="accuracy")
+    assert found.warmup == warmup_steps(MaxGWA().warmup, T)
+    best = {curve.name: curve.best_index for curve in found.signals}
+    rows = [{**r.metrics, **r.summary._asdict()} for r in report.epochs]
+    for name in ("separation", "prediction_changes", "margin", "mean"):
+        assert best[name] == select_epoch(rows, rule_for(name)).step
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("accuracy", 1), ("test_loss", -1)])
@@ -91,7 +109,7 @@ def test_what_is_missing_or_constant_has_no_curve_but_no_error_either() -> None:
     assert found.gwa.correlations == ""
     margin, el2n = found.signals[2:]
     assert (margin.values == 0.5).all()
-    assert np.flatnonzero(np.isfinite(el2n.values)).tolist() == [el2n.pick] == [4]
+    assert np.flatnonzero(np.isfinite(el2n.values)).tolist() == [el2n.best_index] == [4]
     assert signal_curves(run(COLUMNS)).metric.name == "accuracy"
     with pytest.raises(ValueError, match="`metric` must be a column of the runs, got 'acc'"):
         signal_curves(run(columns), metric="acc")

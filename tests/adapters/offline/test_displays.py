@@ -12,7 +12,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from adapters.offline.reports import CHOSEN, SICK, N, T, make_report
+from adapters.offline.reports import BEST, SICK, N, T, make_report
 from adapters.offline.test_curves import COLUMNS, run
 from PIL import Image
 
@@ -49,14 +49,14 @@ def test_curve_shows_band_choice_and_unhealthy_epochs() -> None:
     summaries = [record.summary for record in report.epochs]
     drawn = line(ax, "GWA").get_ydata()
     assert np.flatnonzero(np.isnan(drawn)).tolist() == [SICK]
-    assert drawn[CHOSEN] == summaries[CHOSEN].gwa
-    assert line(ax, "chosen epoch").get_xydata().tolist() == [[CHOSEN, summaries[CHOSEN].gwa]]
+    assert drawn[BEST] == summaries[BEST].gwa
+    assert line(ax, "best epoch").get_xydata().tolist() == [[BEST, summaries[BEST].gwa]]
     crosses = line(ax, "unhealthy epoch").get_xydata()
     assert crosses[:, 0].tolist() == [SICK]
     assert ax.get_ylim()[0] < crosses[0, 1] < ax.get_ylim()[1]
     corners = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
-    at_choice = corners[corners[:, 0] == CHOSEN, 1]
-    assert np.ptp(at_choice) == pytest.approx(4 * summaries[CHOSEN].gwa_standard_error)
+    at_choice = corners[corners[:, 0] == BEST, 1]
+    assert np.ptp(at_choice) == pytest.approx(4 * summaries[BEST].gwa_standard_error)
     assert display.metric_ax_.get_lines()[0].get_ydata()[0] == pytest.approx(0.4)
     with pytest.raises(ValueError, match=r"`metric` must be one of \['test_accuracy'"):
         GWACurveDisplay.from_report(report, metric="accuracy")
@@ -72,7 +72,7 @@ def test_curve_survives_a_pole_and_no_choice() -> None:
     ax = display.plot().ax_
     low, high = ax.get_ylim()
     assert -1 < low < 0.1 < 0.2 < high < 1
-    assert not any(found.get_label().startswith("chosen") for found in ax.get_lines())
+    assert not any(found.get_label().startswith("best") for found in ax.get_lines())
     display.figure_.canvas.draw()
     texts = [text.get_text() for text in ax.get_legend().get_texts()]
     assert r"_hidden \$x\$" in texts[-1]
@@ -126,7 +126,7 @@ def test_signals_have_a_panel_each_beside_gwa_and_the_metric() -> None:
             np.testing.assert_array_equal(drawn.get_ydata(), known.values)
         stars = [one.get_xdata() for one in ax.get_lines() if one.get_marker() == "*"]
         assert [int(x[0]) for x in stars if len(x)] == [
-            display.metric.pick, display.gwa.pick, curve.pick,
+            display.metric.best_index, display.gwa.best_index, curve.best_index,
         ]  # fmt: skip
     display.figure_.canvas.draw()
     boxes = [

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from adapters.offline.reports import CHOSEN, NAMES, SICK, UNSCORED, UNSEEN, N, make_report
+from adapters.offline.reports import BEST, NAMES, SICK, UNSCORED, UNSEEN, N, make_report
 from adapters.offline.test_curves import COLUMNS, run
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -120,13 +120,13 @@ def lowest() -> list[int]:
     return [int(i) for i in np.argsort(quality, kind="stable") if i != UNSEEN][:200]
 
 
-def test_chosen_epoch_is_marked(page: Page) -> None:
+def test_best_epoch_is_marked(page: Page) -> None:
     report = make_report()
-    assert page.locator("h1").inner_text() == f"Keep epoch {CHOSEN}"
-    assert page.locator("main").get_attribute("data-chosen-epoch") == str(CHOSEN)
-    marker = trace(page, "chosen epoch")
-    assert marker["x"] == [CHOSEN]
-    assert marker["y"] == [report.epochs[CHOSEN].summary.gwa]
+    assert page.locator("h1").inner_text() == f"Keep epoch {BEST}"
+    assert page.locator("main").get_attribute("data-best-epoch") == str(BEST)
+    marker = trace(page, "best epoch")
+    assert marker["x"] == [BEST]
+    assert marker["y"] == [report.epochs[BEST].summary.gwa]
     assert f"MaxGWA: {report.selection.reason}." in page.locator(".lead").inner_text()
     assert report.messages[0] in page.locator(".note").first.inner_text()
 
@@ -149,7 +149,7 @@ def test_signals_stand_beside_gwa_and_the_metric(open_page: Open, tmp_path: Path
         assert trace(page, curve.name, figure)["y"] == pytest.approx(curve.values.tolist())
         assert trace(page, "test_loss", figure)["line"]["dash"] == "dot"
         caption = page.locator(f"figure:has(#plot-{figure}) figcaption").inner_text()
-        assert caption == f"keeps {curve.pick}, {curve.correlations}"
+        assert caption == f"best epoch {curve.best_index}, {curve.correlations}"
     assert page.locator("#metric").input_value() == "test_loss"
     assert page.locator("nav a[href='#signals']").count() == 1
     boxes = [box.bounding_box() for box in page.locator(".three > div").all()]
@@ -268,9 +268,9 @@ def test_colours_follow_the_scheme_and_print_is_light(open_page: Open, html: Pat
 def test_classes_come_lowest_mean_first(page: Page) -> None:
     report = make_report()
     mean, gwa = page.evaluate("document.getElementById('plot-classes').data")
-    order = np.argsort(report.class_mean[CHOSEN])
-    assert mean["x"] == report.class_mean[CHOSEN][order].tolist()
-    unknown = np.isnan(report.class_gwa[CHOSEN][order]).tolist()
+    order = np.argsort(report.class_mean[BEST])
+    assert mean["x"] == report.class_mean[BEST][order].tolist()
+    unknown = np.isnan(report.class_gwa[BEST][order]).tolist()
     assert [value is None for value in gwa["x"]] == unknown
     assert any(unknown)
 
@@ -320,17 +320,17 @@ def test_one_epoch(open_page: Open, tmp_path: Path) -> None:
     assert not {"nan", "none", "undefined"} & set(words)
 
 
-def test_nothing_chosen_nothing_known(open_page: Open, tmp_path: Path) -> None:
+def test_no_best_epoch_and_nothing_known(open_page: Open, tmp_path: Path) -> None:
     unknown = np.full((20, 4), np.nan)
     report = make_report(
-        selected=None, targets=None, predictions=None, class_gwa=unknown, class_mean=unknown,
+        best_index=None, targets=None, predictions=None, class_gwa=unknown, class_mean=unknown,
         selection=Selection(None, float("nan"), "no epoch is healthy"),
     )  # fmt: skip
     page = open_page(write_html(report, tmp_path / "r.html"))
     assert page.locator("h1").inner_text() == "No epoch can be recommended"
     assert page.locator(".lead").inner_text().strip() == "MaxGWA: no epoch is healthy."
-    assert page.locator("main").get_attribute("data-chosen-epoch") == ""
-    assert trace(page, "chosen epoch") is None
+    assert page.locator("main").get_attribute("data-best-epoch") == ""
+    assert trace(page, "best epoch") is None
     assert page.locator(".class h3").all_inner_texts() == ["all classes (298 samples)"]
 
 

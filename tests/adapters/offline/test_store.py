@@ -19,8 +19,8 @@ HALF_LINE = "last line is incomplete"
 
 
 def make_summary(epoch, value=0.25):
-    floats = [value + i / 16 for i in range(len(EpochSummary._fields) - 4)]
-    return EpochSummary(epoch, 10 * epoch, N, 0, *floats)
+    floats = [value + i / 16 for i in range(len(EpochSummary._fields) - 5)]
+    return EpochSummary(epoch, 10 * epoch, N, 0, *floats, expected=N + 1)
 
 
 def make_arrays(epoch):
@@ -87,6 +87,62 @@ def test_epochs_come_back(run):
     assert sorted(p.name for p in run.path.rglob("*") if p.is_file()) == [
         "000000.npy", "000000.npz", "epochs.jsonl", "run.json",
     ]  # fmt: skip
+
+
+OLD_LINE = (
+    '{"epoch": 4, "step": 9, "count": 12, "omitted": 0, "mean": 0.0625, "variance": 0.5, '
+    '"skewness": 0.5, "kurtosis": 1.0, "gwa": 0.25, "gwa_standard_error": 0.5, '
+    '"denominator": 2.2, "bimodality": 0.5, "negative_fraction": null, "accuracy": 0.75}\n'
+)
+
+
+@pytest.mark.parametrize(("mean", "separation"), [("0.0625", 0.25), ("-1", 0.0), ("null", None)])
+def test_a_line_of_the_first_version_is_read(run, mean, separation):
+    file = run.path / "epochs.jsonl"
+    file.write_text(OLD_LINE.replace("0.0625", mean))
+    ((summary, metrics),) = run.epochs()
+    assert (summary.epoch, summary.expected) == (4, None)
+    assert metrics == {"accuracy": 0.75}
+    if separation is None:
+        assert np.isnan(summary.separation)
+    else:
+        assert summary.separation == pytest.approx(separation)
+    run.write_epoch(make_summary(5))
+    assert [s.epoch for s, _ in RunFolder.open(run.path).epochs()] == [4, 5]
+    assert open_features(run.path).epochs[1].summary.expected == N + 1
+
+
+def test_a_line_has_every_field_of_the_summary(run):
+    run.write_epoch(make_summary(0))
+    run.write_epoch(make_summary(1)._replace(expected=None, separation=np.float32(0.5)))
+    lines = [json.loads(line) for line in (run.path / "epochs.jsonl").read_text().splitlines()]
+    assert [tuple(line) for line in lines] == [EpochSummary._fields] * 2
+    assert [line["expected"] for line in lines] == [N + 1, None]
+    assert [summary.expected for summary, _ in run.epochs()] == [N + 1, None]
+    assert lines[1]["separation"] == run.epochs()[1][0].separation == 0.5
+
+
+def test_numpy_numbers_are_numbers(tmp_path):
+    run = RunFolder.create(
+        tmp_path / "run", num_samples=np.int32(N), num_classes=np.uint8(C), beta=np.float32(1.5),
+        adapter="test",
+    )  # fmt: skip
+    fields = make_summary(0)._asdict()
+    fields |= {name: np.int64(fields[name]) for name in ("epoch", "step", "count", "expected")}
+    fields |= {name: np.float64(v) for name, v in fields.items() if isinstance(v, float)}
+    run.write_epoch(EpochSummary(**fields), scores=np.zeros(N), features=make_arrays(0))
+    assert run.epochs()[0][0] == make_summary(0)
+    assert RunFolder.open(run.path).beta == 1.5
+    assert run.scores(np.int64(0)) is not None
+    assert run.features_path(np.uint16(0)).name == "000000.npz"
+    blocks = open_features(run.path).epochs[0].features.blocks(rows=np.int64(5))
+    assert [len(block.latents) for block in blocks] == [5, 5, 2]
+    assert run.truncate(np.int64(0)).epochs() == []
+    for wrong in (True, 1.0):
+        with pytest.raises(FeaturesError, match="`epoch` must be an integer"):
+            run.scores(wrong)
+        with pytest.raises(FeaturesError, match="`epoch` must be an integer"):
+            run.truncate(wrong)
 
 
 def test_bfloat16_of_jax_can_be_read_again(run):
@@ -230,6 +286,8 @@ def test_wrong_epochs_are_refused_and_nothing_is_written(run, arguments, message
         (make_summary(0)._replace(epoch=-1), "`epoch` must be from 0"),
         (make_summary(0)._replace(count=1.5), "`count` must be an integer, got float 1.5"),
         (make_summary(0)._replace(mean=None), "`mean` must be one number, got NoneType"),
+        (make_summary(0)._replace(expected=0.5), "`expected` must be an integer, got float 0.5"),
+        (make_summary(0)._replace(count=True), "`count` must be an integer, got bool True"),
     ],
 )
 def test_wrong_summaries_are_refused(run, summary, message):
@@ -330,7 +388,7 @@ WRITER = textwrap.dedent(
     else:
         run, first = RunFolder.create(path, num_samples=N, num_classes=C, adapter="test"), 0
     for epoch in range(first, 100_000):
-        summary = EpochSummary(epoch, epoch, N, 0, *[epoch / 7] * (len(EpochSummary._fields) - 4))
+        summary = EpochSummary(epoch, epoch, N, 0, *[epoch / 7] * (len(EpochSummary._fields) - 5))
         run.write_epoch(
             summary,
             scores=np.full(N, epoch / 1e6),

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
-from experiments.store import Result, column, history
+from experiments.store import Result, column, records
 from gwa_core import (
+    BestMetric,
     GradientDisparity,
     LabelWave,
     MaxBimodality,
     MaxGWA,
     MaxSeparation,
-    Patience,
+    Rule,
     select_epoch,
-    select_step,
+    warmup_steps,
 )
 
 __all__ = [
@@ -29,23 +29,21 @@ __all__ = [
     "outcome",
     "regret",
     "share_of",
+    "warm",
 ]
 
 #: The default rule, by its name in tables.
 SEPARATION = "largest separation"
-#: By name: the column it watches and the rule; None is a rule of summaries.
-CRITERIA: dict[str, tuple[str | None, Any]] = {
-    SEPARATION: (None, MaxSeparation()),
-    "largest bimodality": (None, MaxBimodality()),
-    "GWA, the paper's rule": (None, MaxGWA()),
-    "LabelWave": ("prediction_changes", LabelWave()),
-    "gradient disparity, fifth increase": ("gradient_disparity", GradientDisparity()),
-    "gradient disparity, five in a row": (
-        "gradient_disparity",
-        GradientDisparity(criterion="five_consecutive"),
-    ),
-    "training loss": ("sample_loss", Patience(metric="sample_loss", mode="min")),
-    "last epoch": ("epoch", Patience(metric="epoch", mode="max")),
+#: Rules by their names in tables.
+CRITERIA: dict[str, Rule] = {
+    SEPARATION: MaxSeparation(),
+    "largest bimodality": MaxBimodality(),
+    "GWA, the paper's rule": MaxGWA(),
+    "LabelWave": LabelWave(),
+    "gradient disparity, fifth increase": GradientDisparity(),
+    "gradient disparity, five in a row": GradientDisparity(criterion="five_consecutive"),
+    "training loss": BestMetric(metric="sample_loss", mode="min"),
+    "last epoch": BestMetric(metric="epoch", mode="max"),
 }
 #: The runs that were there when separation was thought of; on these it is no surprise that it does well.
 CHOSEN_ON = {f"coarse-{labels}-100-s0" for labels in ("label", "aggre", "random1", "worse")}
@@ -59,17 +57,20 @@ KNOWN = CHOSEN_ON | {
 }
 #: What `best_epoch` knows besides: the epoch of the best test accuracy, and those of held-out images.
 BEST, VALIDATION, FEW = "best epoch", "validation 10 %", "validation 1 %"
-HELD_OUT = "validation_accuracy", Patience(metric="validation_accuracy", mode="max")
+HELD_OUT = BestMetric(metric="validation_accuracy", mode="max")
 
 
 def best_epoch(result: Result, criterion: str) -> int | None:
     """Return the position of the epoch that a criterion keeps; None where it keeps none."""
     if criterion == BEST:
         return int(column(result, "test_accuracy").argmax())
-    name, rule = HELD_OUT if criterion in (VALIDATION, FEW) else CRITERIA[criterion]
-    if name is None:
-        return select_epoch(history(result), rule).step
-    return select_step(column(result, name).tolist(), rule).step
+    rule = HELD_OUT if criterion in (VALIDATION, FEW) else CRITERIA[criterion]
+    return select_epoch(records(result, rule.signal), rule).step
+
+
+def warm(count: int) -> int:
+    """Return how many of a run's first epochs are the warm-up of the rules."""
+    return warmup_steps(MaxSeparation().warmup, count)
 
 
 def regret(result: Result, epochs: Iterable[int | None]) -> list[float]:

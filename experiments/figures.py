@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 import numpy as np
 
-from experiments.criteria import best_epoch
+from experiments.criteria import best_epoch, warm
 from experiments.store import Result, column
 from experiments.tables.cells import LABELS, NETWORKS, RANKINGS, TITLES
 from experiments.tables.estimator import paired
@@ -20,7 +20,7 @@ from experiments.tables.models import model_points
 from experiments.tables.two_modes import unhealthy
 from experiments.tables.widths import widths_of
 from gwa_offline.analysis.statistics import scaled
-from gwa_offline.figures.style import BAD, CHOSEN, GWA, METRIC, MUTED, STYLE
+from gwa_offline.figures.style import BAD, BEST, GWA, METRIC, MUTED, STYLE
 
 __all__ = ["ACROSS", "OF_STUDY", "draw"]
 
@@ -65,11 +65,11 @@ def curves(runs: dict[str, Result]) -> Any:
     shown = {
         "test_accuracy": ("test accuracy", METRIC, "high", None),
         "gwa": ("GWA", GWA, "high", "GWA, the paper's rule"),
-        "separation": ("separation", CHOSEN, "high", "largest separation"),
+        "separation": ("separation", BEST, "high", "largest separation"),
         "prediction_changes": ("prediction changes", MUTED, "low", "LabelWave"),
     }
     for ax, run in zip(axes, runs.values(), strict=True):
-        begin = len(run["epochs"]["epoch"]) // 10
+        begin = warm(len(run["epochs"]["epoch"]))
         for name, (title, colour, better, criterion) in shown.items():
             values = scaled(column(run, name), better=better, begin=begin)
             ax.plot(values, color=colour, label=title, lw=2 if name == "test_accuracy" else 1.2)
@@ -87,7 +87,7 @@ def parts(runs: dict[str, Result]) -> Any:
     """Fig. 9: mean and kurtosis apart, with bimodality and test accuracy."""
     figure, axes = _panels(runs)
     for ax, run in zip(axes, runs.values(), strict=True):
-        begin = len(run["epochs"]["epoch"]) // 10
+        begin = warm(len(run["epochs"]["epoch"]))
         for name, colour in {"test_accuracy": METRIC, "mean": GWA, "kurtosis": BAD}.items():
             values = scaled(column(run, name), better="high", begin=begin)
             ax.plot(values, color=colour, label=name.replace("_", " "))
@@ -106,7 +106,7 @@ def distributions(runs: dict[str, Result]) -> Any:
         bands(ax, run)
         k = best_epoch(run, "largest separation")
         if k is not None:
-            ax.axvline(k, color=CHOSEN, ls="--", lw=1.2, label="largest separation")
+            ax.axvline(k, color=BEST, ls="--", lw=1.2, label="largest separation")
         ax.axvline(
             int(column(run, "test_accuracy").argmax()), color=METRIC, ls=":", label="best epoch"
         )
@@ -119,7 +119,7 @@ def detection(runs: dict[str, Result]) -> Any:
     """Fig. 4 in numbers: average precision of the label errors over the epochs."""
     runs = {labels: run for labels, run in runs.items() if run["detection"]}
     figure, axes = _panels(runs)
-    shown = {"alignment": GWA, "margin": CHOSEN, "sample_loss": MUTED, "el2n": METRIC}
+    shown = {"alignment": GWA, "margin": BEST, "sample_loss": MUTED, "el2n": METRIC}
     for ax, run in zip(axes, runs.values(), strict=True):
         for name, colour in shown.items():
             found = run["detection"][name]
@@ -143,7 +143,7 @@ def estimator(runs: list[Result]) -> Any:
     )
     for ax, run in zip(axes[0], runs, strict=True):
         ax.plot(column(run, "gwa"), color=GWA, label="online")
-        ax.plot(column(run, "offline_gwa"), color=CHOSEN, ls="--", label="offline")
+        ax.plot(column(run, "offline_gwa"), color=BEST, ls="--", label="offline")
         ax.set_title(f"rate {run['settings']['learning_rate']:g}, r = {paired(run)[0]:.3f}")
         ax.set_xlabel("epoch")
     axes[0, 0].set_ylabel("GWA")
@@ -161,7 +161,7 @@ def layers(runs: list[Result]) -> Any:
     for row, run in zip(axes, runs, strict=True):
         accuracy = scaled(column(run, "test_accuracy"), better="high")
         row[0].plot(accuracy, color=METRIC, ls=":", lw=2, label="test accuracy")
-        colours = iter((GWA, "#5b9bd5", MUTED, CHOSEN, BAD))
+        colours = iter((GWA, "#5b9bd5", MUTED, BEST, BAD))
         for part, title in PARTS.items():
             colour = next(colours)
             if f"{part}_gwa" in run["epochs"]:
@@ -185,7 +185,7 @@ def widths(runs: list[Result]) -> Any:
     figure, axes = plt.subplots(1, 2, figsize=(7.6, 3.2), layout="constrained", sharey=True)
     shown = {
         "full": (GWA, "no sketch"),
-        "measured": (CHOSEN, "sketch measured only"),
+        "measured": (BEST, "sketch measured only"),
         "frozen": (BAD, "frozen sketch layer"),
     }
     for kind, (colour, title) in shown.items():
@@ -247,7 +247,7 @@ def models(runs: list[Result]) -> Any:
         squeeze=False,
     )
     marks = dict(zip(NETWORKS, "osD", strict=True))
-    colours = dict(zip(LABELS, (GWA, CHOSEN, METRIC, BAD), strict=True))
+    colours = dict(zip(LABELS, (GWA, BEST, METRIC, BAD), strict=True))
     for k, (ax, title) in enumerate(zip(axes[0], titles, strict=True)):
         for study, of in points.items():
             for largest, *accuracy, labels in of:
@@ -310,7 +310,7 @@ def random_labels(runs: list[Result]) -> Any:
     right = axes[1].twinx()
     right.plot(column(run, "kurtosis"), color=BAD, label="kurtosis, right axis")
     axes[2].plot(
-        column(run, "label_probability"), color=CHOSEN, label="probability of the given label"
+        column(run, "label_probability"), color=BEST, label="probability of the given label"
     )
     legend(figure, [axes[1], right, axes[2]])
     return figure

@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812
 from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
 from experiments.augmentation import scaled
+from experiments.criteria import warm
 from gwa_core import (
     EpochSummary,
     glass_delta,
@@ -251,9 +252,9 @@ def detection(
 def _cut_off(history: Sequence[EpochSummary]) -> int:
     """Return how many first epochs: up to twice the healthy one of largest bimodality.
 
-    It is looked for after the first tenth.
+    It is looked for after the warm-up.
     """
-    first = len(history) // 10
+    first = warm(len(history))
     usable = [t for t, summary in enumerate(history) if t >= first and summary.healthy]
     if not usable:
         return len(history)

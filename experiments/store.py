@@ -26,6 +26,7 @@ __all__ = [
     "name_of",
     "names",
     "read",
+    "records",
 ]
 
 RESULTS = Path(__file__).parent / "results"
@@ -33,9 +34,8 @@ RESULTS = Path(__file__).parent / "results"
 #: Settings, device, seconds, share of wrong labels, columns by epoch, detection, held-out scores.
 Result = dict[str, Any]
 
-#: What is derived from other columns or the same in all runs.
-DERIVED = ("separation", "expected")
-SUMMARY = tuple(name for name in EpochSummary._fields if name not in DERIVED)
+#: Of a summary what does not follow from other columns; every epoch here is whole.
+SUMMARY = tuple(name for name in EpochSummary._fields if name not in ("separation", "expected"))
 #: The columns that a table or a figure reads. The run folder has all that was measured.
 COLUMNS = frozenset(
     (
@@ -113,15 +113,19 @@ def name_of(result: Result) -> str:
 
 def column(result: Result, name: str) -> np.ndarray[Any, Any]:
     """Return a column of a run by epoch."""
-    if name == "separation":
-        return np.asarray([summary.separation for summary in history(result)])
     return np.asarray(result["epochs"][name], float)
 
 
 def history(result: Result) -> list[EpochSummary]:
     """Return the summaries of a run."""
-    columns = [result["epochs"][name] for name in SUMMARY]
-    return [EpochSummary(*row) for row in zip(*columns, strict=True)]
+    return [EpochSummary.from_mapping(row) for row in records(result)]
+
+
+def records(result: Result, *further: str) -> list[dict[str, Any]]:
+    """Return a run epoch by epoch: the fields of the summaries that it has, and further columns."""
+    names = dict.fromkeys((*EpochSummary._fields, *further))
+    columns = {name: result["epochs"][name] for name in names if name in result["epochs"]}
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
 def _path(folder: Path, study: str) -> Path:
@@ -142,5 +146,6 @@ def _lines(path: Path) -> Sequence[Result]:
             name: values if isinstance(values, list) else [values] * count
             for name, values in result["epochs"].items()
         }
+        result["epochs"]["separation"] = [summary.separation for summary in history(result)]
         found.append(result)
     return found

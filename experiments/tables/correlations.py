@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
 
+from experiments.criteria import warm
 from experiments.store import Result, column
 from experiments.tables.cells import LABELS, MISSING, NETWORKS, TITLES, markdown, spread
 from experiments.tables.runs import runs_of
@@ -54,7 +55,7 @@ def correlation(run: Result, name: str, sign: int) -> tuple[float, float]:
     """Return Spearman's and Pearson's of a column, times a sign, with test accuracy over the epochs."""
     accuracy, values = column(run, "test_accuracy"), column(run, name)
     usable = np.isfinite(values)
-    usable[: len(values) // 10] = False  # the warm-up of the paper's rule
+    usable[: warm(len(values))] = False
     x, y = sign * values[usable], accuracy[usable]
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return float("nan"), float("nan")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
-from experiments.criteria import SEPARATION, best_epoch, regret
+from experiments.criteria import SEPARATION, best_epoch, regret, warm
 from experiments.store import Result, column
 from experiments.tables.cells import NETWORKS, markdown, spread
 from experiments.tables.runs import judged, runs_of
@@ -38,14 +38,14 @@ def fluctuation(results: list[Result]) -> str:
         for run in runs:
             accuracy = 100 * column(run, "test_accuracy")
             means = smoothed(accuracy)
-            ours, late = best_epoch(run, SEPARATION), slice(len(accuracy) // 10, None)
+            ours, late = best_epoch(run, SEPARATION), slice(warm(len(accuracy)), None)
             rest = (accuracy - means)[late]
             size.append(float(rest.std()))
             lost += regret(run, [ours])
             least += regret(run, [int(means.argmax())])
             smooth.append(float(means.max() - means[ours]))
             for name, (source, sign) in beside.items():
-                if source in run["epochs"] or source == "separation":
+                if source in run["epochs"]:
                     x = sign * column(run, source)
                     follows[name].append(float(spearmanr((x - smoothed(x))[late], rest).statistic))
         if runs:

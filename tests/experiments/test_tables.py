@@ -20,7 +20,9 @@ def made(study="coarse", percent=100, seed=0, epochs=50, **columns):
         given.setdefault(name, [1.0] * epochs)
     for name in ("prediction_changes", "gradient_disparity", "sample_loss"):
         given.setdefault(name, np.linspace(1, 0, epochs).tolist())
-    return {"settings": settings, "epochs": given}
+    found = {"settings": settings, "epochs": given}
+    given["separation"] = [summary.separation for summary in store.history(found)]
+    return found
 
 
 def rows_of(table):

@@ -82,7 +82,8 @@ negative_fraction, separation : float
         """Return a summary of arrays as plain numbers (waits for their device)."""
         count, *values = (float(field) for field in summary)
         whole = None if expected is None else round(expected)
-        return cls(epoch, epoch if step is None else step, round(count), omitted, *values, whole)
+        plain = cls(epoch, epoch if step is None else step, round(count), omitted, *values)
+        return plain._replace(expected=whole)
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> EpochSummary:

@@ -267,7 +267,7 @@ def test_streamed_label_quality_is_that_of_the_history(name):
 
 def test_streamed_label_quality_under_jit():
     with open_case(CASE["jax-x64-jit"]) as backend:
-        history = sparse_history(1)
+        history = sparse_history(1, epochs=6)
         found = backend.call(
             lambda a: streamed(a["history"]).value, backend.arrays(history=history)
         )

@@ -1,9 +1,21 @@
-"""Gradient-weight alignment in PyTorch: a monitor for any loop, and what it is made of.
+"""Gradient-weight alignment in PyTorch: a monitor for any loop, and what a loop needs beside it.
 
-Adapters to trainers stand in `gwa_torch.lightning`, `gwa_torch.transformers` and
+Adapters to trainers are in `gwa_torch.lightning`, `gwa_torch.transformers` and
 `gwa_torch.torchmetrics`, which are imported by name.
 """
 
+from gwa_core import (
+    BestMetric,
+    DipThenMax,
+    EarlyStopper,
+    GradientDisparity,
+    LabelWave,
+    MaxBimodality,
+    MaxGWA,
+    MaxSeparation,
+    rank_samples,
+    select_epoch,
+)
 from gwa_torch.heads import find_head
 from gwa_torch.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
 from gwa_torch.loader import alignment_scores
@@ -12,8 +24,16 @@ from gwa_torch.scoring import frobenius_norm, head_scores
 from gwa_torch.sketch import JLHead
 
 __all__ = [
+    "BestMetric",
+    "DipThenMax",
+    "EarlyStopper",
     "GWAMonitor",
+    "GradientDisparity",
     "JLHead",
+    "LabelWave",
+    "MaxBimodality",
+    "MaxGWA",
+    "MaxSeparation",
     "alignment_scores",
     "find_head",
     "frobenius_norm",
@@ -21,4 +41,6 @@ __all__ = [
     "layer_alignment",
     "layer_gradient_disparity",
     "layer_gradient_norms",
+    "rank_samples",
+    "select_epoch",
 ]

@@ -12,7 +12,7 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from gwa_core import gradient_alignment
+from gwa_core import gradient_alignment, gradient_norms
 from gwa_core.signals import gradient_disparity, rescaled_loss
 from gwa_torch._checks import check_count
 from gwa_torch.heads import uncompiled, unwrap
@@ -159,8 +159,7 @@ def layer_gradient_norms(
     gradients = _Gradients(model, loss_fn, stages)
     parts: dict[str, list[torch.Tensor]] = {stage: [] for stage in gradients.stages}
     for stage, some in gradients.of_samples(inputs, targets, chunk_size):
-        wide = torch.promote_types(some.dtype, torch.float32)
-        parts[stage].append(torch.linalg.vector_norm(some, dim=1, dtype=wide))
+        parts[stage].append(gradient_norms(some))
     return {stage: torch.cat(norms) for stage, norms in parts.items()}
 
 

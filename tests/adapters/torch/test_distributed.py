@@ -88,9 +88,9 @@ def test_a_sample_on_several_ranks_has_its_score_and_signals_of_one(results):
     mine = places[0] <= places[1]  # drawn in turn, the first rank first
     # The signals go by batches, of three samples on one rank and of five on the other.
     batches = places[0] // 3 <= places[1] // 5
-    for name, mine in {"scores": mine, "margin": batches}.items():
-        assert 0 < mine.sum() < 12
-        want = torch.where(mine, first[name], second[name])
+    for name, of_first in {"scores": mine, "margin": batches}.items():
+        assert 0 < of_first.sum() < 12
+        want = torch.where(of_first, first[name], second[name])
         assert_allclose(got[name], want, rtol=1e-5, atol=1e-6)
         assert_array_equal(got[name], same[name])
 

@@ -42,6 +42,18 @@ def test_the_monitor_needs_pytorch_alone():
     assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
 
 
+def test_a_loop_needs_one_import():
+    """What the pages import from `gwa_torch` is the core's own."""
+    import gwa_core
+    import gwa_torch
+
+    names = ["BestMetric", "DipThenMax", "EarlyStopper", "GradientDisparity", "LabelWave"]
+    names += ["MaxBimodality", "MaxGWA", "MaxSeparation", "rank_samples", "select_epoch"]
+    assert set(names) < set(gwa_torch.__all__)
+    for name in names:
+        assert getattr(gwa_torch, name) is getattr(gwa_core, name)
+
+
 def test_importing_costs_no_compiler_and_no_trainer():
     done = python(
         "import gwa_torch\n"

@@ -23,7 +23,7 @@ from torch.utils.data import DistributedSampler
 
 import gwa_core
 import gwa_torch
-from gwa_core import MaxGWA, MaxSeparation, select_epoch
+from gwa_core import BestMetric, LabelWave, MaxGWA, MaxSeparation, select_epoch, select_step
 from gwa_offline.store import RunFolder
 from gwa_torch import GWAMonitor
 from gwa_torch.lightning import GWACallback
@@ -263,6 +263,232 @@ def test_a_rule_stops_and_keeps_the_best_epoch(tmp_path):
     fit.validate(Validated(), Loader(rows=2 * SIZE), ckpt_path=best, verbose=False)
     assert len(callback.history) == expected.step + 1 + rule.patience
     assert callback.best_model_path == str(best)
+
+
+def test_a_rule_on_a_signal_stops_where_the_stored_history_says(tmp_path):
+    rule = LabelWave(window=2, patience=2)
+    callback = GWACallback(
+        "head", ROWS, rule=rule, signals="prediction_changes", run_folder=tmp_path / "run"
+    )
+    weights = Weights()
+    fit = trainer(tmp_path, callback, weights, max_epochs=40)
+    fit.fit(Net(lr=0.05), Loader())
+    stored = [
+        {**summary._asdict(), **metrics}
+        for summary, metrics in RunFolder.open(tmp_path / "run").epochs()
+    ]
+    monitor = callback.monitor
+    kept = [
+        {**summary._asdict(), **means}
+        for summary, means in zip(monitor.history, monitor.signals.history, strict=True)
+    ]
+    expected = select_epoch(stored, rule)
+    assert select_epoch(kept, rule) == expected
+    assert "stopped at step" in callback.stopping_reason
+    assert (callback.best_epoch, callback.stopping_reason) == (expected.step, expected.reason)
+    assert 0 < callback.best_epoch < len(callback.history) < 40
+    same_weights(callback.best_model_path, weights.epochs[callback.best_epoch])
+
+
+class Logged(Net):
+    """A validation loss, and losses of the training by step and by epoch."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("loss", loss, on_step=True, on_epoch=True, batch_size=len(batch[0]))
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", F.cross_entropy(self(batch[0]), batch[1]), batch_size=len(batch[0]))
+
+
+class Values(L.Callback):
+    """A logged metric at the end of each epoch."""
+
+    def __init__(self, name):
+        self.name, self.epochs, self.validated = name, {}, False
+
+    def on_validation_end(self, trainer, pl_module):
+        self.validated = not trainer.sanity_checking
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        if self.name != "val" or self.validated:
+            self.epochs[trainer.current_epoch] = float(trainer.callback_metrics[self.name])
+        self.validated = False
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        ("val", {}),
+        ("val", {"val_check_interval": 0.5}),
+        ("val", {"check_val_every_n_epoch": 2}),
+        ("loss_epoch", {}),
+        ("loss_step", {}),
+    ],
+    ids=["validation", "twice an epoch", "every second epoch", "training", "last batch"],
+)
+def test_a_rule_on_a_logged_metric(metric, options, tmp_path):
+    rule = BestMetric(metric=metric, mode="min", patience=2)
+    callback, seen, weights = GWACallback("head", rule=rule), Values(metric), Weights()
+    # Other digits than those of the training, so that it does not fall for ever.
+    held_out = Loader(rows=3 * ROWS)
+    held_out.data = tuple(x[ROWS:] for x in held_out.data)
+    held_out.rows = 2 * ROWS
+    fit = trainer(tmp_path, callback, seen, weights, max_epochs=30, **options)
+    fit.fit(Logged(lr=0.05), Loader(), held_out)
+    expected = select_step(seen.epochs.values(), rule, steps=list(seen.epochs), total_steps=30)
+    assert callback.best_epoch == expected.step
+    assert callback.stopper.best_value == pytest.approx(expected.value, rel=1e-6)
+    assert callback.stopper.reason == expected.reason
+    assert len(callback.history) == max(seen.epochs) + 1 < 30
+    same_weights(callback.best_model_path, weights.epochs[callback.best_epoch])
+
+
+class LogsLate(Net):
+    def on_train_epoch_end(self):
+        self.log("late", 1.0)
+
+
+@pytest.mark.parametrize("model", [Net, Validated, LogsLate])
+def test_a_metric_that_is_nowhere_raises_after_the_first_epoch(model, tmp_path):
+    callback = GWACallback("head", rule=BestMetric(metric="late"))
+    fit = trainer(tmp_path, callback)
+    there = "train/gwa, train/gwa_bimodality"
+    with pytest.raises(ValueError, match=f"the column 'late' that BestMetric watches.*{there}"):
+        fit.fit(model(), Loader(), Loader(rows=SIZE) if model is Validated else None)
+    assert len(callback.history) == 1
+
+
+def test_a_signal_that_is_not_followed_raises_before_the_first_batch(tmp_path):
+    callback = GWACallback("head", ROWS, rule=LabelWave(), signals=["margin", "el2n"])
+    with pytest.raises(ValueError, match="'prediction_changes', got margin, el2n; say GWACallback"):
+        trainer(tmp_path, callback).fit(Net(), Loader())
+    assert callback.history == []
+
+
+def test_a_metric_whose_validation_never_came_is_said(tmp_path):
+    callback = GWACallback("head", rule=BestMetric(metric="val"))
+    fit = trainer(tmp_path, callback, max_epochs=2, check_val_every_n_epoch=5)
+    with pytest.warns(UserWarning, match="watches 'val', which no validation has logged"):
+        fit.fit(Validated(), Loader(), Loader(rows=SIZE))
+    assert (callback.best_epoch, callback.stopping_reason) == (None, None)
+
+
+def test_a_metric_of_a_killed_run_is_not_lost(tmp_path):
+    rule = BestMetric(metric="val", mode="min")
+    options = {"rule": rule, "dirpath": tmp_path / "best"}
+    whole = GWACallback("head", **options)
+    trainer(tmp_path, whole, max_epochs=4).fit(Validated(), Loader(), Loader(rows=SIZE))
+    # The last checkpoint is of the end of a validation, and the epoch has not ended there.
+    save = ModelCheckpoint(tmp_path / "saved", save_last=True, save_on_train_epoch_end=False)
+    callback = GWACallback("head", **options)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path, callback, save, Kill(23), max_epochs=4).fit(
+            Validated(), Loader(), Loader(rows=SIZE)
+        )
+    resumed = GWACallback("head", **options)
+    fit = trainer(tmp_path, resumed, max_epochs=4)
+    fit.fit(Validated(), Loader(), Loader(rows=SIZE), ckpt_path=tmp_path / "saved/last.ckpt")
+    assert resumed.history == whole.history
+    assert resumed.stopper.state_dict() == whole.stopper.state_dict()
+
+
+# Better in every epoch than before: it keeps the last one that it may.
+LATER = BestMetric(metric="step", warmup=0)
+
+
+class Halt(L.Callback):
+    """Stop in the middle of an epoch, as a limit of time does."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.should_stop = trainer.should_stop or trainer.global_step == 3 * STEPS + 2
+
+
+@pytest.mark.parametrize("num_samples", [ROWS, None], ids=["ids", "moments"])
+@pytest.mark.parametrize("how", ["max_steps", "should_stop"])
+def test_an_epoch_cut_short_is_not_kept(how, num_samples, tmp_path):
+    callback = GWACallback("head", num_samples, rule=LATER)
+    if how == "max_steps":
+        fit = trainer(tmp_path, callback, max_epochs=-1, max_steps=3 * STEPS + 2)
+    else:
+        fit = trainer(tmp_path, callback, Halt())
+    fit.fit(Net(), Loader())
+    counts = [(summary.count, summary.expected) for summary in callback.history]
+    assert counts == [(ROWS, ROWS)] * 3 + [(2 * SIZE, ROWS)]
+    assert callback.best_epoch == 2
+    assert "1 cut short left out" in callback.stopper.reason
+    assert Path(callback.best_model_path).name == "gwa-best-epoch=2.ckpt"
+
+
+def test_epochs_that_are_limited_on_purpose_are_whole(tmp_path):
+    callback = GWACallback("head", ROWS, rule=LATER)
+    trainer(tmp_path, callback, max_epochs=2, limit_train_batches=0.5).fit(Net(), Loader())
+    assert [(s.count, s.expected) for s in callback.history] == [(ROWS // 2, ROWS // 2)] * 2
+    assert callback.best_epoch == 1
+
+
+def test_the_callback_has_the_quality_of_the_labels(tmp_path):
+    callback = GWACallback("head", ROWS)
+    assert callback.label_quality is None
+    trainer(tmp_path, callback, max_epochs=3).fit(Net(), Loader())
+    assert torch.equal(callback.label_quality, plain_loop(3).label_quality)
+    suspicious = gwa_torch.rank_samples(callback.label_quality, k=ROWS // 10)
+    _, y = require("sklearn.datasets").load_digits(return_X_y=True)
+    wrong = (digits()[1].numpy() != y[:ROWS]).nonzero()[0]
+    assert len(set(suspicious.tolist()) & set(wrong)) > len(wrong) / 2
+
+
+def test_a_warm_up_of_a_configuration_file_is_a_whole_number(tmp_path):
+    """`warmup: 1` of a YAML file for LightningCLI arrives as 1.0."""
+    rules = [MaxSeparation(warmup=1.0), MaxSeparation(warmup=1)]
+    callbacks = []
+    for rule in rules:
+        callbacks.append(GWACallback("head", ROWS, rule=rule, dirpath=tmp_path / "best"))
+        # How many epochs there are is not known.
+        trainer(tmp_path, callbacks[-1], max_epochs=-1, max_steps=2 * STEPS).fit(Net(), Loader())
+    one, two = (callback.stopper for callback in callbacks)
+    assert (one.best_step, one.best_value, one.reason) == (
+        two.best_step,
+        two.best_value,
+        two.reason,
+    )
+    assert one.best_step == 1
+
+
+CONFIG = """
+seed_everything: false
+trainer:
+  max_epochs: 2
+  accelerator: cpu
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+  default_root_dir: {folder}
+  callbacks:
+    - class_path: gwa_torch.lightning.GWACallback
+      init_args:
+        head: head
+        rule:
+          class_path: gwa_core.MaxSeparation
+          init_args: {{warmup: 1, patience: 3}}
+"""
+
+
+# Lightning 2.6 with jsonargparse 4.53.
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+def test_lightning_cli(tmp_path, monkeypatch):
+    pytest.importorskip("jsonargparse")
+    from lightning.pytorch.cli import LightningCLI
+
+    file = tmp_path / "config.yaml"
+    file.write_text(CONFIG.format(folder=tmp_path))
+    monkeypatch.setattr(sys, "argv", ["main.py", "--config", str(file)])
+    cli = LightningCLI(Net, run=False, save_config_callback=None)
+    (callback,) = (x for x in cli.trainer.callbacks if isinstance(x, GWACallback))
+    assert callback.rule == MaxSeparation(warmup=1, patience=3)
+    cli.trainer.fit(cli.model, Loader())
+    assert callback.best_epoch == 1
 
 
 def resumable(folder, num_samples, **save):

@@ -175,6 +175,42 @@ def test_a_run_folder_has_their_means(tmp_path):
     assert "prediction_changes" not in metrics or np.isnan(metrics["prediction_changes"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.uint8])
+@pytest.mark.parametrize("column", [False, True])
+def test_one_sigmoid_has_the_signals_of_two_classes(dtype, column):
+    """Those of the softmax over (-u/2, u/2), whose gradient by u is that of the sigmoid."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(D, 1)
+    x, y = torch.randn(N, D), torch.arange(N) % 2
+    names = [name for name in SIGNALS if "previous epoch" not in SIGNALS[name].needs]
+    loss = {"loss": "binary_cross_entropy"}
+    monitor = GWAMonitor(head, N, signals=[*names, "prediction_changes"], **loss)
+    logits = head(x).detach()
+    monitor.update(y.to(dtype)[:, None] if column else y.to(dtype), torch.arange(N))
+    monitor.end_epoch()
+    losses = torch.nn.functional.binary_cross_entropy_with_logits(
+        logits[:, 0], y.float(), reduction="none"
+    )
+    signs = 2.0 * y - 1.0
+    residual = torch.sigmoid(logits[:, 0]) - y
+    values = monitor.signals.values
+    np.testing.assert_allclose(values["sample_loss"], losses, rtol=1e-5)
+    np.testing.assert_allclose(values["margin"], logits[:, 0] * signs, rtol=1e-5)
+    np.testing.assert_allclose(values["label_probability"], torch.exp(-losses), rtol=1e-5)
+    norms = residual.abs() * x.norm(dim=1)
+    np.testing.assert_allclose(values["gradient_norm"], norms, rtol=1e-5)
+
+
+def test_soft_labels_of_one_sigmoid_are_refused():
+    head = torch.nn.Linear(D, 1)
+    monitor = GWAMonitor(head, signals="margin", loss="binary_cross_entropy")
+    head(torch.randn(4, D))
+    with pytest.raises(ValueError, match="must be class numbers under `signals=`, got soft ones"):
+        monitor.update(torch.tensor([0.0, 1.0, 0.3, 1.0]))
+    monitor.update(torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert monitor.end_epoch().count == 4
+
+
 def test_without_signals_there_are_none():
     monitor = GWAMonitor(torch.nn.Linear(D, C))
     assert monitor.signals is None
@@ -195,7 +231,9 @@ def test_what_does_not_fit_is_said():
     head = torch.nn.Linear(D, C)
     with pytest.raises(ValueError, match="near: 'margin'"):
         GWAMonitor(head, signals=["margn"])
-    with pytest.raises(ValueError, match="loss='cross_entropy'"):
+    with pytest.raises(
+        ValueError, match=r"one label a sample, got .* C = 4 outputs; a sample with"
+    ):
         GWAMonitor(head, signals="margin", loss="binary_cross_entropy")
     with pytest.raises(ValueError, match="`num_samples` must be given"):
         GWAMonitor(head, signals="forgetting_events")

@@ -41,7 +41,7 @@ from transformers import (
 
 import gwa_core
 import gwa_torch
-from gwa_core import MaxGWA, Moments, summarize
+from gwa_core import BestMetric, LabelWave, MaxGWA, Moments, select_epoch, select_step, summarize
 from gwa_offline.store import RunFolder
 from gwa_torch._checkpoints import STATE_NAME
 from gwa_torch.transformers import GWACallback
@@ -417,6 +417,180 @@ def test_a_rule_may_stop_only(tmp_path):
     assert not list(tmp_path.iterdir())
     now = trainer.model.state_dict()
     assert all(torch.equal(x, now[key]) for key, x in weights.kept[-1].items())
+
+
+def test_a_rule_on_a_signal_stops_where_the_stored_history_says(tmp_path):
+    rule, weights = LabelWave(window=2), Weights()
+    trainer = make(tmp_path, callbacks=[weights], num_train_epochs=30, save_total_limit=1)
+    options = {"signals": "prediction_changes", "run_folder": tmp_path / "run"}
+    gwa = watch(trainer, ROWS, rule=rule, **options)
+    trainer.train()
+    stored = [
+        {**summary._asdict(), **metrics}
+        for summary, metrics in RunFolder.open(tmp_path / "run").epochs()
+    ]
+    kept = [
+        {**summary._asdict(), **means}
+        for summary, means in zip(gwa.history, gwa.monitor.signals.history, strict=True)
+    ]
+    expected = select_epoch(stored, rule)
+    assert select_epoch(kept, rule) == expected
+    assert "stopped at step" in gwa.stopping_reason
+    assert (gwa.best_epoch, gwa.stopping_reason) == (expected.step, expected.reason)
+    assert 0 < gwa.best_epoch < len(gwa.history) < 30
+    now = trainer.model.state_dict()
+    assert all(torch.equal(x, now[key]) for key, x in weights.kept[gwa.best_epoch].items())
+
+
+def values_of(trainer, metric):
+    """The last value of a metric in each epoch that has one, by epoch."""
+    found = {}
+    for row in trainer.state.log_history:
+        if metric in row:
+            found[(row["step"] - 1) // STEPS] = row[metric]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("metric", "options"),
+    [
+        ("eval_loss", {"eval_strategy": "epoch"}),
+        # Twice an epoch, at its end and not.
+        ("eval_loss", {"eval_strategy": "steps", "eval_steps": 1}),
+        ("eval_loss", {"eval_strategy": "steps", "eval_steps": 3}),
+        # In every second epoch.
+        ("eval_loss", {"eval_strategy": "steps", "eval_steps": 2 * STEPS}),
+        ("loss", {"logging_strategy": "epoch"}),
+        ("loss", {"logging_steps": 2}),
+    ],
+    ids=["epochs", "steps", "odd steps", "every second epoch", "loss", "loss of steps"],
+)
+def test_a_rule_on_a_logged_metric(metric, options, tmp_path):
+    rule, weights = BestMetric(metric=metric, mode="min", patience=2), Weights()
+    # A third of its labels is wrong, so that its loss does not fall for ever.
+    held_out = Rows()
+    held_out.y[::3] = held_out.y[::3].roll(1)
+    trainer = make(
+        tmp_path, callbacks=[weights], num_train_epochs=30, eval_dataset=held_out, **options
+    )
+    gwa = watch(trainer, rule=rule)
+    trainer.train()
+    found = values_of(trainer, metric)
+    expected = select_step(found.values(), rule, steps=list(found), total_steps=30)
+    assert (gwa.best_epoch, gwa.stopper.reason) == (expected.step, expected.reason)
+    assert "stopped at step" in gwa.stopping_reason
+    assert gwa.stopper.best_value == trainer.state.best_metric == expected.value
+    assert len(gwa.history) == max(found) + 1 < 30
+    now = trainer.model.state_dict()
+    assert all(torch.equal(x, now[key]) for key, x in weights.kept[gwa.best_epoch].items())
+
+
+@pytest.mark.parametrize(
+    ("metric", "options", "there"),
+    [
+        ("eval_acuracy", {"eval_strategy": "epoch"}, "eval_loss"),
+        ("eval_loss", {}, "gwa"),
+        ("train_acc", {"eval_strategy": "epoch"}, "loss"),
+        ("nothing", {"logging_strategy": "epoch"}, "loss"),
+    ],
+)
+def test_a_metric_that_is_nowhere_raises_after_the_first_epoch(metric, options, there, tmp_path):
+    trainer = make(tmp_path, eval_dataset=Rows(), **options)
+    gwa = watch(trainer, rule=BestMetric(metric=metric))
+    message = rf"the column '{metric}' that BestMetric watches, got .*\b{there}\b"
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+    assert len(gwa.history) == 1
+
+
+def test_a_signal_that_is_not_followed_raises_before_the_first_batch(tmp_path):
+    trainer = make(tmp_path)
+    gwa = watch(trainer, ROWS, rule=LabelWave(), signals="margin")
+    with pytest.raises(ValueError, match="'prediction_changes', got margin; say GWACallback"):
+        trainer.train()
+    assert gwa.history == []
+
+
+def test_a_metric_whose_evaluation_never_came_is_said(tmp_path):
+    late = {"eval_dataset": Rows(), "eval_strategy": "epoch", "eval_delay": 9}
+    trainer = make(tmp_path, **late)
+    gwa = watch(trainer, rule=BestMetric(metric="eval_loss"))
+    with pytest.warns(UserWarning, match="watches 'eval_loss', which no evaluation has logged"):
+        trainer.train()
+    assert (gwa.best_epoch, gwa.stopping_reason) == (None, None)
+
+
+# Better in every epoch than before: it keeps the last one that it may.
+LATER = BestMetric(metric="step", warmup=0)
+
+
+@pytest.mark.parametrize("num_samples", [ROWS, None], ids=["ids", "moments"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"num_train_epochs": 4.2},
+        {"max_steps": 4 * STEPS + 1},
+        {"num_train_epochs": 4.2, "gradient_accumulation_steps": 2},
+    ],
+    ids=["epochs", "steps", "accumulated"],
+)
+def test_an_epoch_cut_short_is_not_kept(options, num_samples, tmp_path):
+    weights = Weights()
+    trainer = make(tmp_path, callbacks=[weights], **options)
+    gwa = watch(trainer, num_samples, rule=LATER)
+    trainer.train()
+    *whole, last = [(summary.count, summary.expected) for summary in gwa.history]
+    assert whole == [(ROWS, ROWS)] * 4
+    assert last[0] < ROWS / 2
+    assert last[1] == ROWS
+    assert gwa.best_epoch == 3
+    assert "1 cut short left out" in gwa.stopper.reason
+    now = trainer.model.state_dict()
+    assert all(torch.equal(x, now[key]) for key, x in weights.kept[3].items())
+
+
+def test_a_mask_of_labels_and_replacement_make_no_epoch_short(tmp_path):
+    class Drawn(Trainer):
+        def _get_train_sampler(self, *args):
+            generator = torch.Generator().manual_seed(0)
+            return torch.utils.data.WeightedRandomSampler(
+                torch.ones(ROWS), ROWS, generator=generator
+            )
+
+    trainer = make(tmp_path, "token", kind=Drawn)
+    gwa = watch(trainer, trainer.train_dataset.y.numel(), rule=LATER)
+    trainer.train()
+    assert all(s.count == s.expected < 0.7 * gwa.num_samples for s in gwa.history)
+    assert gwa.best_epoch == 2
+
+
+@pytest.mark.parametrize("kept_ids", [True, False])
+def test_the_run_folder_says_the_loss_that_was_used(kept_ids, tmp_path):
+    # The model infers the kind of its problem from the first labels.
+    trainer = make(tmp_path, labels="many", num_train_epochs=1)
+    assert trainer.model.config.problem_type is None
+    gwa = watch(trainer, ROWS if kept_ids else None, run_folder=tmp_path / "run")
+    trainer.train()
+    assert trainer.model.config.problem_type == "multi_label_classification"
+    assert RunFolder.open(tmp_path / "run").loss == "binary_cross_entropy"
+    assert gwa.monitor.options.loss == "binary_cross_entropy"
+
+
+def test_several_labels_have_no_signals(tmp_path):
+    trainer = make(tmp_path, labels="many")
+    watch(trainer, ROWS, signals="margin")
+    with pytest.raises(ValueError, match=r"one label a sample, got .* C = 4 outputs"):
+        trainer.train()
+
+
+def test_the_callback_has_the_quality_of_the_labels(tmp_path):
+    trainer = make(tmp_path, num_train_epochs=3)
+    gwa = watch(trainer, ROWS, run_folder=tmp_path / "run")
+    assert gwa.label_quality is None
+    trainer.train()
+    run = RunFolder.open(tmp_path / "run")
+    history = torch.stack([torch.tensor(run.scores(epoch)) for epoch in range(3)])
+    assert_allclose(gwa.label_quality, gwa_core.label_quality(history.double()), rtol=1e-5)
 
 
 class KilledError(Exception):

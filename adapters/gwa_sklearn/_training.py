@@ -1,12 +1,14 @@
-"""Epochs of `partial_fit`, each summed up, and the model as it was in the best of them."""
+"""Epochs of `partial_fit`: batches, their scores, and the model as it was after the best epoch."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 from sklearn import config_context
 from sklearn.base import clone
@@ -14,18 +16,25 @@ from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import SGDClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
-from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d
+from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d, gen_batches
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.extmath import row_norms
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from gwa_core import EarlyStopper, EpochSummary, GWATracker, Rule
-from gwa_core.signals import TrackedSignals
-from gwa_sklearn._batches import BatchScorer, batches, floating
+import gwa_core
+from gwa_core import EarlyStopper, EpochSummary, GWATracker, LabelQuality, Rule
+from gwa_core.signals import SIGNALS, TrackedSignals
+from gwa_offline.store import RunFolder
 from gwa_sklearn.heads import find_classifiers
+from gwa_sklearn.signals import check_signals
 
 __all__ = [
-    "Kept",
+    "BatchScorer",
+    "Best",
     "TrainingSet",
+    "balance",
+    "check_rule",
     "default_batch_size",
     "first_steps",
     "last_step",
@@ -35,6 +44,11 @@ __all__ = [
     "untrained",
 ]
 
+# Rows in a batch, or their positions.
+Rows: TypeAlias = slice | NDArray[np.intp]
+
+# Rows whose norms are taken at once where X holds no floating-point numbers.
+BLOCK_ROWS = 1 << 12
 # Scores that are summed up at once: few enough to stay in the cache, enough to cost little.
 BLOCK_SCORES = 1 << 16
 
@@ -168,12 +182,164 @@ def training_set(
     return TrainingSet(X, y, targets, classes, rows, weight)
 
 
-class Kept(NamedTuple):
-    """A model as it was after an epoch, with the scores of that epoch by row of X."""
+def batches(
+    rows: NDArray[np.intp] | int, size: int, rng: np.random.RandomState | None, *, least: int
+) -> Iterator[Rows]:
+    """Yield the rows of each batch of an epoch: of those given, or of so many; shuffled by `rng`.
+
+    A last batch of fewer than `least` rows goes into the one before. All rows in order come as
+    slices, which copy nothing of a dense X.
+    """
+    if rng is not None:
+        rows = rng.permutation(rows)
+    count = rows if isinstance(rows, int) else len(rows)
+    for part in gen_batches(count, size, min_batch_size=least):
+        yield part if isinstance(rows, int) else rows[part]
+
+
+def floating(X: Any) -> Any:
+    """Return X in a dtype that scikit-learn trains in; a copy only where it is of another.
+
+    A batch at a time, so that images in bytes never lie in memory as float64.
+    """
+    return X if X.dtype in (np.float32, np.float64) else X.astype(np.float64)
+
+
+class BatchScorer:
+    """Scores batches of X with the weights that the model has at the moment.
+
+    Parameters
+    ----------
+    model : SGDClassifier or MLPClassifier
+        After its first step, which makes the weights. It may be trained on.
+    X : array or sparse array of shape (N, D)
+        The whole training set.
+    signals : TrackedSignals or None
+        What follows signals of the same batches, by row of X.
+    """
+
+    def __init__(self, model: Any, X: Any, signals: TrackedSignals | None = None) -> None:
+        found = next(find_classifiers(model, floating(X[:1])))
+        self.signals = signals
+        if signals is not None:
+            check_signals(found, model)
+            self.ids = np.arange(X.shape[0])
+        self.model = model
+        self.loss = found.loss
+        self.hidden = isinstance(model, MLPClassifier) and model.n_layers_ > 2
+        # The latents of a linear model are X, whose norms don't change while it learns.
+        self.norms = None if self.hidden else _row_norms(X)
+
+    def score(self, X: Any, targets: NDArray[np.intp], rows: Rows) -> Any:
+        """Return the alignment scores of a batch X, which are these rows of the training set."""
+        if self.norms is None:
+            found = next(find_classifiers(self.model, X))
+            latents = found.latents()
+            logits = found.logits(latents)
+            self._follow(logits, latents, targets, rows)
+            return gwa_core.alignment_scores(
+                latents=latents,
+                weight=found.weight,
+                logits=logits,
+                bias=found.bias,
+                targets=targets,
+                loss=self.loss,
+            )
+        weight, bias = _linear_head(self.model)
+        logits = _product(X, weight)
+        logits += bias
+        # Of the latents only the norms are looked at.
+        self._follow(logits, self.norms[rows, None], targets, rows)
+        return gwa_core.alignment_from_logits(
+            logits=logits,
+            latent_norms=self.norms[rows],
+            weight_norm=np.linalg.norm(weight),
+            bias=bias.astype(logits.dtype, copy=False),
+            targets=targets,
+            loss=self.loss,
+        )
+
+    def _follow(self, logits: Any, latents: Any, targets: NDArray[np.intp], rows: Rows) -> None:
+        if self.signals is not None:
+            self.signals.update(logits=logits, latents=latents, targets=targets, ids=self.ids[rows])
+
+
+def _linear_head(model: Any) -> tuple[Any, Any]:
+    if isinstance(model, MLPClassifier):  # without hidden layers
+        return model.coefs_[0].T, model.intercepts_[0]
+    return model.coef_, model.intercept_
+
+
+def _product(X: Any, weight: Any) -> Any:
+    """Return X @ weight.T.
+
+    SciPy would copy the whole of a transposed (C, D) weight for each batch; with a million
+    features and a few hundred rows that is most of the time.
+    """
+    if not sp.issparse(X):
+        return X @ weight.T
+    return np.stack([X @ output for output in weight], axis=1)
+
+
+def _row_norms(X: Any) -> Any:
+    if X.dtype in (np.float32, np.float64):
+        return row_norms(X)
+    parts = (row_norms(floating(X[rows])) for rows in gen_batches(X.shape[0], BLOCK_ROWS))
+    return np.concatenate(list(parts))
+
+
+class Best(NamedTuple):
+    """A model as it was after an epoch, and what was known then.
+
+    Parameters
+    ----------
+    model : SGDClassifier or MLPClassifier
+        A copy of its own.
+    epoch : int
+        Position in the history.
+    record : mapping
+        The summary of the epoch with the means of the signals: what the rule has seen.
+    scores : array of shape (N,)
+        Of the epoch, by row of X.
+    quality : dict
+        State of the label quality over all epochs up to this one.
+    """
 
     model: Any
-    scores: NDArray[Any]
     epoch: int
+    record: Mapping[str, Any]
+    scores: NDArray[Any]
+    quality: dict[str, Any]
+
+
+def balance(model: Any, wish: Any, y: NDArray[Any]) -> None:
+    """Give a model the weights that ``class_weight="balanced"`` stands for, where it is the wish.
+
+    `partial_fit` refuses the word, as a batch does not tell how many rows each class has.
+    """
+    if isinstance(wish, str) and wish == "balanced":
+        classes = np.unique(y)
+        weights = compute_class_weight(wish, classes=classes, y=y)
+        model.set_params(class_weight=dict(zip(classes.tolist(), weights.tolist(), strict=True)))
+
+
+def check_rule(rule: Rule, followed: tuple[str, ...] | None = None) -> None:
+    """Raise where a rule watches no column of the epochs.
+
+    Their columns are those of a summary, and the signals that are followed where any can be.
+    """
+    columns = (*EpochSummary._fields, *(followed or ()))
+    if rule.signal not in columns:
+        known = followed is not None and rule.signal in SIGNALS
+        cause = (
+            f"follow it, signals={[*(followed or ()), rule.signal]}"
+            if known
+            else "nothing else is measured here"
+        )
+        raise ValueError(
+            f"`rule` must watch a column of the epochs, got {rule!r}, which watches "
+            f"{rule.signal!r}; there are {', '.join(columns)}; {cause}"
+        )
 
 
 def train(
@@ -184,11 +350,12 @@ def train(
     max_epochs: int,
     batch_size: int,
     rng: np.random.RandomState | None,
-    before: Kept | None,
+    before: Best | None,
     history: list[EpochSummary],
     signals: TrackedSignals | None,
-) -> tuple[Kept, str]:
-    """Train the model on; return the epoch that the rule keeps, and why.
+    start_run: Callable[[str], RunFolder] | None,
+) -> tuple[Best, LabelQuality, str]:
+    """Train the model on; return the best epoch by the rule, the label quality, and why.
 
     Parameters
     ----------
@@ -200,60 +367,65 @@ def train(
         As those of `GWAEarlyStoppingClassifier`.
     rng : RandomState or None
         Shuffles the rows; None leaves them in order.
-    before : Kept or None
-        What an earlier fit kept, from which `model` goes on; it competes with the new epochs.
+    before : Best or None
+        The best epoch of an earlier fit, from which `model` goes on; it competes with the new ones.
     history : list of EpochSummary
-        Epochs up to the one kept before; the new ones are appended.
+        Epochs up to that one; the new ones are appended.
     signals : TrackedSignals or None
         Follows the new epochs.
+    start_run : callable or None
+        Opens the folder to write to, given the loss of the head.
 
     Returns
     -------
-    Kept, str
-        The last epoch where none qualifies.
+    Best, LabelQuality, str
+        The last epoch where none qualifies; the quality over the whole history.
     """
-    if rule.signal not in (*EpochSummary._fields, "separation"):
-        raise ValueError(
-            f"`rule` must watch a field of the epoch summaries, got {rule!r}, which watches "
-            f"{rule.signal!r}; no held-out rows or predictions are looked at here"
-        )
-    tracker = GWATracker(keep_scores=False)
+    check_rule(rule, () if signals is None else signals.names)
+    rows, size = data.rows, data.X.shape[0]
+    tracker, quality = GWATracker(keep_scores=False), LabelQuality(size)
     tracker.history = history
     stopper = EarlyStopper(rule, total_steps=len(history) + max_epochs)
-    kept = before if before is not None and _is_best(stopper, history[-1]) else None
-    scorer = None if before is None else BatchScorer(model, data.X, signals)
+    best, scorer, run = None, None, None
+    if before is not None:
+        stopper.observe(before.record, step=before.epoch)
+        best = before if stopper.best_step == before.epoch else None
+        if len(before.scores) == size:
+            quality.load_state_dict(before.quality)
+        scorer = BatchScorer(model, data.X, signals)
+        run = start_run and start_run(scorer.loss)
     # The whole of X was checked once.
     with config_context(assume_finite=True):
         for epoch in range(len(history), len(history) + max_epochs):
             scores = data.no_scores()
-            for rows in batches(data.rows, batch_size, rng, least=_own_batch_size(model)):
-                X, y, options = data.batch(rows)
+            for part in batches(rows, batch_size, rng, least=_own_batch_size(model)):
+                X, y, options = data.batch(part)
                 if scorer is None:
                     # The first step makes the weights.
                     model.partial_fit(X, y, classes=data.classes, **options)
                     scorer = BatchScorer(model, data.X, signals)
-                    scores[rows] = scorer.score(X, data.targets[rows], rows)
+                    run = start_run and start_run(scorer.loss)
+                    scores[part] = scorer.score(X, data.targets[part], part)
                 else:
-                    scores[rows] = scorer.score(X, data.targets[rows], rows)
+                    scores[part] = scorer.score(X, data.targets[part], part)
                     model.partial_fit(X, y, **options)
-            _add(tracker, scores if isinstance(data.rows, int) else scores[data.rows])
-            if signals is not None:
-                signals.end_epoch()
-            if _is_best(stopper, tracker.end_epoch()):
-                kept = Kept(copy.deepcopy(model), scores, epoch)
+            summary = _summary(tracker, scores if isinstance(rows, int) else scores[rows])
+            means = {} if signals is None else signals.end_epoch()
+            quality.update(scores, summary)
+            if run:
+                run.write_epoch(summary, scores=scores, metrics=means)
+            record = {**summary._asdict(), **means}
+            stopper.observe(record, step=epoch)
+            if stopper.best_step == epoch:
+                best = Best(copy.deepcopy(model), epoch, record, scores, quality.state_dict())
             if stopper.should_stop:
                 break
-    return (kept or Kept(model, scores, epoch)), stopper.reason
+    best = best or Best(model, epoch, record, scores, quality.state_dict())
+    return best, quality, stopper.reason
 
 
-def _add(tracker: GWATracker, scores: NDArray[Any]) -> None:
-    """Give an epoch's scores to the tracker in blocks that stay in the cache."""
-    for begin in range(0, len(scores), BLOCK_SCORES):
-        tracker.update(scores[begin : begin + BLOCK_SCORES])
-
-
-def _is_best(stopper: EarlyStopper, summary: EpochSummary) -> bool:
-    """Take in an epoch and return whether it is the one to keep so far."""
-    value = getattr(summary, stopper.rule.signal)
-    stopper.update(value, step=summary.epoch, healthy=summary.healthy)
-    return stopper.best_step == summary.epoch
+def _summary(tracker: GWATracker, scores: NDArray[Any]) -> EpochSummary:
+    """End an epoch; its scores go to the tracker in blocks that stay in the cache."""
+    for part in gen_batches(len(scores), BLOCK_SCORES):
+        tracker.update(scores[part])
+    return tracker.end_epoch(expected=len(scores))

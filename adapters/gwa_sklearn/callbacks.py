@@ -9,24 +9,30 @@ from typing import Any
 import sklearn
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.neural_network import MLPClassifier
+from sklearn.utils.validation import _check_feature_names
 
-from gwa_core import EarlyStopper, EpochSummary, GWATracker, Rule
+from gwa_core import EarlyStopper, EpochSummary, GWATracker, MaxBimodality, Rule
+from gwa_sklearn._training import check_rule
 from gwa_sklearn.scores import alignment_scores
 
 __all__ = ["GWAStopping"]
+
+# A number of iterations: a solver that converges may do far fewer than `max_iter`.
+DEFAULT_RULE = MaxBimodality(warmup=5, patience=10)
 
 
 class GWAStopping:
     """Stop a fit by a rule on the alignment of its training data, and keep the best iteration.
 
-    A callback of scikit-learn 1.9 and later: ``estimator.set_callbacks(GWAStopping(rule))``. No
-    data are held out.
+    A callback of scikit-learn 1.9 and later: ``estimator.set_callbacks(GWAStopping())``. No data
+    are held out.
 
     Parameters
     ----------
-    rule : Rule
-        Such as ``MaxBimodality(warmup=5, patience=10)``. A solver that converges before
-        ``max_iter`` may never get past a warm-up that is a fraction of it; give a number instead.
+    rule : Rule, optional
+        Which iteration is the best, and when to stop, from a field of the summaries. Default
+        ``MaxBimodality(warmup=5, patience=10)``. A solver that converges before ``max_iter`` may
+        never get past a warm-up that is a fraction of it; give a number instead.
     beta : float
         The constant of Eq. 2, default 1.2.
 
@@ -35,7 +41,7 @@ class GWAStopping:
     history_ : list of EpochSummary
         One summary an iteration of the fit that ended last, up to the stop.
     best_epoch_ : int or None
-        The iteration to keep, counted from 0, or None where none qualifies.
+        The best iteration, counted from 0, or None where none qualifies.
     best_estimator_ : estimator or None
         A copy of the estimator as it was then, ready to predict.
     stopping_reason_ : str
@@ -45,6 +51,8 @@ class GWAStopping:
     ------
     ImportError
         If scikit-learn is older than 1.9.
+    ValueError
+        When the fit begins, if the rule watches what no summary has.
     TypeError
         When the fit begins, if the estimator is not one of those whose head is known:
         `LogisticRegression` and what derives from it, `SGDClassifier` or `MLPClassifier`.
@@ -53,7 +61,7 @@ class GWAStopping:
     -----
     The callbacks of scikit-learn are new and experimental. In 1.9 the one classifier that calls
     them at each iteration is ``LogisticRegression(solver="lbfgs")``, which doesn't look at their
-    answer yet: it goes on to its end, and the kept iteration is in `best_estimator_`. An estimator
+    answer yet: it goes on to its end, and the best iteration is in `best_estimator_`. An estimator
     of your own that looks at it, by `sklearn.callback.CallbackSupportMixin`, is stopped.
 
     Inside a search or an ensemble all clones share the callback, and its attributes are those of
@@ -68,7 +76,6 @@ class GWAStopping:
     Examples
     --------
     >>> import numpy as np
-    >>> from gwa_core import MaxBimodality
     >>> from gwa_sklearn import GWAStopping
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.linear_model import LogisticRegression
@@ -76,7 +83,7 @@ class GWAStopping:
     >>> rng = np.random.default_rng(0)
     >>> wrong = rng.choice(len(y), 180, replace=False)
     >>> y[wrong] = (y[wrong] + rng.integers(1, 10, 180)) % 10
-    >>> stopping = GWAStopping(MaxBimodality(warmup=5, patience=10))
+    >>> stopping = GWAStopping()
     >>> model = LogisticRegression(max_iter=1000).set_callbacks(stopping).fit(X / 16.0, y)
     >>> stopping.stopping_reason_
     'largest bimodality after the warm-up; stopped at step 23: no improvement in 10 steps'
@@ -84,7 +91,7 @@ class GWAStopping:
     array([0, 1, 2])
     """
 
-    def __init__(self, rule: Rule, *, beta: float = 1.2) -> None:
+    def __init__(self, rule: Rule | None = None, *, beta: float = 1.2) -> None:
         if find_spec("sklearn.callback") is None:
             raise ImportError(
                 f"GWAStopping needs the callbacks of scikit-learn 1.9, got {sklearn.__version__}; "
@@ -102,7 +109,9 @@ class GWAStopping:
                 f"LogisticRegression, got {type(estimator).__name__}; set the callback on the "
                 "classifier itself and not on a Pipeline or a search around it"
             )
-        stopper = EarlyStopper(self.rule, total_steps=context.max_subtasks)
+        rule = DEFAULT_RULE if self.rule is None else self.rule
+        check_rule(rule)
+        stopper = EarlyStopper(rule, total_steps=context.max_subtasks)
         self._runs[id(estimator)] = _Run(context, stopper, self.beta)
 
     def teardown(self, estimator: Any, context: Any) -> None:
@@ -140,13 +149,14 @@ class GWAStopping:
         if not ours or run.stopper.should_stop:
             return run.stopper.should_stop
         weight = (metadata or {}).get("sample_weight")
-        return run.add(
-            fitted_estimator, alignment_scores(fitted_estimator, X, y, sample_weight=weight)
-        )
+        # The rows of a fit have lost the names that the estimator remembers.
+        nameless = copy.copy(fitted_estimator)
+        _check_feature_names(nameless, X, reset=True)
+        return run.add(fitted_estimator, alignment_scores(nameless, X, y, sample_weight=weight))
 
 
 class _Run:
-    """One fit: what came so far and what to keep of it."""
+    """One fit: what came so far and the best of it."""
 
     def __init__(self, context: Any, stopper: EarlyStopper, beta: float) -> None:
         self.context = context
@@ -156,9 +166,8 @@ class _Run:
 
     def add(self, fitted: Any, scores: Any) -> bool:
         self.tracker.update(scores)
-        summary = self.tracker.end_epoch()
-        value = getattr(summary, self.stopper.rule.signal)
-        stop = self.stopper.update(value, step=summary.epoch, healthy=summary.healthy)
+        summary = self.tracker.end_epoch(expected=len(scores))
+        stop = self.stopper.observe(summary, step=summary.epoch)
         if self.stopper.best_step == summary.epoch:
             self.best = _copy_without_run(fitted)
         return stop
@@ -166,8 +175,8 @@ class _Run:
 
 def _copy_without_run(fitted: Any) -> Any:
     """Copy an estimator in the middle of a fit, without the callbacks and their contexts."""
-    kept = copy.copy(fitted).set_callbacks()
-    for name in [name for name in vars(kept) if "callback" in name]:
-        delattr(kept, name)
+    alone = copy.copy(fitted).set_callbacks()
+    for name in [name for name in vars(alone) if "callback" in name]:
+        delattr(alone, name)
     # Deep, because later iterations may write into the same weights.
-    return copy.deepcopy(kept)
+    return copy.deepcopy(alone)

@@ -11,23 +11,19 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils import check_consistent_length
 from sklearn.utils._optional_dependencies import check_matplotlib_support
 
-from gwa_core import EpochSummary
-from gwa_sklearn._drawing import (
-    BAD,
-    CHOSEN,
-    GOOD,
-    MUTED,
-    limits,
-    new_axes,
-    plain,
-)
-from gwa_sklearn._issues_display import LabelIssuesDisplay
+from gwa_core import EpochSummary, rank_samples
+from gwa_sklearn.label_issues import THRESHOLD
 from gwa_sklearn.scores import alignment_scores
 
 __all__ = ["AlignmentDisplay", "GWACurveDisplay", "LabelIssuesDisplay"]
 
+# Blue, orange and purple can be told apart in all colour vision.
+GOOD, BEST, BAD, MUTED = "#0b62a8", "#d55e00", "#a8337d", "#59646f"
+
 # More classes than this can't be told apart in one picture.
 CLASSES = 20
+# More points than this on a line can't be seen.
+POINTS = 2000
 
 SIGNALS = ("gwa", "mean", "bimodality", "separation", "kurtosis", "skewness", "variance",
            "negative_fraction")  # fmt: skip
@@ -164,7 +160,7 @@ class AlignmentDisplay:
 
 
 class GWACurveDisplay:
-    """A field of the epoch summaries over a training run, and the epoch that was kept.
+    """A field of the epoch summaries over a training run, and the best epoch.
 
     Best made by `from_estimator` or `from_history`.
 
@@ -173,7 +169,7 @@ class GWACurveDisplay:
     history : sequence of EpochSummary
         Epochs in order.
     best_epoch : int, optional
-        Position of the kept epoch.
+        Position of the best epoch.
     signal : str
         The field: "gwa" (default), "mean", "bimodality", "separation", "kurtosis", ...
 
@@ -263,9 +259,9 @@ class GWACurveDisplay:
             ax.plot(epochs[~shown], height, "X", color=BAD, clip_on=False, label="unhealthy")
         if self.best_epoch is not None:
             best = epochs[self.best_epoch]
-            ax.axvline(best, color=CHOSEN, linewidth=1, linestyle="--")
-            ax.plot(best, values[self.best_epoch], "*", color=CHOSEN, markersize=14,
-                    markeredgecolor="white", label=f"kept: epoch {best}", zorder=5)  # fmt: skip
+            ax.axvline(best, color=BEST, linewidth=1, linestyle="--")
+            ax.plot(best, values[self.best_epoch], "*", color=BEST, markersize=14,
+                    markeredgecolor="white", label=f"best: epoch {best}", zorder=5)  # fmt: skip
         ax.set(xlabel="epoch", ylabel=NAMES.get(self.signal, self.signal.replace("_", " ")))
         ax.set_ylim(low, high)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -279,3 +275,157 @@ class GWACurveDisplay:
         if self.signal == "mean":
             return np.array([(s.variance / max(s.count, 1)) ** 0.5 for s in self.history])
         return np.full(len(self.history), np.nan)
+
+
+class LabelIssuesDisplay:
+    """Label quality of all samples in order, and which of them are issues.
+
+    Best made by `from_estimator` or `from_scores`.
+
+    Parameters
+    ----------
+    quality : array of shape (n_samples,)
+        In [0, 1], low = suspicious; nan is left out.
+    issues : boolean array of shape (n_samples,), optional
+        Samples that are held to be mislabelled.
+    threshold : float, optional
+        Quality below which they are.
+    images : array or sequence of n_samples images, optional
+        Each (height, width) or (height, width, channels); the most suspicious are shown.
+    labels : array of shape (n_samples,), optional
+        Given labels, to stand above the images.
+
+    Attributes
+    ----------
+    ax_ : matplotlib Axes
+        Where it was drawn.
+    figure_ : matplotlib Figure
+        The figure of `ax_`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_sklearn import LabelIssuesDisplay
+    >>> quality = np.asarray([0.7, 0.2, 0.8, 0.9])
+    >>> display = LabelIssuesDisplay.from_scores(quality, threshold=0.5)
+    >>> display.ax_.get_ylabel()
+    'label quality'
+    """
+
+    ax_: Any
+    figure_: Any
+
+    def __init__(
+        self,
+        *,
+        quality: Any,
+        issues: Any = None,
+        threshold: float | None = None,
+        images: Any = None,
+        labels: Any = None,
+    ) -> None:
+        self.quality = quality
+        self.issues = issues
+        self.threshold = threshold
+        self.images = images
+        self.labels = labels
+
+    @classmethod
+    def from_estimator(
+        cls, estimator: Any, *, images: Any = None, labels: Any = None, k: int = 8, ax: Any = None
+    ) -> Self:
+        """Draw what a fitted `LabelIssues` found; see the class and `plot`."""
+        check_matplotlib_support(f"{cls.__name__}.from_estimator")
+        if not hasattr(estimator, "label_quality_"):
+            raise TypeError(
+                "`estimator` must be a fitted LabelIssues, got "
+                f"{type(estimator).__name__} without `label_quality_`"
+            )
+        return cls.from_scores(
+            estimator.label_quality_,
+            issues=estimator.issues_,
+            threshold=THRESHOLD,
+            images=images,
+            labels=labels,
+            k=k,
+            ax=ax,
+        )
+
+    @classmethod
+    def from_scores(
+        cls,
+        quality: Any,
+        *,
+        issues: Any = None,
+        threshold: float | None = None,
+        images: Any = None,
+        labels: Any = None,
+        k: int = 8,
+        ax: Any = None,
+    ) -> Self:
+        """Draw qualities that are there already; without `issues` those below the threshold are."""
+        check_matplotlib_support(f"{cls.__name__}.from_scores")
+        quality = np.asarray(quality)
+        if issues is None and threshold is not None:
+            issues = quality < threshold
+        check_consistent_length(quality, issues, images, labels)
+        display = cls(
+            quality=quality, issues=issues, threshold=threshold, images=images, labels=labels
+        )
+        return display.plot(k=k, ax=ax)
+
+    def plot(self, *, k: int = 8, ax: Any = None) -> Self:
+        """Draw, into `ax` or a new figure, and return the display itself; `k` images at most."""
+        self.ax_ = ax = new_axes(self, ax, (6.4, 4.0))
+        self.figure_ = ax.figure
+        known = int(np.isfinite(self.quality).sum())
+        order = rank_samples(self.quality, k=len(self.quality))[:known]
+        ranks = np.unique(np.linspace(0, known - 1, min(known, POINTS)).astype(int))
+        ax.plot(ranks + 1, self.quality[order[ranks]], color=GOOD)
+        if self.issues is not None:
+            found = np.flatnonzero(np.asarray(self.issues)[order])
+            ax.plot(found + 1, self.quality[order[found]], ".", color=BAD,
+                    label=f"{len(found)} issue{'s' * (len(found) != 1)}")  # fmt: skip
+            ax.legend(loc="lower right")
+        if self.threshold is not None:
+            ax.axhline(self.threshold, color=BEST, linewidth=1, linestyle="--")
+        ax.set(xlabel="samples, most suspicious first", ylabel="label quality")
+        if self.images is not None:
+            top = order[:k]
+            names = [f"{i}" if self.labels is None else plain(self.labels[i]) for i in top]
+            show_images(ax, [self.images[i] for i in top], names)
+        return self
+
+
+def new_axes(display: object, ax: Any, size: tuple[float, float]) -> Any:
+    """Return `ax`, or the axes of a new figure; say how to get Matplotlib where it is missing."""
+    check_matplotlib_support(f"{type(display).__name__}.plot")
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=size, layout="constrained")[1] if ax is None else ax
+
+
+def plain(text: object) -> str:
+    """Keep Matplotlib from reading a name as TeX."""
+    return str(text).replace("$", r"\$")
+
+
+def limits(values: NDArray[Any], half: NDArray[Any]) -> tuple[float, float]:
+    """Return the range that shows the values, and their bands of +- half unless far wider."""
+    if not len(values):
+        return -1.0, 1.0
+    half = np.nan_to_num(half)
+    low, high = float(values.min()), float(values.max())
+    span = (high - low) or max(float(half.max()), 1e-3)
+    bottom = max(float((values - half).min()), low - span)
+    top = min(float((values + half).max()), high + span)
+    return bottom - 0.06 * (top - bottom), top + 0.06 * (top - bottom)
+
+
+def show_images(ax: Any, images: Sequence[Any], titles: Sequence[str]) -> None:
+    """Draw images side by side above `ax`."""
+    for i, (image, title) in enumerate(zip(images, titles, strict=True)):
+        panel = ax.inset_axes((i / len(images), 1.03, 0.9 / len(images), 0.25))
+        panel.imshow(np.asarray(image), cmap="gray_r" if np.ndim(image) == 2 else None)
+        panel.set_title(title, fontsize="small", pad=3)
+        panel.set_axis_off()

@@ -1,12 +1,15 @@
-"""A classifier that is trained on all rows, and kept as it was in the best epoch."""
+"""A classifier that is trained on all rows, with the weights of its best epoch."""
 
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Collection
 from numbers import Integral
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
+from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import Pipeline
@@ -19,13 +22,20 @@ from sklearn.utils.metadata_routing import (
     process_routing,
 )
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import (
+    _check_feature_names,
+    _get_feature_names,
+    check_is_fitted,
+    validate_data,
+)
 
 from gwa_core import EpochSummary, MaxBimodality, Rule
 from gwa_core.signals import TrackedSignals
+from gwa_offline.store import RunFolder
 from gwa_sklearn._training import (
-    Kept,
+    Best,
     TrainingSet,
+    balance,
     default_batch_size,
     first_steps,
     last_step,
@@ -53,21 +63,23 @@ def _offers(name: str) -> Callable[[Any], bool]:
 
 
 class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
-    """Train a classifier on all rows, and keep it as it was in the best epoch.
+    """Train a classifier on all rows, and keep the weights of the best epoch.
 
-    Early stopping as that of `SGDClassifier` and `MLPClassifier`, without the tenth of the rows
-    that they hold out: each epoch is judged by the alignment of the training samples.
+    It replaces the early stopping of `SGDClassifier` and `MLPClassifier`, which hold out a tenth of
+    the rows: here the alignment of the training samples says how good an epoch is.
 
     Parameters
     ----------
     estimator : estimator, optional
         ``SGDClassifier(loss="log_loss")`` or `MLPClassifier` with solver "adam" or "sgd", alone or
         at the end of a `Pipeline`, whose first steps are fitted once. Default
-        ``SGDClassifier(loss="log_loss", average=True)``: without the average an epoch's end is a
-        matter of its last samples.
+        ``SGDClassifier(loss="log_loss", average=True)``: without the average the weights at the end
+        of an epoch depend on its last samples. ``class_weight="balanced"`` counts all of `y`.
     rule : Rule, optional
-        Which epoch to keep, and when to stop. Default ``MaxBimodality(patience=10)``, as in a linear
-        model `MaxSeparation` can be late; without `patience` a rule sees all of `max_epochs`.
+        Which epoch is the best, and when to stop. Default ``MaxBimodality(patience=10)``, because
+        `MaxSeparation` can be late in a linear model. A rule without `patience` sees all of
+        `max_epochs`. It watches a field of the epoch summaries, or one of `signals`:
+        ``LabelWave()`` needs ``signals="prediction_changes"``.
     max_epochs : int
         Epochs at most, default 100.
     batch_size : int, optional
@@ -76,18 +88,22 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     shuffle : bool
         Shuffle the rows before each epoch, default True.
     warm_start : bool
-        Let a further ``fit`` go on from the kept epoch, for `max_epochs` more. The history is cut
-        there, and the kept epoch competes with the new ones.
+        Let a further ``fit`` go on from the best epoch, for `max_epochs` more. The history is cut
+        there, and the best epoch competes with the new ones.
     signals : str or collection of str
-        Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none. The rule
-        does not look at them.
+        Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none.
+    run_folder : path, optional
+        Folder in which to write each epoch as it ends: its summary, the scores by row, and the
+        means of the signals. ``gwa analyse`` and `gwa_offline.store.RunFolder` read it. One fit
+        needs one folder, so leave it out inside a search. With `warm_start` a further ``fit`` goes
+        on in the same folder.
     random_state : int, RandomState or None
         Of the shuffling, and of the seeds that `estimator` leaves unset.
 
     Attributes
     ----------
     estimator_ : estimator
-        The fitted estimator as it was after the kept epoch.
+        The fitted estimator as it was after the best epoch.
     classes_ : array of shape (n_classes,)
         Labels.
     n_features_in_ : int
@@ -97,22 +113,27 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     history_ : list of EpochSummary
         One summary an epoch.
     best_epoch_ : int
-        Position of the kept epoch in `history_`; the last one where none qualifies.
+        Position of the best epoch in `history_`; the last one where none qualifies.
     stopping_reason_ : str
         Why this epoch, and why the rule stopped if it did.
     n_iter_ : int
         Number of epochs in `history_`.
     alignment_ : array of shape (n_samples,)
-        Score of each row in the kept epoch, low = suspicious; nan for rows of weight 0.
+        Score of each row in the best epoch, low = suspicious; nan for rows of weight 0.
+    label_quality_ : array of shape (n_samples,)
+        How far each label can be trusted, over all epochs of `history_`: in [0, 1], low =
+        suspicious; nan for rows of weight 0. See `gwa_core.LabelQuality`. After a further ``fit``
+        with `warm_start` it covers both fits if they have as many rows, else the last one.
     signals_ : TrackedSignals or None
-        The signals of the last ``fit``, of all its epochs, also those after the kept one.
+        The signals of the last ``fit``, of all its epochs, also those after the best one.
 
     Raises
     ------
     TypeError, ValueError
         In ``fit``, on an estimator that can't be trained in this way, with the reason; on data
-        that don't fit; on signals of an estimator with a sigmoid for each of several classes, as
-        the default one has.
+        that don't fit; on a rule that watches what is not there, with what is; on signals of an
+        estimator with a sigmoid for each of several classes, as the default one has; on a
+        `run_folder` that already holds a run.
 
     Notes
     -----
@@ -140,6 +161,11 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     >>> model = GWAEarlyStoppingClassifier(network, random_state=0).fit(X[train] / 16.0, y[train])
     >>> bool(model.score(X[test] / 16.0, y[test]) > 0.95), model.n_iter_ < 100
     (True, True)
+
+    The labels to look at first:
+
+    >>> from gwa_sklearn import rank_samples
+    >>> suspicious = rank_samples(model.label_quality_, k=100)
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
@@ -150,14 +176,17 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         "shuffle": ["boolean"],
         "warm_start": ["boolean"],
         "signals": [Collection],
+        "run_folder": [str, os.PathLike, None],
         "random_state": ["random_state"],
     }
 
     estimator_: Any
-    alignment_: Any
+    alignment_: NDArray[Any]
+    label_quality_: NDArray[Any]
     best_epoch_: int
     history_: list[EpochSummary]
     signals_: TrackedSignals | None
+    _best: Best
 
     def __init__(
         self,
@@ -169,6 +198,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         shuffle: bool = True,
         warm_start: bool = False,
         signals: Collection[str] = (),
+        run_folder: str | os.PathLike[str] | None = None,
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -178,6 +208,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         self.shuffle = shuffle
         self.warm_start = warm_start
         self.signals = signals
+        self.run_folder = run_folder
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
@@ -203,33 +234,57 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         rng = check_random_state(self.random_state)
         going_on = self.warm_start and hasattr(self, "estimator_")
         estimator = copy.deepcopy(self.estimator_) if going_on else untrained(self._template(), rng)
-        data = self._prepare(estimator, X, y, sample_weight, going_on)
-        before, history = None, []
-        if going_on:
-            # What came after the kept epoch belongs to weights that are gone.
-            history = self.history_[: self.best_epoch_ + 1]
-            before = Kept(last_step(self.estimator_), self.alignment_, self.best_epoch_)
+        data, named = self._prepare(estimator, X, y, sample_weight, going_on)
+        # What came after the best epoch belongs to weights that are gone.
+        history = self.history_[: self.best_epoch_ + 1] if going_on else []
+        model, rows = last_step(estimator), data.rows
+        count, known = (rows, data.y) if isinstance(rows, int) else (len(rows), data.y[rows])
+        balance(model, getattr(last_step(self._template()), "class_weight", None), known)
+        # Batches have no names.
+        _check_feature_names(model, data.X, reset=True)
         signals = TrackedSignals(self.signals, data.X.shape[0]) if len(self.signals) else None
-        rows = data.rows if isinstance(data.rows, int) else len(data.rows)
-        kept, reason = train(
-            last_step(estimator),
+        best, quality, reason = train(
+            model,
             data,
             rule=MaxBimodality(patience=PATIENCE) if self.rule is None else self.rule,
             max_epochs=self.max_epochs,
-            batch_size=self.batch_size or default_batch_size(last_step(estimator), rows),
+            batch_size=self.batch_size or default_batch_size(model, count),
             rng=rng if self.shuffle else None,
-            before=before,
+            before=self._best if going_on else None,
             history=history,
             signals=signals,
+            start_run=None if self.run_folder is None else self._starter(data, len(history)),
         )
+        _check_feature_names(best.model, named, reset=True)
         if isinstance(estimator, Pipeline):
-            estimator.steps[-1] = (estimator.steps[-1][0], kept.model)
-        self.estimator_ = estimator if isinstance(estimator, Pipeline) else kept.model
+            estimator.steps[-1] = (estimator.steps[-1][0], best.model)
+        self._best = best
+        self.estimator_ = estimator if isinstance(estimator, Pipeline) else best.model
         self.classes_ = data.classes
         self.history_, self.n_iter_ = history, len(history)
-        self.alignment_, self.best_epoch_ = kept.scores, kept.epoch
+        self.alignment_, self.best_epoch_ = best.scores, best.epoch
+        self.label_quality_ = quality.value
         self.stopping_reason_, self.signals_ = reason, signals
         return self
+
+    def _starter(self, data: TrainingSet, epoch: int) -> Callable[[str], RunFolder]:
+        """Return what opens the folder of a run whose next epoch is given."""
+        folder = Path(self.run_folder or "")
+
+        def start(loss: str) -> RunFolder:
+            if epoch and (folder / "run.json").exists():
+                return RunFolder.open(folder).truncate(epoch)
+            return RunFolder.create(
+                folder,
+                num_samples=data.X.shape[0],
+                num_classes=len(data.classes),
+                class_names=[str(name) for name in data.classes],
+                adapter="sklearn",
+                loss=loss,
+                targets=data.targets,
+            )
+
+        return start
 
     def _template(self) -> Any:
         if self.estimator is not None:
@@ -241,20 +296,24 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
 
     def _prepare(
         self, estimator: Any, X: Any, y: Any, sample_weight: Any, going_on: bool
-    ) -> TrainingSet:
-        """Check the data, and let the first steps of a pipeline work on them."""
+    ) -> tuple[TrainingSet, Any]:
+        """Check the data, and let the first steps of a pipeline work on them.
+
+        Returns the training set, and X as the last step gets it, with the names of its columns.
+        """
         first_options, weighted = self._route(sample_weight)
         if isinstance(estimator, Pipeline):
             X, y = names_and_labels(self, X, y, reset=not going_on)
             if len(estimator) > 1:
                 X = first_steps(estimator, X, y, None if going_on else first_options)
-            X = check_array(X, accept_sparse="csr", dtype="numeric", estimator=self)
+            named, X = X, check_array(X, accept_sparse="csr", dtype="numeric", estimator=self)
         else:
+            named = X
             X, y = validate_data(
                 self, X, y, accept_sparse="csr", dtype="numeric", reset=not going_on
             )
         known = self.classes_ if going_on else None
-        return training_set(X, y, known, sample_weight, weighted=weighted)
+        return training_set(X, y, known, sample_weight, weighted=weighted), named
 
     def _route(self, sample_weight: Any) -> tuple[dict[str, Any], bool]:
         """Return the options of the first steps, and whether `partial_fit` gets the weights."""
@@ -297,18 +356,19 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         return self._ask("decision_function", X)
 
     def _ask(self, method: str, X: Any) -> Any:
-        inputs = self._inputs(X)
-        return getattr(self.estimator_, method)(inputs)
+        estimator, inputs = self._inside(X)
+        return getattr(estimator, method)(inputs)
 
-    def _inputs(self, X: Any) -> Any:
-        """Return X as the estimator inside was given it: checked, but for a pipeline as it is."""
+    def _inside(self, X: Any) -> tuple[Any, Any]:
+        """Return the estimator inside, and X as it was given it: checked, or with its names."""
         check_is_fitted(self)
         if isinstance(self.estimator_, Pipeline):
-            return X
+            return self.estimator_, X
         # The estimator looks at the values itself.
-        return validate_data(
+        checked = validate_data(
             self, X, reset=False, accept_sparse="csr", dtype=None, ensure_all_finite=False
         )
+        return self.estimator_, checked if _get_feature_names(X) is None else X
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

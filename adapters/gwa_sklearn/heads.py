@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
+import scipy.sparse as sp
+from scipy.sparse.linalg import norm
 from scipy.special import expit
 from sklearn.base import RegressorMixin
 from sklearn.calibration import CalibratedClassifierCV
@@ -86,6 +88,10 @@ class Classifier(NamedTuple):
         inputs = self.inputs if rows == slice(None) else self.inputs[rows]
         return inputs if self.encode is None else self.encode(inputs)
 
+    def logits(self, latents: Any) -> Any:
+        """Return the outputs of the head."""
+        return latents @ self.weight.T + self.bias
+
     def blocks(self) -> Iterator[slice]:
         """Yield all rows, in blocks whose latents and logits take 8 MiB at most."""
         outputs, features = self.weight.shape
@@ -93,6 +99,18 @@ class Classifier(NamedTuple):
         step = max(BLOCK_BYTES // (8 * width), 256)
         for begin in range(0, self.inputs.shape[0], step):
             yield slice(begin, begin + step)
+
+
+def narrow(latents: Any) -> Any:
+    """Return dense latents as they are, of sparse ones their norms, (N, 1).
+
+    Of latents nothing but the norms is looked at where the logits are there.
+    """
+    if not sp.issparse(latents):
+        return latents
+    # In float64, as SciPy squares without a scale.
+    norms = norm(latents.astype(np.float64), axis=1).astype(latents.dtype)
+    return norms[:, None]
 
 
 def latents_and_head(estimator: Any, X: Any) -> Head:
@@ -169,11 +187,8 @@ def find_classifiers(estimator: Any, X: Any) -> Iterator[Classifier]:
 
 def _leaves(estimator: Any, X: Any) -> Iterator[tuple[Any, Any]]:
     """Walk through what only wraps a classifier; X becomes what the classifier was given."""
-    from gwa_sklearn.early_stopping import GWAEarlyStoppingClassifier  # it imports this module
-
-    if isinstance(estimator, GWAEarlyStoppingClassifier):
-        inputs = estimator._inputs(X)
-        yield from _leaves(estimator.estimator_, inputs)
+    if hasattr(estimator, "_inside"):  # a GWAEarlyStoppingClassifier, which imports this module
+        yield from _leaves(*estimator._inside(X))
     elif isinstance(estimator, Pipeline):
         check_is_fitted(estimator)
         inputs = estimator[:-1].transform(X) if len(estimator) > 1 else X
@@ -198,11 +213,14 @@ def _leaves(estimator: Any, X: Any) -> Iterator[tuple[Any, Any]]:
 
 def _classifier(estimator: Any, X: Any) -> Classifier:
     """Return what a classifier that wraps nothing, or one-vs-rest, has fitted."""
+    named = estimator
     if isinstance(estimator, OneVsRestClassifier):
         check_is_fitted(estimator)
         heads = [_shared_head(binary, X) for binary in estimator.estimators_]
         weight, bias = (np.concatenate(parts) for parts in zip(*heads, strict=True))
         softmax, multilabel, encode = False, bool(estimator.multilabel_), None
+        # After `partial_fit` the estimators inside alone know the names of the columns.
+        named = estimator.estimators_[0]
     elif isinstance(estimator, MLPClassifier):
         check_is_fitted(estimator)
         weight, bias = estimator.coefs_[-1].T, estimator.intercepts_[-1]
@@ -215,7 +233,7 @@ def _classifier(estimator: Any, X: Any) -> Classifier:
     xp, _ = get_namespace(X)
     return Classifier(
         inputs=validate_data(
-            estimator, X, reset=False, accept_sparse="csr", dtype=[xp.float64, xp.float32]
+            named, X, reset=False, accept_sparse="csr", dtype=[xp.float64, xp.float32]
         ),
         encode=encode,
         weight=weight,

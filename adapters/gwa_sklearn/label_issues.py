@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import warnings
+from collections.abc import Callable, Iterator
 from numbers import Integral
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, ParamSpec, Self, TypeVar
 
 import numpy as np
 from joblib import effective_n_jobs  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from scipy.sparse import issparse
 from sklearn import config_context
-from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context
-from sklearn.pipeline import Pipeline
+from sklearn.base import BaseEstimator, MetaEstimatorMixin, _fit_context, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.linear_model import LogisticRegression, LogisticRegressionCV, SGDClassifier
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.utils import (
     assert_all_finite,
     check_array,
@@ -21,20 +31,30 @@ from sklearn.utils import (
     get_tags,
 )
 from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils.extmath import row_norms
 from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
+from sklearn.utils.validation import _get_feature_names, validate_data
 from threadpoolctl import threadpool_limits
 
-from gwa_core import EpochSummary, epoch_weights, label_quality, rank_samples
-from gwa_sklearn._label_training import default_estimator, train_watched, untrained
-from gwa_sklearn._training import first_steps, last_step
+from gwa_core import EpochSummary, GWATracker, LabelQuality, label_quality, rank_samples
+from gwa_sklearn._training import balance, first_steps, last_step
+from gwa_sklearn.heads import find_classifiers
+from gwa_sklearn.scores import alignment_scores
 
-__all__ = ["LabelIssues", "find_label_issues", "get_label_quality_scores"]
+__all__ = ["THRESHOLD", "LabelIssues", "find_label_issues", "get_label_quality_scores"]
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 FLOATS = (np.float64, np.float32)
 
 # The label quality of a row whose pulls with and against the weights cancel.
 THRESHOLD = 0.5
+# A larger share of issues than this is seldom the truth.
+MOST = 0.4
+
+# A LogisticRegression has no epochs. It is fitted with this many C up to its own, the first of
+# them this much over the sum of squares of X: few of the weights are learnt there.
+PATH_LENGTH, PATH_BEGIN = 5, 300.0
 
 
 class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
@@ -43,7 +63,7 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     .. math:: q_i = \frac 1 2 \left(1 + \frac {\sum_t w_t \gamma_{t,i}} {\sum_t w_t}\right)
 
     After each epoch every row gets its alignment score :math:`\gamma_{t,i}`. Epochs count by how
-    far right and wrong labels stand apart in them (`gwa_core.epoch_weights`). A row below one half,
+    far apart right and wrong labels are in them (`gwa_core.LabelQuality`). A row below one half,
     which pulled against the head's weights on average, is an issue.
 
     Parameters
@@ -52,8 +72,9 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         What to train: a classifier that `latents_and_head` supports, also as the last step of a
         `Pipeline`, whose other steps are fitted first. One with `partial_fit` is trained for
         `max_epochs`; a `LogisticRegression` five times with `C` growing to its own; another one,
-        such as a search, once. Default for dense X: `StandardScaler` and an `MLPClassifier` of
-        100 hidden units; for sparse X: `Normalizer` and a `SGDClassifier`.
+        such as a search or a `LogisticRegressionCV`, once. ``class_weight="balanced"`` counts all
+        of `y`. Default for dense X: `StandardScaler` and an `MLPClassifier` of 100 hidden units;
+        for sparse X: `Normalizer` and a `SGDClassifier`.
     max_epochs : int
         Epochs of `partial_fit` over all rows, default 20.
     n_jobs : int, optional
@@ -85,7 +106,13 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     ------
     TypeError, ValueError
         In `fit`: if the estimator has no head that can be scored, the labels are not classes or
-        all of one class, or X and y do not fit.
+        all of one class, or X and y do not fit; if a `SGDClassifier` with its default
+        ``learning_rate="optimal"`` has more than two classes, see the notes.
+
+    Warns
+    -----
+    UserWarning
+        In `fit`, if more than 40 % of the labels are issues, with the usual causes.
 
     Notes
     -----
@@ -93,7 +120,13 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
     few, and classes that overlap have rows below one half though their labels are right. It has no
     option; go down `ranked_indices_` as far as pays.
 
-    Cost: one training, and one forward pass an epoch. Memory: 4 T bytes a row for T epochs.
+    Of more than two classes a `SGDClassifier` has a sigmoid for each. The steps of its default
+    ``learning_rate="optimal"`` are too large for their scores: of the right labels of digits it
+    calls 40 to 57 % an issue, with averaged weights 33 to 48 %, after 100 epochs 41 to 50 %. A
+    small constant step with averaged weights calls 6 to 8 % so. The default is refused there.
+
+    Cost: one training, and one forward pass an epoch. Memory: 8 bytes a row for any
+    number of epochs, 20 for a `LogisticRegression`.
 
     References
     ----------
@@ -164,19 +197,29 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             )
         template = default_estimator(X) if self.estimator is None else self.estimator
         estimator = untrained(template, check_random_state(self.random_state), self.n_jobs)
+        model = last_step(estimator)
+        check_steps(model, self.classes_)
         with threadpool_limits(None if self.n_jobs is None else effective_n_jobs(self.n_jobs)):
             if isinstance(estimator, Pipeline):
                 X = self._first_steps(estimator, X, y)
-            model = last_step(estimator)
             # The whole of X was checked once.
             with config_context(assume_finite=True):
-                self.history_, scores = train_watched(model, X, y, self.max_epochs, self.classes_)
+                self.history_, self.label_quality_ = watch(
+                    model, X, y, self.max_epochs, self.classes_
+                )
         self.estimator_ = estimator
-        # Later epochs learn wrong labels by heart; each C of a path begins anew.
-        weights = epoch_weights(self.history_) if hasattr(model, "partial_fit") else None
-        self.label_quality_ = label_quality(scores, weights=weights, method="mean")
         self.issues_ = self.label_quality_ < THRESHOLD
         self.ranked_indices_ = rank_samples(self.label_quality_, k=len(y))
+        if self.issues_.sum() > MOST * len(y):
+            warnings.warn(
+                f"{self.issues_.sum()} of {len(y)} labels ({self.issues_.mean():.0%}) are issues, "
+                "more than 40 %, which is seldom true. Usual causes: features that are not scaled "
+                "(StandardScaler); training steps that are too large (SGDClassifier: a smaller "
+                "`eta0`, average=True); an estimator that learns little from these features. See "
+                "first whether the top of `ranked_indices_` is wrong",
+                UserWarning,
+                stacklevel=3,  # where `fit` was called, through the check of its options
+            )
         return self
 
     def _check(self, X: Any, y: Any) -> tuple[Any, NDArray[Any]]:
@@ -185,7 +228,9 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             X, y = validate_data(self, X, y, skip_check_array=True)
             check_consistent_length(X, y)
         else:
+            named = X
             X, y = validate_data(self, X, y, accept_sparse="csr", dtype=FLOATS)
+            X = _with_names(named, X)
         y = column_or_1d(y, warn=True)
         assert_all_finite(y, input_name="y")
         check_classification_targets(y)
@@ -198,7 +243,8 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         if self.estimator is None and not issparse(X):
             # Half the time of training; after the scaling, so that no large offset eats the digits.
             return X.astype(np.float32)
-        return check_array(X, accept_sparse="csr", dtype=FLOATS, estimator=self)
+        checked = check_array(X, accept_sparse="csr", dtype=FLOATS, estimator=self)
+        return _with_names(X, checked)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -209,6 +255,131 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
         return tags
 
 
+def default_estimator(X: Any) -> Pipeline:
+    """Return what is trained where nothing was given."""
+    if issparse(X):
+        # Rows of one length have one step size that suits them. The default one is far too large.
+        model = SGDClassifier(loss="log_loss", learning_rate="constant", eta0=1.0)
+        return make_pipeline(Normalizer(), model)
+    rows, features = X.shape
+    # About 20 steps an epoch for a small set; the sum over more features needs smaller steps.
+    network = MLPClassifier(
+        batch_size=min(rows, 200, max(16, rows // 20)), learning_rate_init=0.02 / features**0.5
+    )
+    return make_pipeline(StandardScaler(), network)
+
+
+def untrained(template: Any, rng: np.random.RandomState, n_jobs: int | None) -> Any:
+    """Return a clone with seeds and processors, or say why it can't be scored."""
+    estimator = clone(template)
+    if not isinstance(last_step(estimator), FrozenEstimator):
+        # Its kind and its loss are looked at before whether it is fitted.
+        with contextlib.suppress(NotFittedError):
+            next(find_classifiers(last_step(estimator), None))
+    for key, value in sorted(estimator.get_params().items()):
+        name = key.rpartition("__")[2]
+        if name == "random_state" and value is None:
+            # Not a number, with which a SGDClassifier would shuffle alike in every epoch.
+            seed = rng.randint(np.iinfo(np.int32).max)
+            estimator.set_params(**{key: np.random.RandomState(seed)})
+        elif name == "n_jobs" and n_jobs is not None:
+            estimator.set_params(**{key: n_jobs})
+    return estimator
+
+
+def check_steps(model: Any, classes: NDArray[Any]) -> None:
+    """Refuse steps that are too large for a sigmoid a class; see the notes of `LabelIssues`."""
+    linear = model.estimator if isinstance(model, OneVsRestClassifier) else model
+    if not isinstance(linear, SGDClassifier) or len(classes) <= 2:
+        return
+    if linear.learning_rate == "optimal":
+        raise ValueError(
+            f"`estimator` must take small steps where it has a sigmoid for each of {len(classes)} "
+            "classes, got SGDClassifier(learning_rate='optimal'), its default, which takes a third "
+            "to a half of right labels for wrong ones; say SGDClassifier(loss='log_loss', "
+            "learning_rate='constant', eta0=0.01, average=True), or take a softmax: "
+            "LogisticRegression(), MLPClassifier(hidden_layer_sizes=())"
+        )
+
+
+def watch(
+    model: Any, X: Any, y: NDArray[Any], max_epochs: int, classes: NDArray[Any]
+) -> tuple[list[EpochSummary], NDArray[np.float32]]:
+    """Train a model; return the summary of each epoch, and the label quality over all of them."""
+    tracker, quality, fits = GWATracker(keep_scores=False), LabelQuality(len(y)), []
+    by_epoch = hasattr(model, "partial_fit")
+    for _ in _epochs(model, X, y, max_epochs, classes):
+        scores = alignment_scores(model, X, y).astype(np.float32)
+        tracker.update(scores)
+        summary = tracker.end_epoch(expected=len(y))
+        if by_epoch:
+            # Later epochs memorise wrong labels; each C of a path begins from the labels again.
+            quality.update(scores, summary)
+        else:
+            fits.append(scores)
+    if by_epoch:
+        return tracker.history, np.asarray(quality.value)
+    return tracker.history, label_quality(np.stack(fits), method="mean")
+
+
+def _epochs(
+    model: Any, X: Any, y: NDArray[Any], max_epochs: int, classes: NDArray[Any]
+) -> Iterator[None]:
+    """Train a model in place, and stop after each of its epochs."""
+    if hasattr(model, "partial_fit"):
+        balance(model, getattr(model, "class_weight", None), y)
+        for _ in range(max_epochs):
+            # All rows at once: the model makes its own batches, and shuffles them itself.
+            model.partial_fit(X, y, classes=classes)
+            yield
+    elif len(path := _path(model, X)) > 1:
+        own = {"C": model.C, "warm_start": model.warm_start}
+        for strength in path:
+            model.set_params(C=strength, warm_start=True).fit(X, y)
+            yield
+        model.set_params(**own)
+    else:
+        model.fit(X, y)
+        yield
+
+
+def _path(model: Any, X: Any) -> NDArray[Any]:
+    """Return the C to fit one after the other; none where the model has no penalty of its own."""
+    one = isinstance(model, LogisticRegression) and not isinstance(model, LogisticRegressionCV)
+    if not one or getattr(model, "penalty", "l2") is None:
+        return np.empty(0)
+    squares = row_norms(X if issparse(X) else np.asarray(X), squared=True)
+    begin = PATH_BEGIN / max(float(squares.sum()), PATH_BEGIN)
+    if not begin < model.C < np.inf:
+        return np.empty(0)
+    path = np.geomspace(begin, model.C, PATH_LENGTH)
+    path[-1] = model.C
+    return path
+
+
+def _with_names(X: Any, checked: Any) -> Any:
+    """Return X as it was given where it names its columns, which an estimator remembers."""
+    return checked if _get_feature_names(X) is None or issparse(checked) else X
+
+
+def _not_of_cleanlab(function: Callable[P, R]) -> Callable[P, R]:
+    """Answer the keywords of cleanlab's function of the same name with the call to make here."""
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **options: P.kwargs) -> R:
+        if given := [name for name in ("labels", "pred_probs") if name in options]:
+            raise TypeError(
+                f"{function.__name__}() takes the samples `X` and the labels `y`, got "
+                f"{' and '.join(f'`{name}`' for name in given)}, which are cleanlab's; predicted "
+                f"probabilities are not needed: {function.__name__}(X, labels), or with a "
+                f"classifier of your own {function.__name__}(X, labels, estimator)"
+            )
+        return function(*args, **options)
+
+    return checked
+
+
+@_not_of_cleanlab
 def find_label_issues(
     X: Any,
     y: Any,
@@ -242,7 +413,7 @@ def find_label_issues(
     Raises
     ------
     TypeError, ValueError
-        As `LabelIssues`.
+        As `LabelIssues`; on the arguments of cleanlab's function, with the call to make here.
 
     Notes
     -----
@@ -274,6 +445,7 @@ def find_label_issues(
     return found.ranked_indices_[: found.issues_.sum()]
 
 
+@_not_of_cleanlab
 def get_label_quality_scores(
     X: Any,
     y: Any,
@@ -298,7 +470,7 @@ def get_label_quality_scores(
     Raises
     ------
     TypeError, ValueError
-        As `LabelIssues`.
+        As `LabelIssues`; on the arguments of cleanlab's function, with the call to make here.
 
     Notes
     -----

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
-from scipy.sparse.linalg import norm
 from sklearn.metrics._scorer import _BaseScorer
 from sklearn.utils._array_api import get_namespace, get_namespace_and_device
 
 import gwa_core
 from gwa_core import summarize
 from gwa_sklearn._labels import as_labels, class_numbers, counted_rows, report_unknown
-from gwa_sklearn.heads import Classifier, find_classifiers
+from gwa_sklearn.heads import Classifier, find_classifiers, narrow
 
 __all__ = ["alignment_scores", "gwa_score", "gwa_scorer"]
 
@@ -242,11 +241,12 @@ def _scores(found: Classifier, targets: NDArray[Any], where: NDArray[Any]) -> An
         latents = found.latents(rows)
         head |= {"targets": targets[rows], "where": where[rows]}
         if sp.issparse(latents):
-            logits = latents @ found.weight.T + found.bias
-            norms = norm(latents.astype(np.float64), axis=1).astype(logits.dtype)
             parts.append(
                 gwa_core.alignment_from_logits(
-                    logits=logits, latent_norms=norms, weight_norm=weight_norm, **head
+                    logits=found.logits(latents),
+                    latent_norms=narrow(latents)[:, 0],
+                    weight_norm=weight_norm,
+                    **head,
                 )
             )
         else:

@@ -9,8 +9,7 @@ from sklearn.utils._array_api import get_namespace_and_device
 
 from gwa_core import signals
 from gwa_sklearn._labels import as_labels, class_numbers, counted_rows, report_unknown
-from gwa_sklearn._softmax import check_softmax, of_softmax
-from gwa_sklearn.heads import one_classifier
+from gwa_sklearn.heads import Classifier, narrow, one_classifier
 
 __all__ = ["sample_signals"]
 
@@ -95,7 +94,7 @@ def sample_signals(
     labels = as_labels(y)
     counted = counted_rows(sample_weight, len(labels))
     found = one_classifier(estimator, X)
-    check_softmax(found, estimator)
+    check_signals(found, estimator)
     if len(labels) != found.inputs.shape[0]:
         raise ValueError(
             f"`y` must have one label for each of the {found.inputs.shape[0]} rows of `X`, got "
@@ -107,15 +106,26 @@ def sample_signals(
     parts = []
     for rows in found.blocks():
         latents = found.latents(rows)
-        product = latents @ found.weight.T + found.bias
-        xp, _, device = get_namespace_and_device(product)
-        logits, latents = of_softmax(product, latents)
+        logits = found.logits(latents)
+        xp, _, device = get_namespace_and_device(logits)
         part = signals.sample_signals(
             names,
             logits=logits,
-            latents=latents,
+            latents=narrow(latents),
             targets=xp.asarray(targets[rows], device=device),
         )
         counts = xp.asarray((known & counted)[rows], device=device)
         parts.append({n: xp.where(counts, v, xp.full_like(v, xp.nan)) for n, v in part.items()})
     return {name: xp.concat([part[name] for part in parts]) for name in names}
+
+
+def check_signals(found: Classifier, estimator: Any) -> None:
+    """Raise where a head has no signals: where no softmax over the classes says which one it is."""
+    if found.loss == "cross_entropy" or (len(found.weight) == 1 and not found.multilabel):
+        return
+    kind = "labels that a sample may have together" if found.multilabel else "classes"
+    raise ValueError(
+        f"`estimator` must have one softmax over its classes, got {type(estimator).__name__} with "
+        f"a sigmoid for each of {len(found.weight)} {kind}; none of them knows the margin or the "
+        "probability of the label. MLPClassifier(hidden_layer_sizes=()) is linear, with a softmax"
+    )

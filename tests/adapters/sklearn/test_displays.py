@@ -165,7 +165,7 @@ def test_from_estimator_scores_the_estimator(model):
 # Curve
 
 
-def test_a_curve_shows_its_signal_and_the_kept_epoch():
+def test_a_curve_shows_its_signal_and_the_best_epoch():
     labels = {"gwa": "GWA", "mean": "mean alignment"}
     for signal in ("gwa", "mean", "bimodality", "separation"):
         ax = GWACurveDisplay.from_history(HISTORY, best_epoch=2, signal=signal).ax_
@@ -176,7 +176,7 @@ def test_a_curve_shows_its_signal_and_the_kept_epoch():
         assert len(ax.collections) == (signal in ("gwa", "mean"))
         star = next(line for line in ax.lines if line.get_marker() == "*")
         assert (star.get_xdata()[0], star.get_ydata()[0]) == (2, values[2])
-        assert star.get_label() == "kept: epoch 2"
+        assert star.get_label() == "best: epoch 2"
 
 
 def test_the_band_is_two_standard_errors():

@@ -26,7 +26,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
 import gwa_core
-from gwa_core import MaxBimodality, MaxGWA, MaxSeparation, Patience, select_epoch
+from gwa_core import MaxBimodality, MaxGWA, MaxSeparation, BestMetric, select_epoch
 from gwa_sklearn import GWAEarlyStoppingClassifier, alignment_scores
 
 X, Y = make_classification(
@@ -81,7 +81,7 @@ SKIPS = ("pandas is not installed", "SCIPY_ARRAY_API is not set")
             # A rule sees a row once, whatever its weight: the last epoch is the same of both.
             GWAEarlyStoppingClassifier(
                 MLPClassifier((32,), learning_rate_init=0.02),
-                rule=Patience(metric="epoch"),
+                rule=BestMetric(metric="epoch"),
                 max_epochs=40,
             ),
             {},
@@ -119,7 +119,7 @@ def test_it_passes_scikit_learns_checks(estimator, expected):
     ids=["linear", "network", "network without hidden layers"],
 )
 def test_a_batch_is_scored_with_the_weights_before_its_step(model, loss):
-    fitted = early(model, max_epochs=2, rule=Patience(metric="epoch")).fit(X, NAMES)
+    fitted = early(model, max_epochs=2, rule=BestMetric(metric="epoch")).fit(X, NAMES)
     by_hand, rng = clone(model), np.random.RandomState(0)
     scores = np.full(len(X), np.nan)
     for epoch in range(2):
@@ -156,7 +156,7 @@ def test_the_kept_epoch_is_the_model_that_stopping_there_would_have_left(model, 
     short = early(model, rule=rule, max_epochs=kept + 1).fit(X, Y)
     # Its last epoch, whatever its rule prefers.
     assert short.history_ == whole.history_[: kept + 1]
-    last = early(model, rule=Patience(metric="epoch"), max_epochs=kept + 1).fit(X, Y)
+    last = early(model, rule=BestMetric(metric="epoch"), max_epochs=kept + 1).fit(X, Y)
     assert same_weights(whole.estimator_, last.estimator_)
     np.testing.assert_array_equal(whole.alignment_, last.alignment_)
 
@@ -174,7 +174,7 @@ def test_it_stops_by_the_rule_and_says_why():
 def test_where_no_epoch_qualifies_the_last_is_kept():
     fitted = early(rule=MaxGWA(warmup=99)).fit(X, Y)
     assert (fitted.best_epoch_, fitted.n_iter_) == (11, 12)
-    assert "no healthy step" in fitted.stopping_reason_
+    assert "no step qualifies" in fitted.stopping_reason_
 
 
 def test_the_default_is_an_averaged_linear_model_that_can_stop():
@@ -195,7 +195,7 @@ def test_it_helps_against_wrong_labels():
     model = MLPClassifier((128,), batch_size=32, random_state=0)
     options = {"max_epochs": 100, "batch_size": None, "random_state": 0}
     kept = early(model, **options).fit(digits[train] / 16, noisy)
-    last = early(model, rule=Patience(metric="epoch"), **options).fit(digits[train] / 16, noisy)
+    last = early(model, rule=BestMetric(metric="epoch"), **options).fit(digits[train] / 16, noisy)
     assert last.best_epoch_ == 99
     gain = kept.score(digits[test] / 16, labels[test]) - last.score(digits[test] / 16, labels[test])
     assert gain > 0.02
@@ -231,7 +231,7 @@ def test_a_warm_start_never_ends_with_a_worse_epoch():
 @pytest.mark.parametrize("model", [sgd(average=3), network()], ids=["linear", "network"])
 def test_a_run_in_two_parts_is_a_run_in_one(model):
     # Epochs that are all kept: nothing is lost between the parts.
-    options = {"rule": Patience(metric="epoch"), "shuffle": False}
+    options = {"rule": BestMetric(metric="epoch"), "shuffle": False}
     whole = early(model, max_epochs=6, **options).fit(X, Y)
     parts = early(model, max_epochs=3, warm_start=True, **options).fit(X, Y).fit(X, Y)
     assert same_weights(whole.estimator_, parts.estimator_)
@@ -484,7 +484,7 @@ def test_options_are_checked_as_in_scikit_learn(options):
         early(**options).fit(X, Y)
 
 
-@pytest.mark.parametrize("rule", [Patience(), gwa_core.LabelWave()])
+@pytest.mark.parametrize("rule", [BestMetric(), gwa_core.LabelWave()])
 def test_a_rule_that_watches_what_is_not_measured_is_refused(rule):
     with pytest.raises(ValueError, match=f"watches '{rule.signal}'"):
         early(rule=rule).fit(X, Y)
@@ -507,7 +507,7 @@ def test_x_is_not_copied():
 def test_the_weights_of_many_features_are_not_copied_for_each_batch():
     wide = sp.random_array((200, 100_000), density=1e-4, format="csr", rng=0)
     model = early(batch_size=20, max_epochs=1).fit(wide, Y[:200])
-    from gwa_sklearn._batches import BatchScorer
+    from gwa_sklearn._training import BatchScorer
 
     scorer = BatchScorer(model.estimator_, wide)
     tracemalloc.start()

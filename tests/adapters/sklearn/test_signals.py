@@ -22,7 +22,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler
 from sklearn.tree import DecisionTreeClassifier
 
-from gwa_core import Patience
+from gwa_core import BestMetric
 from gwa_core.signals import SIGNALS
 from gwa_sklearn import GWAEarlyStoppingClassifier, heads, sample_signals
 
@@ -192,7 +192,7 @@ def early(model, **options):
 )
 def test_a_batch_has_the_signals_of_the_weights_before_its_step(model, labels, layout):
     weight = (np.arange(len(X)) >= 30) * 1.0  # two batches of 30 rows
-    options = {"shuffle": False, "rule": Patience(metric="epoch")}
+    options = {"shuffle": False, "rule": BestMetric(metric="epoch")}
     fitted = early(model, **options).fit(layout(X), labels, sample_weight=weight)
     plain = clone(fitted).set_params(signals=()).fit(layout(X), labels, sample_weight=weight)
     assert plain.signals_ is None
@@ -225,7 +225,7 @@ def test_a_batch_has_the_signals_of_the_weights_before_its_step(model, labels, l
 
 
 def test_signals_are_of_the_last_fit_and_go_with_the_estimator():
-    fitted = early(network(), warm_start=True, rule=Patience(metric="epoch")).fit(X, NAMES)
+    fitted = early(network(), warm_start=True, rule=BestMetric(metric="epoch")).fit(X, NAMES)
     fitted.fit(X, NAMES)
     assert len(fitted.history_) == 8
     assert len(fitted.signals_.history) == 4

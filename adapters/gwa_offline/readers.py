@@ -36,11 +36,11 @@ class Epoch:
     Parameters
     ----------
     epoch, step : int
-        Its number and training step; of plain files the number in the name.
+        Its number and training step; for plain files the number in the name.
     summary : gwa_core.EpochSummary or None
-        What was measured during training, where the source is a run folder.
+        Measured during training; None if the source is not a run folder.
     metrics : mapping of str to float
-        What the run stored beside the summary.
+        Further columns of the run.
     """
 
     epoch: int
@@ -52,18 +52,18 @@ class Epoch:
 
     @property
     def scores(self) -> NDArray[np.float32] | None:
-        """Scores measured during training, (N,) by sample id, memory-mapped; mapped anew each time."""
+        """Scores measured during training, (N,) by sample id; each access maps the file again."""
         return None if self._scores is None else self._scores()
 
     @property
     def features(self) -> Features | None:
-        """Features of the epoch; opened anew each time, so that many epochs take no memory."""
+        """Features of the epoch; each access opens them again, so many epochs need no memory."""
         return None if self._features is None else self._features()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Saved features or a run, whatever form they have on disk.
+    """Saved features or a run, in any supported form.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Source:
     loss : {"cross_entropy", "binary_cross_entropy"}
         Loss of the head.
     targets : array of shape (N,) or None
-        Given labels by sample id, -1 where unknown; of soft targets the likeliest class.
+        Given labels by sample id, -1 where unknown; for soft targets the likeliest class.
     epochs : tuple of Epoch
         In order of epochs; one for a single file.
     """
@@ -116,7 +116,7 @@ def open_features(
     targets : array of shape (N,) or (N, C), optional
         Targets by sample id, for files without them.
     loss : {"cross_entropy", "binary_cross_entropy"}, optional
-        Loss of the head; default softmax cross-entropy, or what the run folder says.
+        Loss of the head; default the loss of the run folder, or else softmax cross-entropy.
 
     Returns
     -------
@@ -125,8 +125,8 @@ def open_features(
     Raises
     ------
     FeaturesError
-        Where something is missing, damaged or does not fit; the message says what and why. Latents
-        that are not finite are no error, they give nan scores.
+        If something is missing, damaged or does not fit; the message says what and why. Latents
+        that are not finite are no error; they give nan scores.
 
     Notes
     -----

@@ -1,6 +1,6 @@
-"""The run folder: what a training run leaves behind, written so that a killed run can go on.
+"""The run folder: the files of a training run, written so that a killed run can resume.
 
-An epoch is there once its line in ``epochs.jsonl`` is complete. Its files are written before that
+An epoch exists once its line in ``epochs.jsonl`` is complete. Its files are written before that
 line, each whole: under a temporary name, then renamed.
 """
 
@@ -33,9 +33,9 @@ __all__ = ["FeaturesError", "RunFolder"]
 
 
 class RunFolder:
-    """A training run on disk: one summary an epoch, with scores and features where saved.
+    """A training run on disk: one summary per epoch, and scores and features where saved.
 
-    Made by `create` or `open`. One process writes at a time; any number may read.
+    `create` and `open` return one. One process writes at a time; any number may read.
 
     Attributes
     ----------
@@ -46,16 +46,16 @@ class RunFolder:
     class_names : tuple of str or None
         C names.
     beta : float
-        The constant of Eq. 2 that the summaries were made with.
+        The constant of Eq. 2 in the summaries.
     adapter : str
-        Who wrote the run: "torch", "jax", "sklearn", ...
+        The writer: "torch", "jax", "sklearn", ...
     loss : {"cross_entropy", "binary_cross_entropy"}
-        The loss of the head.
+        The loss that the training used.
 
     Notes
     -----
-    A killed run loses at most the epoch in flight. An adapter that goes on from a checkpoint opens
-    the folder, drops what came after the checkpoint with `truncate`, and writes on.
+    A killed run loses at most the current epoch. An adapter that resumes from a checkpoint opens
+    the folder, drops the later epochs with `truncate`, and continues to write.
 
     Examples
     --------
@@ -100,12 +100,12 @@ class RunFolder:
         loss: str = "cross_entropy",
         targets: Any = None,
     ) -> Self:
-        """Start a run in a new folder, or in one that has no epoch yet.
+        """Start a run in a new folder, or in one without epochs.
 
         Parameters
         ----------
         path : path
-            The folder; made where it does not exist.
+            The folder. It is created if it does not exist.
         num_samples, num_classes : int
             N and C.
         class_names : sequence of str, optional
@@ -113,11 +113,12 @@ class RunFolder:
         beta : float, default 1.2
             The constant of Eq. 2.
         adapter : str
-            Who writes: "torch", "jax", "sklearn", ...
+            The writer: "torch", "jax", "sklearn", ...
         loss : {"cross_entropy", "binary_cross_entropy"}
-            The loss of the head.
+            The loss that the training used. Scores computed from saved features use it. If it is
+            found during training, create the run then: before the first `write_epoch`.
         targets : integer array of shape (N,), optional
-            Given labels by sample id; with them classes can be told apart without saved features.
+            Given labels by sample id. With them the report has classes without saved features.
 
         Returns
         -------
@@ -126,7 +127,7 @@ class RunFolder:
         Raises
         ------
         FeaturesError
-            Where the folder already holds epochs, or an argument does not fit.
+            If the folder already holds epochs, or an argument does not fit.
         """
         folder = Path(path)
         if done := records.read_lines(folder / "epochs.jsonl").records:
@@ -158,7 +159,7 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Open an existing run, to read it or to go on with it.
+        """Open an existing run, to read it or to continue it.
 
         Parameters
         ----------
@@ -172,7 +173,7 @@ class RunFolder:
         Raises
         ------
         FeaturesError
-            Where there is no run, or one of another schema version.
+            If there is no run, or one of another schema version.
         """
         file = Path(path) / "run.json"
         try:
@@ -198,23 +199,23 @@ class RunFolder:
         Parameters
         ----------
         summary : gwa_core.EpochSummary
-            What the tracker's `end_epoch` returned.
+            From the tracker's `end_epoch`.
         scores : array of shape (N,), optional
-            Alignment by sample id, nan where not seen; kept as float32.
+            Alignment by sample id, nan where not seen; stored as float32.
         features : mapping of str to array, optional
             ``latents`` (n, D), ``weight`` (C, D), ``targets`` (n,) or (n, C), and optionally
             ``logits`` (n, C), ``bias`` (C,), ``ids`` (n,).
         metrics : mapping of str to float, optional
-            Numbers to keep beside the summary; they may not be named like its fields.
+            Further columns; their names must differ from the fields of the summary.
 
         Raises
         ------
         FeaturesError
-            Where the epoch is already there, or an argument does not fit. Nothing is written then.
+            If the epoch is already stored, or an argument does not fit. Nothing is written then.
 
         Notes
         -----
-        Numbers that are not finite are kept as null and come back as nan.
+        Numbers that are not finite are stored as null and read as nan.
         """
         if not isinstance(summary, EpochSummary):
             raise FeaturesError(
@@ -253,7 +254,7 @@ class RunFolder:
         Parameters
         ----------
         epoch : int
-            The first epoch to drop, which will be the next to be written.
+            The first epoch to drop; the next one to write.
 
         Returns
         -------
@@ -282,8 +283,8 @@ class RunFolder:
         Raises
         ------
         FeaturesError
-            Where a line is damaged. A half-written last line, which a killed run leaves, only
-            gives a UserWarning and is skipped.
+            If a line is damaged. A half-written last line, as a killed run leaves it, is skipped with
+            a UserWarning.
         """
         file = self.path / "epochs.jsonl"
         done, _, torn = records.read_lines(file)
@@ -296,28 +297,28 @@ class RunFolder:
         return done
 
     def scores(self, epoch: int) -> NDArray[np.float32] | None:
-        """Map the scores of an epoch, (N,) by sample id; None where the run kept none.
+        """Map the scores of an epoch, (N,) by sample id; None if the run stored none.
 
         Raises
         ------
         FeaturesError
-            Where the file is damaged.
+            If the file is damaged.
         """
         return records.map_scores(self.path, epoch, self.num_samples)
 
     def features_path(self, epoch: int) -> Path | None:
-        """Find the features of an epoch; None where the run kept none."""
+        """Find the features of an epoch; None if the run stored none."""
         names = (f"{records.stem(epoch)}.{suffix}" for suffix in ("npz", "safetensors"))
         files = (self.path / "features" / name for name in names)
         return next((file for file in files if file.exists()), None)
 
     def targets(self) -> NDArray[np.int64] | None:
-        """Read the given labels, (N,) by sample id; None where the run kept none.
+        """Read the given labels, (N,) by sample id; None if the run stored none.
 
         Raises
         ------
         FeaturesError
-            Where the file is damaged or does not fit the run.
+            If the file is damaged or does not fit the run.
         """
         file = self.path / "targets.npy"
         if not file.exists():

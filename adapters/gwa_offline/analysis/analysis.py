@@ -48,7 +48,7 @@ def analyse(
     label_smoothing: float = 0.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
-    """Analyse saved features or a run: which epoch to keep, which labels to look at.
+    """Analyse saved features or a run: which epoch to keep, which labels to check.
 
     Parameters
     ----------
@@ -58,9 +58,9 @@ def analyse(
         The stopping rule, default ``MaxSeparation()``. A message says where the paper's rule,
         ``MaxGWA()``, would keep another epoch.
     label_smoothing : float
-        In [0, 1), of the training; used where scores are computed from features.
+        In [0, 1), as in the training; used for scores computed from features.
     progress : callable, optional
-        Called as ``progress(done, total)`` with rows of features read.
+        Called as ``progress(done, total)`` with the number of rows read.
 
     Returns
     -------
@@ -70,16 +70,15 @@ def analyse(
     Raises
     ------
     FeaturesError
-        Where the source is damaged.
+        If the source is damaged.
     ValueError
-        Where the source lacks the column that the rule watches.
+        If the source lacks the column that the rule reads.
 
     Notes
     -----
-    Scores saved during training are used where they are; those computed here from saved features
-    at the end of an epoch then only serve as a check (Glass's delta). Features are read in
-    blocks: memory is O(N T) for the scores, whatever D and C. Cost: one matrix product of the
-    latents with the weight an epoch.
+    Scores saved during training come first. Scores computed from the features saved at the end of an
+    epoch then only check them (Glass's delta). Features are read in blocks: memory is O(N T) for
+    the scores, whatever D and C. Cost: one matrix product of the latents with the weight per epoch.
 
     Examples
     --------

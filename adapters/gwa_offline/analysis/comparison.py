@@ -1,4 +1,4 @@
-"""Runs beside each other, and alignment and other signals beside a metric (Fig. 2 and 3)."""
+"""Comparison of runs, and of alignment and other signals with a metric (Fig. 2 and 3)."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ class ComparisonRow:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalRow:
-    """One signal of one run beside the metric, over its epochs.
+    """One signal of one run compared with the metric, over its epochs.
 
     Parameters
     ----------
     run : str
         Name of the run.
     signal : str
-        Of the summaries (gwa, mean, bimodality, separation) or a column that the run stored.
+        A field of the summaries (gwa, mean, bimodality, separation) or a column of the run.
     pearson, spearman : float or None
-        Correlation with the metric over the epochs that have both; None below three of them, or
-        where one of the two does not change. GWA counts in healthy epochs.
+        Correlation with the metric over the epochs that have both; None for fewer than three such
+        epochs, or if one of the two is constant. GWA counts in healthy epochs only.
     """
 
     run: str
@@ -92,14 +92,14 @@ class Comparison:
 
 
 def compare(reports: Sequence[Findings], *, metric: str | None = None) -> Comparison:
-    """Put reports beside each other.
+    """Compare reports.
 
     Parameters
     ----------
     reports : sequence of Report
         What `analyse` returned for each run.
     metric : str, optional
-        A column the runs stored, such as ``test_accuracy``.
+        A column of the runs, such as ``test_accuracy``.
 
     Returns
     -------

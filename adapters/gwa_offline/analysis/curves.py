@@ -1,4 +1,4 @@
-"""The signals of a run over its epochs, normalised to lie beside each other (Fig. 2)."""
+"""The signals of a run over its epochs, normalised to one range (Fig. 2)."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class SignalCurve:
     best_index : int or None
         Position of its best epoch; None where no epoch qualifies.
     pearson, spearman : float or None
-        Correlation with the metric, both as they are turned: positive where they improve together.
-        None without a metric, and where `gwa_offline.analysis.comparison.compare` has none.
+        Correlation with the metric, positive if both improve together. None without a metric, and
+        where `gwa_offline.analysis.compare` has none.
     """
 
     name: str
@@ -63,18 +63,18 @@ class SignalCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class SignalCurves:
-    """The signals of a run beside each other.
+    """The signals of a run, normalised to one range.
 
     Parameters
     ----------
     gwa : SignalCurve
         GWA in its healthy epochs.
     metric : SignalCurve or None
-        The column that judges them.
+        The column that the signals are compared with.
     signals : tuple of SignalCurve
-        Mean and separation of the scores, and the signals that the run stored.
+        Mean and separation of the scores, and the signals of the run.
     warmup : int
-        Number of epochs before the range that is scaled.
+        Number of epochs before the scaled range.
     """
 
     gwa: SignalCurve
@@ -101,8 +101,8 @@ def signal_curves(
     report : Report
         What `analyse` returned, T epochs.
     metric : str, optional
-        A column that the run stored, such as ``test_accuracy``; default the first that is none of
-        ``gwa_core.signals.SIGNALS``, where there is one.
+        A column of the run, such as ``test_accuracy``; default the first that is none of
+        ``gwa_core.signals.SIGNALS``, if any.
     mode : {"max", "min"}
         Which end of `metric` is better.
 

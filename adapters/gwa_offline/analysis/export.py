@@ -65,7 +65,7 @@ def sample_columns(report: Findings) -> dict[str, Any]:
 
 
 def write_csv(report: Findings, folder: str | os.PathLike[str]) -> list[Path]:
-    """Write ``epochs.csv`` and ``samples.csv`` into a folder, made where it does not exist."""
+    """Write ``epochs.csv`` and ``samples.csv`` into a folder, which is created if missing."""
     target = _made(folder)
     rows = epoch_rows(report)
     names = list(dict.fromkeys(name for row in rows for name in row))
@@ -108,7 +108,7 @@ def _made(folder: str | os.PathLike[str]) -> Path:
 
 
 def plain_values(value: Any) -> Any:
-    """Return plain Python values, with None for what JSON has no number for."""
+    """Return plain Python values; numbers that are not finite become None."""
     if isinstance(value, np.ndarray | np.generic):
         return plain_values(value.tolist())
     if isinstance(value, dict):

@@ -24,12 +24,12 @@ class EpochRecord:
     summary : gwa_core.EpochSummary
         Moments, GWA, standard error and health of the epoch's scores.
     source : {"online", "offline"}
-        Where the scores come from: saved during training (weights of each step), or computed here
-        from saved features (weights at the end of the epoch).
+        Origin of the scores: saved during training (weights of each step), or computed from saved
+        features (weights at the end of the epoch).
     glass_delta : float or None
-        Online against offline scores of the epoch (App. A.1); None unless both are there.
+        Online against offline scores of the epoch (App. A.1); None unless both exist.
     metrics : mapping of str to float
-        Columns the run stored beside the summary, such as ``test_accuracy``.
+        Further columns of the run, such as ``test_accuracy``.
     """
 
     summary: EpochSummary
@@ -40,7 +40,7 @@ class EpochRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Findings:
-    """What an analysis found, as numbers only.
+    """The results of an analysis, as numbers only.
 
     Parameters
     ----------
@@ -49,13 +49,13 @@ class Findings:
     num_samples, num_classes : int
         N and C.
     class_names : tuple of str
-        C names; "0", "1", ... where the run has none.
+        C names; "0", "1", ... if the run has none.
     beta : float
         The constant of Eq. 2.
     epochs : tuple of EpochRecord
         T records in order.
     rule : str
-        The stopping rule asked, as its repr: "MaxGWA()".
+        The stopping rule, as its repr: "MaxGWA()".
     selection : gwa_core.Selection
         Number of the best epoch (`step`), its value and why.
     best_index : int or None
@@ -125,7 +125,7 @@ class Findings:
         Parameters
         ----------
         k : int
-            How many; fewer come back where fewer samples are known.
+            How many; fewer are returned if fewer are known.
         order : {"lowest", "highest"}
             Which end, default the suspicious one.
         by : {"label_quality", "scores"}

@@ -1,4 +1,4 @@
-"""What the page and the pictures of a report show: choices and number formats, no drawing."""
+"""Columns of a report, the samples and classes to show, and how numbers are written."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def column(report: Findings, field: str) -> NDArray[np.float64]:
 
 
 def healthy_epochs(report: Findings) -> NDArray[np.bool_]:
-    """Return which of the T epochs have a GWA that says something."""
+    """Return which of the T epochs have a meaningful GWA."""
     healthy = [record.summary.healthy for record in report.epochs]
     return np.array(healthy, dtype=bool) & np.isfinite(column(report, "gwa"))
 
@@ -91,7 +91,7 @@ def class_ends(report: Findings, *, limit: int, k: int) -> list[ClassEnds]:
     for name, mask in groups:
         ids = np.flatnonzero(mask & np.isfinite(report.scores))
         ids = ids[np.argsort(report.scores[ids], kind="stable")]
-        n = min(k, len(ids) // 2)  # no sample stands at both ends
+        n = min(k, len(ids) // 2)  # no sample is at both ends
         if n:
             found.append(ClassEnds(name, len(ids), ids[:n], ids[::-1][:n]))
     return found
@@ -104,7 +104,7 @@ def occupied_bins(histograms: NDArray[np.int64]) -> slice:
 
 
 def curve_limits(values: NDArray[np.float64], half: NDArray[np.float64]) -> tuple[float, float]:
-    """Return the range that shows the values, and their bands of +- half unless far wider."""
+    """Return a range that shows the values, and their bands of +- half unless far wider."""
     if not len(values):
         return -1.0, 1.0
     low, high = float(values.min()), float(values.max())
@@ -115,7 +115,7 @@ def curve_limits(values: NDArray[np.float64], half: NDArray[np.float64]) -> tupl
 
 
 def format_number(value: float | None, digits: int = 3) -> str:
-    """Format a number for people; a dash where there is none."""
+    """Format a number for people; a missing one is a dash."""
     if value is None or not math.isfinite(value):
         return "–"
     if isinstance(value, int | np.integer):

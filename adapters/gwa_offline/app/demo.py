@@ -30,12 +30,12 @@ NOISE = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class DemoResult:
-    """What the demonstration shows.
+    """The results of the demonstration.
 
     Parameters
     ----------
     report : Report
-        What a user's own analysis of the run folder gives.
+        What `analyse` returns for the run folder.
     best_accuracy, highest_accuracy, last_accuracy : float
         Test accuracy at the best epoch of the report, the highest one, and that of the last epoch.
     highest_epoch : int
@@ -68,12 +68,12 @@ def run_demo(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> DemoResult:
-    """Train a small network on digits of which a tenth have a wrong label, and analyse the run.
+    """Train a small network on digits, a tenth of them with a wrong label, and analyse the run.
 
     Parameters
     ----------
     folder : path
-        Where the run folder and the pictures go; an earlier demonstration there is replaced.
+        Folder for the run and the pictures. An earlier demonstration in it is replaced.
     seed : int
         Of the split, the wrong labels and the training.
     progress : callable, optional
@@ -87,11 +87,11 @@ def run_demo(
     Raises
     ------
     FeaturesError
-        Where scikit-learn is missing or the folder holds a run of your own.
+        If scikit-learn is missing, or the folder holds another run.
 
     Notes
     -----
-    Cost: about five seconds. The same numbers come at every run on a machine.
+    Cost: about five seconds. Every run on one machine gives the same numbers.
     """
     try:
         from sklearn.datasets import load_digits

@@ -47,21 +47,21 @@ def write_html(
     Parameters
     ----------
     report : Report
-        What an analysis found, T >= 1 epochs.
+        What `analyse` returned, T >= 1 epochs.
     path : str or path
-        The file to write; its folder is made where missing.
+        The file to write. A missing folder is created.
     images : str, path, array, Images or None
         The N images by sample id, as `gwa_offline.figures.images.open_images` takes them.
     metric : str or None
-        A column that the run stored, drawn beside GWA and the signals; default the first there is,
-        and beside the signals the first that is none of them.
+        A column of the run, drawn beside GWA and the signals. Default: the first column, and for the
+        figures of the signals the first column that is no signal.
     mode : {"max", "min"}
         Which end of `metric` is better.
 
     Returns
     -------
     pathlib.Path
-        The file written.
+        The written file.
 
     Raises
     ------
@@ -72,9 +72,9 @@ def write_html(
 
     Notes
     -----
-    The page carries plotly.js (4.6 MB) and asks for nothing from outside. The same report gives the
-    same bytes. The file appears whole or not at all. At most 200 suspicious labels are listed and
-    20 classes shown with images, so that size and time grow with T and C, not with N.
+    The page contains plotly.js (4.6 MB) and loads nothing from the network. The same report gives
+    the same bytes. The file is written whole or not at all. It lists at most 200 suspicious labels
+    and shows at most 20 classes with images: size and time grow with T and C, not with N.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What the commands print: tables on a terminal, plain text in a pipe, JSON for machines."""
+"""The output of the commands: tables on a terminal, plain text in a pipe, JSON for programs."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from gwa_offline.app.demo import DemoResult
 
 __all__ = ["Terminal"]
 
-# Epochs shown of a long run; the files hold all of them.
+# Epochs in the table of a long run; the files hold all of them.
 SHOWN_EPOCHS = 12
 
 
 class Terminal:
-    """Where a command's results go.
+    """Prints the results of a command.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class Terminal:
 
     @contextmanager
     def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
-        """Show a progress bar on standard error, where somebody watches."""
+        """Show a progress bar on standard error if it is a terminal."""
         with Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -59,7 +59,7 @@ class Terminal:
             yield lambda done, total: bar.update(task, completed=done, total=total)
 
     def json(self, value: Any) -> None:
-        """Print a value, or a list of JSON texts, as JSON, where asked for."""
+        """Print a value, or a list of JSON texts, as JSON if the command has ``--json``."""
         if self._json:
             if isinstance(value, list) and all(isinstance(item, str) for item in value):
                 value = [json.loads(item) for item in value]
@@ -140,7 +140,7 @@ class Terminal:
         self.json([dict(zip(names, row, strict=True)) for row in values])
 
     def comparison(self, comparison: Comparison) -> None:
-        """Print runs beside each other."""
+        """Print a comparison of runs."""
         metric = comparison.metric or "metric"
         rows = [
             [
@@ -174,12 +174,12 @@ class Terminal:
             self._table(f"{run}: signals beside {metric}", ["signal", "Pearson", "Spearman"], shown)
 
     def wrote(self, paths: Sequence[Path]) -> None:
-        """Say where files are."""
+        """Print the paths of written files."""
         for path in paths:
             self._line(f"wrote {path}")
 
     def demo(self, result: DemoResult, page: Path) -> None:
-        """Print what the demonstration shows."""
+        """Print the results of the demonstration."""
         report, last = result.report, len(result.report.epochs) - 1
         self._line(
             f"Trained {last + 1} epochs on {report.num_samples} handwritten digits, "

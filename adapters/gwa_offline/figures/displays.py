@@ -64,7 +64,7 @@ class GWACurveDisplay(Display):
     gwa, standard_error : array of shape (T,)
         GWA and its standard error.
     healthy : array of bool, shape (T,)
-        Epochs whose GWA counts; the others are drawn as crosses, at the edge where far away.
+        Epochs whose GWA counts; the others are drawn as crosses, at the edge if far away.
     best_index : int or None
         Position of the best epoch.
     metric : array of shape (T,) or None
@@ -244,18 +244,18 @@ class MomentsDisplay(Display):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SignalsDisplay(Display):
-    """Signals over epochs, a panel each, normalised as in Fig. 2, with the epochs that they keep.
+    """Signals over epochs, a panel each, normalised as in Fig. 2, with the best epoch of each.
 
     Parameters
     ----------
     epochs : array of shape (T,)
         Numbers of the epochs.
     curves : sequence of SignalCurve
-        What the panels show, as `gwa_offline.analysis.curves.signal_curves` gives it.
+        One for each panel, from `gwa_offline.analysis.signal_curves`.
     gwa, metric : SignalCurve or None
         Drawn in every panel.
     warmup : int
-        Epochs before the range that is scaled; they lie on grey.
+        Number of epochs before the scaled range; they are on grey.
     best_index : int or None
         Position of the best epoch.
 
@@ -299,7 +299,7 @@ class SignalsDisplay(Display):
         report : Report
             Of a run of several epochs.
         metric : str or None
-            A column that the run stored; default the first that is no signal, where there is one.
+            A column of the run; default the first that is no signal, if any.
         mode : {"max", "min"}
             Which end of the metric is better.
 
@@ -343,7 +343,7 @@ class SignalsDisplay(Display):
 
     def _panel(self, panel: Any, curve: SignalCurve) -> None:
         mark_epochs(panel, self.epochs, self.best_index)
-        panel.plot([], [], "*", color=MUTED, markersize=11, label="epoch that each would keep")
+        panel.plot([], [], "*", color=MUTED, markersize=11, label="best epoch of each")
         if self.best_index is not None:
             panel.plot([], [], color=BEST, linewidth=1.2, linestyle="--", label="best epoch")
         if self.warmup:
@@ -360,7 +360,7 @@ class SignalsDisplay(Display):
         panel.set_title(curve.name, loc="left", fontsize=10.5, pad=18)
         text = curve.correlations
         if curve.best_index is not None:
-            text = f"keeps {self.epochs[curve.best_index]}" + (f", {text}" if text else "")
+            text = f"best epoch {self.epochs[curve.best_index]}" + (f", {text}" if text else "")
         panel.text(0, 1.05, text, transform=panel.transAxes, fontsize=8.5, color=MUTED, va="bottom")
 
     def _line(self, panel: Any, curve: SignalCurve, label: str, **style: Any) -> None:
@@ -387,14 +387,14 @@ def save_figures(
     Parameters
     ----------
     report : Report
-        Where T = 1 there are no pictures over epochs: the histogram takes their place.
+        With T = 1 epoch the pictures over epochs are left out.
     folder : str or path
-        Made where missing.
+        Created if missing.
     images : str, path, array, Images or None
         Images of the samples, as in `gwa_offline.figures.images.open_images`.
     metric : str or None
-        A column that the run stored, drawn beside GWA and the signals; default the first there is,
-        and beside the signals the first that is none of them.
+        A column of the run, drawn beside GWA and the signals. Default: the first column, and for the
+        figure of the signals the first column that is no signal.
     mode : {"max", "min"}
         Which end of `metric` is better.
     format : {"png", "svg"}
@@ -403,8 +403,8 @@ def save_figures(
     Returns
     -------
     list of pathlib.Path
-        ``gwa``, ``moments``, ``signals``, ``distribution``, ``histogram`` and ``samples``, those
-        there are.
+        ``gwa``, ``moments``, ``signals``, ``distribution``, ``histogram`` and ``samples``, as far as
+        the report has them.
 
     Raises
     ------

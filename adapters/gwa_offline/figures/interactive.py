@@ -131,7 +131,7 @@ def _curve(report: Findings, epochs: list[int]) -> go.Figure:
         sick, edge = np.flatnonzero(~healthy), 0.04 * (high - low)
         figure.add_scatter(
             x=[epochs[i] for i in sick],
-            # A value near the pole of Eq. 2 would flatten the curve: it stands at the edge instead.
+            # A value near the pole of Eq. 2 would flatten the curve: it is drawn at the edge instead.
             y=np.clip(np.nan_to_num(gwa[sick], nan=low), low + edge, high - edge).tolist(),
             customdata=[format_number(float(gwa[i])) for i in sick],
             mode="markers",

@@ -1,4 +1,4 @@
-"""What the Matplotlib displays share: colours, style, and how they start."""
+"""Colours and style of the Matplotlib displays, and their base class."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def plain(text: str) -> str:
 
 
 def dot_size(epochs: Any) -> float:
-    """Return the size of the dots on a line; they must show an epoch that stands alone."""
+    """Return the size of the dots on a line; they must show an epoch without neighbours."""
     return 4.0 if len(epochs) <= 50 else 2.2
 
 

@@ -22,12 +22,13 @@ _CHECK_BYTES = 2**24
 
 def index(name: str, value: Any) -> int:
     """Return a whole number of any integer type; a bool is none."""
+    wrong = f"`{name}` must be an integer, got {type(value).__name__} {value!r}"
+    if isinstance(value, bool):
+        raise FeaturesError(wrong)
     try:
-        whole = operator.index(None if isinstance(value, bool) else value)
+        whole = operator.index(value)
     except TypeError as error:
-        raise FeaturesError(
-            f"`{name}` must be an integer, got {type(value).__name__} {value!r}"
-        ) from error
+        raise FeaturesError(wrong) from error
     if not 0 <= whole < 2**63:
         raise FeaturesError(f"`{name}` must be from 0 to 2**63 - 1, got {whole}")
     return whole

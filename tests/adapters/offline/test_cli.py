@@ -1,7 +1,9 @@
-"""The command line as a user meets it: real processes, exit codes, pipes, bad input."""
+"""The command line as a user meets it: output, exit codes, bad input; in two real processes too."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import pty
@@ -11,20 +13,49 @@ import sys
 import numpy as np
 import pytest
 
-from gwa_core import DipThenMax, MaxBimodality, MaxGWA, select_epoch
+from gwa_core import BestMetric, DipThenMax, GWATracker, MaxBimodality, MaxGWA, select_epoch
+from gwa_offline import RunFolder
+from gwa_offline.__main__ import main
+from gwa_offline.app import demo as demonstration
 
-pytest.importorskip("typer")
+for library in ("typer", "sklearn"):
+    pytest.importorskip(library)
 
 
-def gwa(*args, cwd=None, **kwargs):
+def gwa(*args, cwd="."):
+    """Run a command in this process, its output going into a pipe."""
+    out, errors = io.StringIO(), io.StringIO()
+    command = ["gwa", *map(str, args)]
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.chdir(cwd),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(errors),
+    ):
+        patch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as end:
+            main()
+    return subprocess.CompletedProcess(
+        command, end.value.code or 0, out.getvalue(), errors.getvalue()
+    )
+
+
+def process(*args):
+    """Run a command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "gwa_offline", *map(str, args)],
         capture_output=True,
         text=True,
-        cwd=cwd,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-        **kwargs,
     )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A short demonstration: what is printed does not depend on how far a training went."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demonstration, "EPOCHS", 12)
+        return demonstration.run_demo(tmp_path_factory.mktemp("demo"))
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +73,9 @@ def features(tmp_path_factory):
 
 
 def test_analyse_prints_plain_text_into_a_pipe(demo):
-    done = gwa("analyse", demo.run)
+    done = process("analyse", demo.run)
     assert done.returncode == 0, done.stderr
+    assert gwa("analyse", demo.run).stdout == done.stdout
     lines = done.stdout.splitlines()
     assert lines[0].split("\t")[:2] == ["epoch", "GWA"]
     assert f"Keep epoch {demo.report.selection.step}: largest separation" in done.stdout
@@ -77,7 +109,7 @@ def test_missing_arrays_come_from_options(features):
 
 def test_stop_names_the_epoch_of_each_rule(demo):
     by_rule = {
-        rule: json.loads(gwa("stop", demo.run, "--rule", rule, "--json").stdout)["step"]
+        rule: json.loads(gwa("stop", demo.run, "--rule", rule, "--json").stdout)["best_epoch"]
         for rule in ("separation", "bimodality", "gwa", "dip")
     }
     best = json.loads(
@@ -88,7 +120,8 @@ def test_stop_names_the_epoch_of_each_rule(demo):
     others = {"bimodality": MaxBimodality(), "gwa": MaxGWA(), "dip": DipThenMax()}
     for name, rule in others.items():
         assert by_rule[name] == select_epoch(history, rule).step
-    assert best["step"] == demo.best_epoch
+    assert best["best_epoch"] == demo.highest_epoch
+    assert best["rule"] == repr(BestMetric(metric="test_accuracy"))
 
 
 def test_samples_lists_suspicious_labels_and_draws_them(demo, tmp_path):
@@ -104,7 +137,7 @@ def test_samples_lists_suspicious_labels_and_draws_them(demo, tmp_path):
 
 def test_compare_and_report(demo, tmp_path):
     done = gwa("compare", demo.run, demo.run, "--metric", "test_accuracy", "--json")
-    assert json.loads(done.stdout)["rows"][0]["chosen"] == demo.report.selection.step
+    assert json.loads(done.stdout)["rows"][0]["best_epoch"] == demo.report.selection.step
     page = tmp_path / "page.html"
     done = gwa("report", demo.run, "--out", page, "--images", demo.images, "--figures", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -115,14 +148,28 @@ def test_compare_and_report(demo, tmp_path):
     assert "Correlations are with el2n" in page.read_text(encoding="utf-8")
 
 
-def test_demo_says_the_same_to_people_and_machines(tmp_path, demo):
+def test_demo_says_the_same_to_people_and_machines(tmp_path, monkeypatch):
+    monkeypatch.setattr(demonstration, "EPOCHS", 4)
+    short = demonstration.run_demo(tmp_path / "short")
     done = gwa("demo", "--out", tmp_path / "d", "--json")
     value = json.loads(done.stdout)
-    assert value["found"] == demo.found
-    assert value["chosen"]["step"] == demo.report.selection.step
+    assert value["found"] == short.found
+    assert value["best_epoch"] == value["selection"]["step"] == short.report.best_epoch
     text = gwa("demo", "--out", tmp_path / "d").stdout
-    assert f"Epoch to keep: {demo.report.selection.step}" in text
-    assert f"Of the 130 most suspicious labels {demo.found}" in text
+    assert f"Best epoch: {short.report.best_epoch} (" in text
+    assert f"highest, at epoch {short.highest_epoch} " in text
+    assert f"Of the 130 most suspicious labels {short.found}" in text
+
+
+def test_an_epoch_cut_short_is_not_kept_and_said(tmp_path):
+    run = RunFolder.create(tmp_path / "run", num_samples=60, num_classes=2, adapter="test")
+    tracker = GWATracker(60)
+    for scores in (np.linspace(-0.1, 0.3, 60), np.tile([-0.1, 0.9], 4)):
+        tracker.update(scores, ids=np.arange(len(scores)))
+        run.write_epoch(tracker.end_epoch())
+    done = gwa("stop", run.path)
+    assert done.stdout.startswith("Keep epoch 0: largest separation")
+    assert "1 of 2 epochs was cut short (1)" in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -32,6 +32,10 @@ def make_arrays(epoch):
     }
 
 
+def open_header(run):
+    return json.loads((run.path / "run.json").read_text())
+
+
 @pytest.fixture
 def run(tmp_path):
     return RunFolder.create(tmp_path / "run", num_samples=N, num_classes=C, adapter="test")
@@ -180,7 +184,9 @@ def test_going_on_from_an_older_checkpoint(run):
 def test_a_run_is_not_started_over_another(run):
     again = {"num_samples": N, "num_classes": C, "adapter": "test"}
     RunFolder.create(run.path, **again, targets=np.zeros(N, int))  # no epoch yet: nothing to lose
-    RunFolder.create(run.path, **again)
+    # A trainer that learns its loss from the first batch creates the run once more.
+    RunFolder.create(run.path, **again, loss="binary_cross_entropy")
+    assert RunFolder.open(run.path).loss == open_header(run)["loss"] == "binary_cross_entropy"
     assert run.targets() is None
     run.write_epoch(make_summary(0))
     with pytest.raises(FeaturesError, match=r"1 epochs; go on.*RunFolder.open.*another name"):
@@ -406,7 +412,7 @@ WRITER = textwrap.dedent(
 def test_a_writer_killed_at_any_time_loses_only_the_epoch_in_flight(tmp_path):
     path, dice = tmp_path / "run", np.random.default_rng(7)
     finished = -1
-    for _ in range(20):
+    for _ in range(10):
         command = [sys.executable, "-c", WRITER, str(path), *sys.path]
         with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
             lines = [writer.stdout.readline()]  # it is running; now kill it somewhere in a cycle

@@ -198,33 +198,17 @@ def label_quality(
     if until is not None:
         until = check_positive_int("until", until)
         history = history[:until, ...]
-    dtype = result_dtype(xp, history)
-    history = xp.astype(history, dtype, copy=False)
+    epochs = [history[t, ...] for t in range(history.shape[0])]
+    quality = LabelQuality(history.shape[1])
     if weights is not None:
-        weight = constant(xp, _checked(weights, until, history.shape[0]), history)
+        given: list[Any] = _checked(weights, until, len(epochs))
     elif until is None and method == "separation":
-        epochs = [summarize(history[t, ...]) for t in range(history.shape[0])]
-        shape = (xp.stack([getattr(x, name) for x in epochs]) for name in ("skewness", "kurtosis"))
-        weight = _weights(xp, *shape)
+        given = [epoch_weight(summarize(scores), scores) for scores in epochs]
     else:
-        weight = None
-    seen = xp.isfinite(history)
-    scores = xp.where(seen, history, 0.0)
-    seen = xp.astype(seen, dtype)
-    total, count = xp.sum(scores, axis=0), xp.sum(seen, axis=0)
-    with quiet(xp):
-        average = divide_or_zero(xp, total, count)
-        if weight is not None:
-            # Not as a product of matrices, which a GPU may round to fewer digits.
-            weighted = xp.sum(weight[:, None] * scores, axis=0)
-            share = xp.sum(weight[:, None] * seen, axis=0)
-            average = xp.where(share > 0, divide_or_zero(xp, weighted, share), average)
-    return xp.where(count > 0, _quality(xp, average), xp.nan)
-
-
-def _quality(xp: Any, average: Array) -> Array:
-    # Clipped, because a sum of rounded scores may leave [-1, 1] by a bit.
-    return xp.clip(0.5 * (1.0 + average), 0.0, 1.0)
+        given = [1.0] * len(epochs)
+    for scores, weight in zip(epochs, given, strict=True):
+        quality._add(scores, scalar(xp, "weight", weight, scores, result_dtype(xp, scores)))
+    return quality.value
 
 
 def _checked(weights: Sequence[float], until: int | None, epochs: int) -> list[float]:
@@ -358,7 +342,9 @@ class QualitySums(NamedTuple):
         """Label quality (N,), nan where never seen."""
         xp = namespace(total=self.total)
         average = divide_or_zero(xp, self.total, xp.abs(self.share))
-        return xp.where(self.share == 0, xp.nan, _quality(xp, average))
+        # Clipped, because a sum of rounded scores may leave [-1, 1] by a bit.
+        quality = xp.clip(0.5 * (1.0 + average), 0.0, 1.0)
+        return xp.where(self.share == 0, xp.nan, quality)
 
 
 def epoch_weight(summary: Summary | EpochSummary, like: Array) -> Array:
@@ -431,8 +417,10 @@ class LabelQuality:
                 f"`scores` must be floating point (N,) = ({self.num_samples},), got "
                 f"{scores.dtype} of shape {tuple(scores.shape)}; give one score a sample, by id"
             )
+        self._add(scores, epoch_weight(summary, scores))
+
+    def _add(self, scores: Array, weight: Array) -> None:
         sums = self._of(scores) or QualitySums.empty(self.num_samples, scores)
-        weight = epoch_weight(summary, sums.total)
 
         def part(scores: Array, total: Array, share: Array) -> QualitySums:
             return QualitySums(total, share).add(scores, weight)

@@ -80,10 +80,14 @@ negative_fraction, separation : float
         expected: float | None = None,
     ) -> EpochSummary:
         """Return a summary of arrays as plain numbers (waits for their device)."""
-        count, *values = (float(field) for field in summary)
-        whole = None if expected is None else round(expected)
-        plain = cls(epoch, epoch if step is None else step, round(count), omitted, *values)
-        return plain._replace(expected=whole)
+        values = {name: float(value) for name, value in summary._asdict().items()}
+        return cls(
+            epoch=epoch,
+            step=epoch if step is None else step,
+            omitted=omitted,
+            expected=None if expected is None else round(expected),
+            **{**values, "count": round(values["count"])},  # type: ignore[arg-type]  # of both kinds
+        )
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> EpochSummary:

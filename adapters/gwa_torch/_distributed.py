@@ -63,6 +63,6 @@ def each(x: Any, group: Any = None) -> Iterator[Any]:
         return
     for source in range(world):
         box = [x if source == rank else None]
-        place = dist.get_global_rank(group or dist.group.WORLD, source)
+        place = source if group is None else dist.get_global_rank(group, source)
         dist.broadcast_object_list(box, src=place, group=group)
         yield box.pop()

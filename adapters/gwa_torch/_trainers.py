@@ -86,9 +86,9 @@ class Watched:
         """
         assert self.stopper is not None  # noqa: S101  # asked before
         # The trainers log an epoch and a step of their own.
-        record = {**metrics, **self._record()}
-        self.stopper.observe(record, step=record["epoch"])
-        return self.stopper.best_step == record["epoch"]
+        epoch = self.history[-1].epoch
+        self.stopper.observe({**metrics, **self._record()}, step=epoch)
+        return self.stopper.best_step == epoch
 
 
 def check_options(options: Iterable[str]) -> None:

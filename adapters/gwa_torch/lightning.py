@@ -47,7 +47,9 @@ class GWACallback(Watched, Callback):
         N, the size of the training set; then every batch has ids, and scores are kept by sample.
         Without it only moments are kept.
     rule : Rule, optional
-        Stops the training, such as ``MaxSeparation(patience=3)``; the best checkpoint is kept.
+        Stops the training, such as ``MaxSeparation(patience=3)``; the best checkpoint is kept. It
+        watches a number of the summary, one of ``signals``, or a metric that the module logs in a
+        training or validation step: ``BestMetric(metric="val_acc")``.
     prefix : str
         What the logged names begin with, default ``"train/"``.
     targets : str, int or function, optional
@@ -71,13 +73,17 @@ class GWACallback(Watched, Callback):
     Raises
     ------
     TypeError, ValueError
-        On options that do not fit, here or at the start of ``fit``.
+        On options that do not fit, here or at the start of ``fit``; after the first epoch, if
+        nothing has logged the metric of the rule.
 
     Notes
     -----
     Every checkpoint holds the state, so that a resumed run goes on within an epoch, too. A second
-    ``fit`` of the same model goes on with the history, one of another model begins anew. Cost: that
-    of `GWAMonitor`; with a rule, one checkpoint each time an epoch is better than all before it.
+    ``fit`` of the same model goes on with the history, one of another model begins a new one. A rule
+    never keeps an epoch that was cut short, and leaves out epochs without a new value of its metric.
+    At the end ``rank_samples(callback.label_quality, k=100)`` says which labels are suspicious.
+    Cost: that of `GWAMonitor`; with a rule, one checkpoint each time an epoch is better than all
+    before it.
 
     References
     ----------
@@ -85,7 +91,7 @@ class GWACallback(Watched, Callback):
 
     Examples
     --------
-    >>> from gwa_core import MaxSeparation
+    >>> from gwa_torch import MaxSeparation
     >>> from gwa_torch.lightning import GWACallback
     >>> callback = GWACallback("head", num_samples=1797, rule=MaxSeparation(patience=5))
     >>> callback.history, callback.best_epoch

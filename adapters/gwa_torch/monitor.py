@@ -63,16 +63,21 @@ class GWAMonitor:
         and ignored class are read from it.
     signals : str or iterable of str
         Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none. For class
-        numbers and cross-entropy; merged over the ranks as the scores are.
+        numbers, under a softmax or one sigmoid; merged over the ranks.
     process_group : ProcessGroup, optional
         The data-parallel ranks, default all of them once ``torch.distributed`` is initialised.
 
     Attributes
     ----------
-    history : list of EpochSummary
-        Ended epochs in order.
     head : Module
         The head.
+    options : NamedTuple
+        What the scores depend on: ``loss``, ``label_smoothing``, ``class_weights``,
+        ``ignore_index``, and the number of ``classes``.
+    history : list of EpochSummary
+        Ended epochs in order.
+    label_quality : tensor of shape (N,) or None
+        How far each label can be trusted, over the ended epochs.
     signals : TrackedSignals or None
         Their means by epoch, and values by sample. Without label smoothing and class weights.
 
@@ -86,7 +91,8 @@ class GWAMonitor:
     Right under ``torch.compile`` (make the monitor before), mixed precision, gradient
     accumulation, activation checkpointing, DataParallel, DDP and FSDP2. Passes in eval mode are
     ignored. Cost a step: one read of logits and latents, one of the weight; nothing waits for the
-    device until `end_epoch`. Memory: 8 bytes a sample with `num_samples`.
+    device until `end_epoch`. Memory: 16 bytes a sample with `num_samples`, for the scores and the
+    quality of the labels.
 
     References
     ----------
@@ -95,15 +101,18 @@ class GWAMonitor:
     Examples
     --------
     >>> import torch
-    >>> from gwa_torch import GWAMonitor
-    >>> model = torch.nn.Linear(4, 3)
+    >>> from gwa_torch import EarlyStopper, GWAMonitor, rank_samples
+    >>> model, stopper = torch.nn.Linear(4, 3), EarlyStopper(total_steps=1)
     >>> x, y = torch.randn(6, 4), torch.tensor([0, 1, 2, 0, 1, 2])
     >>> with GWAMonitor(model, num_samples=6) as monitor:
     ...     loss = torch.nn.functional.cross_entropy(model(x), y)
     ...     monitor.update(y, ids=torch.arange(6))
     ...     summary = monitor.end_epoch()
-    >>> summary.count, monitor.scores.shape
-    (6, torch.Size([6]))
+    ...     stop = stopper.observe(summary)
+    >>> summary.count, monitor.scores.shape, stop
+    (6, torch.Size([6]), False)
+    >>> rank_samples(monitor.label_quality, k=2).shape
+    torch.Size([2])
     """
 
     def __init__(

@@ -63,8 +63,9 @@ class GWACallback(Watched, TrainerCallback):
         N, the size of the training set; then every batch has ids, and scores are kept by sample.
         Without it only moments are kept.
     rule : Rule, optional
-        A stopping rule such as ``MaxSeparation(patience=3)``: it stops the training. A warm-up that
-        is a fraction is one of all epochs.
+        A stopping rule such as ``MaxSeparation(patience=3)``: it stops the training. It watches a
+        number of the summary, one of ``signals``, or a metric of the trainer's log:
+        ``BestMetric(metric="eval_accuracy")``. A warm-up that is a fraction is one of all epochs.
     restore_best : bool
         Save a checkpoint at each new best epoch of the rule, and load the best one into the model
         when the training ends; default true.
@@ -92,13 +93,17 @@ class GWACallback(Watched, TrainerCallback):
     TypeError, ValueError
         On options that do not fit. At the start of ``train``: if the head is not linear, the model
         is trained as a regression, or a checkpoint to resume from was written without the callback.
+        After the first epoch: if the metric of the rule is not in the log.
 
     Notes
     -----
     Sequence, token and image classification, masked and causal language models; labels of the last
     are shifted as in their loss. Passes in eval mode do not count. Each checkpoint has a file
-    ``gwa_state.pt``, so that a resumed run goes on within an epoch, too. Cost: that of
-    `GWAMonitor`, and one checkpoint for each new best epoch where there is a rule.
+    ``gwa_state.pt``, so that a resumed run goes on within an epoch, too. A rule never keeps an epoch
+    that was cut short, such as the last of ``num_train_epochs=4.2``, and leaves out epochs without a
+    new value of its metric. At the end ``rank_samples(callback.label_quality, k=100)`` says which
+    labels are suspicious. Cost: that of `GWAMonitor`, and one checkpoint for each new best epoch
+    where there is a rule.
 
     References
     ----------
@@ -107,7 +112,7 @@ class GWACallback(Watched, TrainerCallback):
     Examples
     --------
     >>> import tempfile
-    >>> from gwa_core import MaxSeparation
+    >>> from gwa_torch import MaxSeparation
     >>> from gwa_torch.transformers import GWACallback
     >>> from transformers import BertConfig, BertForSequenceClassification
     >>> from transformers import Trainer, TrainingArguments

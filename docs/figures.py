@@ -31,31 +31,31 @@ IMAGES = ROOT / "docs" / "images"
 
 
 def wrong_labels(result: DemoResult) -> np.ndarray:
-    """Return the ids whose label the demonstration made wrong, drawn again from its seed."""
+    """Return the ids that the demonstration gave a wrong label, drawn again from its seed."""
     count = result.report.num_samples
     return np.random.default_rng(0).choice(count, round(NOISE * count), replace=False)
 
 
 def draw_demo(result: DemoResult) -> None:
-    """The picture of the README: the distribution over epochs, and at the chosen one."""
+    """The picture of the README: the distribution over epochs, and at the best one."""
     report = result.report
-    chosen = report.selection.step
+    best = report.best_epoch
     display = DistributionDisplay.from_report(report)
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10.4, 3.7), layout="constrained", width_ratios=(1.15, 1)
     )
     display.plot(left)
     left.set_title("Alignment of 1,297 digits over 50 epochs")
-    left.text(chosen + 0.6, left.get_ylim()[1], "kept", color=BEST, va="top")
+    left.text(best + 0.6, left.get_ylim()[1], "best", color=BEST, va="top")
 
-    display.plot(right, epoch=chosen)
+    display.plot(right, epoch=best)
     for bar in right.patches:
         bar.set_color(GWA)
     right.hist(
         report.scores[wrong_labels(result)],
         report.histogram_edges,
         color=BAD,
-        label="labels that were made wrong",
+        label="wrong labels",
     )
     right.set_ylim(0, 1.2 * right.get_ylim()[1])
     right.legend(
@@ -66,7 +66,7 @@ def draw_demo(result: DemoResult) -> None:
         frameon=True,
         edgecolor="white",
     )
-    right.set_title(f"Epoch {chosen}, the one kept")
+    right.set_title(f"Epoch {best}, the best one")
     save(figure, "demo")
 
 
@@ -83,12 +83,12 @@ def draw_stopping(result: DemoResult) -> None:
     ]
     for panel, name, colour, rule in rows:
         values = [getattr(summary, name) for summary in history]
-        kept = select_epoch(history, rule).step
+        best = select_epoch(history, rule).step
         panel.plot(epochs, values, color=colour, linewidth=2)
-        panel.plot(kept, values[kept], "*", color=BEST, markersize=15, markeredgecolor="white")
-        panel.set_title(f"{type(rule).__name__} keeps epoch {kept}", fontsize=10.5)
+        panel.plot(best, values[best], "*", color=BEST, markersize=15, markeredgecolor="white")
+        panel.set_title(f"{type(rule).__name__} keeps epoch {best}", fontsize=10.5)
         panel.set_ylabel("GWA" if name == "gwa" else name)
-        panels[2].axvline(kept, color=BEST, linewidth=1.2, linestyle=(0, (4, 3)))
+        panels[2].axvline(best, color=BEST, linewidth=1.2, linestyle=(0, (4, 3)))
     panels[1].set_ylim(0.012, 0.022)
     panels[2].plot(epochs, accuracy, color=METRIC, linewidth=2)
     panels[2].set_ylim(92, 98)

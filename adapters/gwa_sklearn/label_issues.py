@@ -214,9 +214,10 @@ class LabelIssues(MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
             warnings.warn(
                 f"{self.issues_.sum()} of {len(y)} labels ({self.issues_.mean():.0%}) are issues, "
                 "more than 40 %, which is seldom true. Usual causes: features that are not scaled "
-                "(StandardScaler); training steps that are too large (SGDClassifier: a smaller "
-                "`eta0`, average=True); an estimator that learns little from these features. See "
-                "first whether the top of `ranked_indices_` is wrong",
+                "(StandardScaler), training steps that are too large (SGDClassifier: a smaller "
+                "`eta0`, average=True) or too few (`max_epochs`, smaller batches), features that "
+                "tell little about the classes. Look at the first of `ranked_indices_` before you "
+                "trust `issues_`",
                 UserWarning,
                 stacklevel=3,  # where `fit` was called, through the check of its options
             )

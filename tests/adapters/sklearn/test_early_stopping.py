@@ -26,7 +26,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator
 
 import gwa_core
-from gwa_core import MaxBimodality, MaxGWA, MaxSeparation, BestMetric, select_epoch
+from gwa_core import BestMetric, MaxBimodality, MaxGWA, MaxSeparation, select_epoch
 from gwa_sklearn import GWAEarlyStoppingClassifier, alignment_scores
 
 X, Y = make_classification(

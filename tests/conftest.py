@@ -1,6 +1,23 @@
-"""Fixtures that all tests share."""
+"""Fixtures that all tests share, and how their processes are set up."""
 
 from __future__ import annotations
+
+import os
+from importlib import metadata
+
+# Before the libraries are imported, here and in the workers. The arrays are small: threads only
+# wait for each other, and most compiled code runs once, so that optimising it takes three quarters
+# of the time. Any value that is set already wins, also an empty one.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+try:
+    # XLA ends the process at a flag that it does not know, and its flags change with the version.
+    knows_flags = metadata.version("jax").split(".")[:2] == ["0", "10"]
+except metadata.PackageNotFoundError:
+    knows_flags = False
+if knows_flags:
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    os.environ.setdefault("XLA_FLAGS", flags)
 
 import pytest
 from backends import CASES, open_case

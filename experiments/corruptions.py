@@ -18,7 +18,7 @@ def corrupt(
     """Write the first test images under each corruption, in the layout of CIFAR-10-C.
 
     The severities 1 to 5 take turns, where CIFAR-10-C has the whole test set at each. The corruptions
-    are those of the package ``imagecorruptions-imaug``, whose strengths are ImageNet-C's.
+    come from the package ``imagecorruptions-imaug``, whose strengths are ImageNet-C's.
 
     Parameters
     ----------

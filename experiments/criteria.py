@@ -55,7 +55,7 @@ KNOWN = CHOSEN_ON | {
     *(f"{study}-random1-90-s0" for study in ("convnext", "vit", "coarse")),
     *(f"{study}-label-90-s0" for study in ("convnext", "coarse")),
 }
-#: What `best_epoch` knows besides: the epoch of the best test accuracy, and those of held-out images.
+#: What `best_epoch` knows besides: the epoch of the best test accuracy, and by the accuracy on held-out images.
 BEST, VALIDATION, FEW = "best epoch", "validation 10 %", "validation 1 %"
 HELD_OUT = BestMetric(metric="validation_accuracy", mode="max")
 

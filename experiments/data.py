@@ -91,7 +91,7 @@ def load(path: str | Path) -> Images:
 
 
 def with_noise(images: Images, name: str, seed: int) -> NDArray[Any]:
-    """Return a set of labels by name: one of the data's, or made wrong by chance.
+    """Return a set of labels by name: one of the data's, or with errors drawn by chance.
 
     Parameters
     ----------
@@ -99,7 +99,7 @@ def with_noise(images: Images, name: str, seed: int) -> NDArray[Any]:
         The data.
     name : str
         A key of its labels, ``"symmetric-40"`` (per cent of labels moved to any other class),
-        ``"asymmetric-20"`` (to the next class), or ``"random"`` (all drawn anew, Fig. 11).
+        ``"asymmetric-20"`` (to the next class), or ``"random"`` (all drawn at random, Fig. 11).
     seed : int
         Of what is drawn.
 

@@ -76,7 +76,7 @@ class Engine:
         for part in images.split(size):
             rows = len(part)
             if self.fast and rows < size:
-                # One shape for all, so that nothing is compiled anew.
+                # One shape for all, so that nothing is compiled twice.
                 part = F.pad(part, (0, 0) * (part.ndim - 1) + (0, size - rows))
             x = self.model.scaled(part)
             with self.precision():

@@ -298,7 +298,7 @@ def health(runs: list[Result]) -> Any:
 
 
 def random_labels(runs: list[Result]) -> Any:
-    """Fig. 11: a network that learns random labels by heart."""
+    """Fig. 11: a network that memorises random labels."""
     run = runs[0]
     figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.0), layout="constrained")
     shown = {"gwa": ("GWA", GWA), "mean": ("mean", GWA), "test_accuracy": ("test accuracy", METRIC)}

@@ -18,7 +18,7 @@ SCORES = ("self_confidence", "normalized_margin")
 
 
 def split(count: int, *, percent: int, fold: int, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the images that are trained on and those that are not, each in order.
+    """Return the images that are trained on and the images that are held out, each in order.
 
     Parameters
     ----------

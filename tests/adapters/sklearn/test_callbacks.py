@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from backends import require
 
 sklearn = pytest.importorskip("sklearn")
 
@@ -17,8 +18,16 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
 
-from gwa_core import GWATracker, MaxBimodality, MaxGWA, select_epoch
-from gwa_sklearn import GWAStopping, alignment_scores, gwa_score
+from gwa_core import GWATracker
+from gwa_sklearn import (
+    GWAStopping,
+    LabelWave,
+    MaxBimodality,
+    MaxGWA,
+    alignment_scores,
+    gwa_score,
+    select_epoch,
+)
 
 if find_spec("sklearn.callback") is None:
 
@@ -37,7 +46,7 @@ NAMES[:40] = NAMES[40:80]
 
 
 def logistic(**options):
-    return LogisticRegression(C=10.0, **{"max_iter": 999, **options})
+    return LogisticRegression(**{"C": 10.0, "tol": 1e-3, "max_iter": 999, **options})
 
 
 class Epochs(CallbackSupportMixin, SGDClassifier):
@@ -89,17 +98,17 @@ def test_each_iteration_is_what_a_fit_of_that_many_gives():
 def test_the_best_iteration_is_the_one_of_the_rule_and_is_kept(rule):
     everything = GWAStopping(MaxGWA())
     logistic().set_callbacks(everything).fit(X, NAMES)
-    chosen = select_epoch(everything.history_, rule)
+    selected = select_epoch(everything.history_, rule)
     stopping = GWAStopping(rule)
     model = logistic().set_callbacks(stopping).fit(X, NAMES)
-    assert stopping.best_epoch_ == chosen.step
-    assert stopping.stopping_reason_ == chosen.reason
+    assert stopping.best_epoch_ == selected.step
+    assert stopping.stopping_reason_ == selected.reason
     best = stopping.best_estimator_
-    expected = everything.history_[chosen.step].gwa
+    expected = everything.history_[selected.step].gwa
     assert gwa_score(best, X, NAMES) == pytest.approx(expected, rel=1e-9)
     assert not np.array_equal(best.coef_, model.coef_)
     assert len(stopping.history_) == (
-        len(everything.history_) if rule.patience is None else chosen.step + 1 + rule.patience
+        len(everything.history_) if rule.patience is None else selected.step + 1 + rule.patience
     )
 
 
@@ -113,6 +122,37 @@ def test_what_is_kept_is_an_estimator_like_any_other():
     assert best.fit(X, NAMES).n_iter_[0] > 0
     assert pickle.loads(pickle.dumps(stopping)).best_epoch_ == stopping.best_epoch_  # noqa: S301
     assert model[-1].n_iter_[0] == len(stopping.history_)
+
+
+def test_the_default_rule_needs_few_iterations():
+    default = GWAStopping()
+    logistic().set_callbacks(default).fit(X, NAMES)
+    written = GWAStopping(MaxBimodality(warmup=5, patience=10))
+    logistic().set_callbacks(written).fit(X, NAMES)
+    assert default.history_ == written.history_
+    assert 5 <= default.best_epoch_ == written.best_epoch_
+    assert default.stopping_reason_ == written.stopping_reason_
+    assert [row.expected for row in default.history_] == [400] * len(default.history_)
+
+
+def test_a_rule_that_watches_what_is_not_measured_is_refused():
+    model = logistic().set_callbacks(GWAStopping(LabelWave()))
+    with pytest.raises(ValueError, match=r"watches 'prediction_changes'; there are epoch, .*, gwa"):
+        model.fit(X, NAMES)
+    assert not hasattr(model, "coef_")
+
+
+def test_columns_keep_their_names_and_nothing_warns():
+    # A warning is an error here, those of scikit-learn about feature names too.
+    pandas = require("pandas")
+    frame = pandas.DataFrame(X).add_prefix("pixel ")
+    stopping = GWAStopping()
+    logistic().set_callbacks(stopping).fit(frame, NAMES)
+    assert list(stopping.best_estimator_.feature_names_in_) == list(frame.columns)
+    assert len(stopping.best_estimator_.predict(frame)) == 400
+    plain = GWAStopping()
+    logistic().set_callbacks(plain).fit(X, NAMES)
+    assert plain.history_ == stopping.history_
 
 
 def test_an_estimator_that_heeds_the_answer_is_stopped():

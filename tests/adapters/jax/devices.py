@@ -19,6 +19,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gwa_jax
 
+# Programs run once or twice here: to make them fast takes longer than it saves.
+jax.config.update("jax_disable_most_optimizations", True)
+
 P = PartitionSpec
 BATCHES, ROWS, C, D = 3, 32, 8, 6
 SAMPLES = BATCHES * ROWS - 6

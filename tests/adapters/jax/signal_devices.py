@@ -18,6 +18,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gwa_jax import signals
 
+# Programs run once or twice here: to make them fast takes longer than it saves.
+jax.config.update("jax_disable_most_optimizations", True)
+
 P = PartitionSpec
 # One that needs latents, and those that compare epochs.
 NAMES = ("gradient_norm", "variability", "forgetting_events", "prediction_changes")

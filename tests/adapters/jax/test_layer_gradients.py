@@ -82,6 +82,28 @@ def expected():
     return found
 
 
+@pytest.fixture(scope="module")
+def measured():
+    """Norms of the first mini-batch and disparity of all, in one compilation; names in order."""
+    names = []
+
+    @jax.jit
+    def measure(params, batches):
+        norms = {
+            size: layer_gradient_norms(
+                loss_fn, params, *batches[0], STAGES, chunk_size=size or None
+            )
+            for size in (0, 3)
+        }
+        found = layer_gradient_disparity(loss_fn, params, batches, STAGES)
+        # JAX sorts the keys of what a jitted function returns.
+        names.extend([list(norms[0]), list(found)])
+        return norms, found
+
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        return *measure(network(), batches()), names
+
+
 def rescaled(losses, gradients):
     """The gradient of mean over deviation, by the rule of the quotient."""
     mean, deviation = losses.mean(), losses.std(ddof=1)
@@ -95,30 +117,24 @@ def disparity(expected, stage):
     return np.mean([np.linalg.norm(a - b) for a, b in combinations(made, 2)])
 
 
-@pytest.mark.parametrize("size", [None, 3])
-def test_norms_equal_the_loop(expected, size):
-    x, y = batches()[0]
-    norms = jax.jit(
-        lambda *args: layer_gradient_norms(loss_fn, *args, STAGES, chunk_size=size)
-    )(network(), x, y)  # fmt: skip
+@pytest.mark.parametrize("size", [0, 3])
+def test_norms_equal_the_loop(expected, measured, size):
+    norms = measured[0][size]
     for stage in STAGES:
         assert norms[stage].dtype == jnp.float32
         wanted = np.linalg.norm(expected[0][1][stage], axis=1)
         assert_allclose(norms[stage], wanted, rtol=1e-5)
 
 
-def test_the_kernel_of_the_head_has_the_closed_forms():
+def test_the_kernel_of_the_head_has_the_closed_forms(measured):
     params, given = network(), batches()
-    x, y = given[0]
-    norms = layer_gradient_norms(loss_fn, params, x, y, ["head.kernel"])["head.kernel"]
+    norms, found = measured[0][0]["head"], measured[1]["head"]
+    x = jnp.stack([x for x, _ in given])
     with jax.numpy_rank_promotion("allow"):
-        z, logits = (
-            np.stack([np.asarray(f(params, x)) for x, _ in given]) for f in (latents_of, logits_of)
-        )
+        z, logits = (np.asarray(jax.jit(f)(params, x)) for f in (latents_of, logits_of))
     labels = np.stack([np.asarray(y) for _, y in given])
     core = signals.gradient_norm(latents=z[0], logits=logits[0], targets=labels[0])
     assert_allclose(norms, core, rtol=1e-5)
-    found = layer_gradient_disparity(loss_fn, params, given, ["head.kernel"])["head.kernel"]
     core = signals.head_gradient_disparity(latents=z, logits=logits, targets=labels)
     assert_allclose(found, core, rtol=1e-5)
 
@@ -157,7 +173,7 @@ def test_disparity_equals_the_loop(expected):
             assert_allclose(found[stage], disparity(expected, stage), rtol=1e-12)
 
 
-def test_the_same_as_pytorch():
+def test_the_same_as_pytorch(measured):
     torch = pytest.importorskip("torch")
     from torch import nn
 
@@ -173,16 +189,16 @@ def test_the_same_as_pytorch():
     stages, loss = {"head": "2.weight", "body": "0", "full": ""}, nn.CrossEntropyLoss()
     pairs = [
         (
-            layer_gradient_norms(loss_fn, params, *given[0], STAGES),
+            measured[0][0],
             gwa_torch.layers.layer_gradient_norms(model, loss, *there[0], stages),
         ),
         (
-            layer_gradient_disparity(loss_fn, params, given, STAGES),
+            measured[1],
             gwa_torch.layers.layer_gradient_disparity(model, loss, there, stages),
         ),
     ]
-    for ours, theirs in pairs:
-        assert list(ours) == list(theirs)
+    for (ours, theirs), names in zip(pairs, measured[2], strict=True):
+        assert names == list(theirs)
         for stage, value in ours.items():
             assert_allclose(value, theirs[stage].numpy(), rtol=2e-5)
 

@@ -3,8 +3,9 @@
     python -m benchmarks.bench_early_stopping [--fashion FOLDER, as Debian installs it] [--npz FILE]
 
 The file has `X`, right labels `y`, and one array of given labels for each kind of noise; ten thousand
-of its rows are trained on, ten thousand others are the test. The test data judge only. Regret is the best test accuracy of all epochs of the run on all rows, less
-that of the epoch kept, in points; where rows were held out it can be negative.
+of its rows are trained on, ten thousand others are the test. The test data judge only. Regret is the
+best test accuracy of all epochs of the run on all rows, less that of the best epoch by the rule, in
+points; where rows were held out it can be negative.
 """
 
 from __future__ import annotations
@@ -164,7 +165,7 @@ def hold_out(model: Any, data: str, x: Any, y: Any, test: Any) -> tuple[float, i
     x, held, y, held_y = train_test_split(
         x, y, test_size=HELD_OUT, stratify=y, random_state=model.random_state
     )
-    rng, best, kept, waited = np.random.default_rng(model.random_state), -1.0, 0.0, 0
+    rng, best, tested, waited = np.random.default_rng(model.random_state), -1.0, 0.0, 0
     for epoch in range(EPOCHS[data]):
         order = rng.permutation(len(x))
         for begin in range(0, len(x), BATCH[data]):
@@ -172,10 +173,10 @@ def hold_out(model: Any, data: str, x: Any, y: Any, test: Any) -> tuple[float, i
             model.partial_fit(x[rows], y[rows], classes=np.arange(10))
         ran, accuracy, waited = epoch + 1, model.score(held, held_y), waited + 1
         if accuracy > best:
-            best, kept, waited = accuracy, model.score(*test), 0
+            best, tested, waited = accuracy, model.score(*test), 0
         if waited == PATIENCE:
             break
-    return kept, ran
+    return tested, ran
 
 
 def compare(data: str, noise: str, name: str, seed: int, place: Path) -> dict[str, Any]:
@@ -189,11 +190,11 @@ def compare(data: str, noise: str, name: str, seed: int, place: Path) -> dict[st
     history, accuracy = train_on_all(models(data, seed)[name], data, x, y, test)
     ways: dict[str, tuple[float, int]] = {}
     for rule_name, rule in RULES.items():
-        chosen = select_epoch(history, rule, total_steps=EPOCHS[data])
-        kept = len(history) - 1 if chosen.step is None else chosen.step
-        # With patience the run would have ended so many epochs after the one kept.
-        ran = len(history) if rule.patience is None else min(kept + rule.patience + 1, len(history))
-        ways[rule_name] = accuracy[kept], ran
+        best = select_epoch(history, rule, total_steps=EPOCHS[data]).step
+        best = len(history) - 1 if best is None else best
+        # With patience the run would have ended so many epochs after the best one.
+        ran = len(history) if rule.patience is None else min(best + rule.patience + 1, len(history))
+        ways[rule_name] = accuracy[best], ran
     ways["last epoch"] = accuracy[-1], len(history)
     library = models(data, seed)[name].set_params(early_stopping=True).fit(x, y)
     ways[f"early_stopping=True, {HELD_OUT:.0%} held out"] = (
@@ -207,8 +208,8 @@ def compare(data: str, noise: str, name: str, seed: int, place: Path) -> dict[st
         "history": history,
         "accuracy": accuracy,
         "ways": {
-            way: (100 * kept, 100 * (accuracy.max() - kept), ran)
-            for way, (kept, ran) in ways.items()
+            way: (100 * found, 100 * (accuracy.max() - found), ran)
+            for way, (found, ran) in ways.items()
         },
     }
 

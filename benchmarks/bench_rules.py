@@ -4,8 +4,8 @@
     GWA_FASHION=FOLDER python -m benchmarks rules    # Fashion-MNIST too, as Debian installs it
 
 Not a timing: the results are accuracy points and average precision, the same on a busy machine.
-Regret is the best test accuracy of all epochs less that of the epoch kept, in points; its mean is
-over the runs that keep one. The test data judge only, but the best of noisy accuracies is partly
+Regret is the best test accuracy of all epochs less that of the best epoch by the rule, in points; its
+mean is over the runs that keep one. The test data judge only, but the best of noisy accuracies is partly
 luck, so that no rule comes to 0.
 """
 
@@ -117,8 +117,8 @@ def measure(run: Run, folder: Path) -> dict[str, float | None]:
     tracker, scores, margins, accuracy = train(run, x, given, test, rng)
     found: dict[str, float | None] = {LAST: accuracy.max() - accuracy[-1]}
     for name, rule in RULES.items():
-        kept = select_epoch(tracker.history, rule).step
-        found[name] = None if kept is None else accuracy.max() - accuracy[kept]
+        best = select_epoch(tracker.history, rule).step
+        found[name] = None if best is None else accuracy.max() - accuracy[best]
     if run.share:
         qualities = label_quality(scores), label_quality(scores, method="mean")
         for name, quality in zip(RANKINGS, (*qualities, np.nanmean(margins, axis=0)), strict=True):

@@ -260,7 +260,8 @@ def _open_parquet(path: Path) -> Openers:
 
 
 def _open_column(path: Path, name: str, kind: Any, rows: int) -> _Column:
-    types = _import_parquet().types
+    pa = _import_parquet()
+    types = pa.types
     fixed = types.is_fixed_size_list(kind)
     nested = fixed or types.is_list(kind) or types.is_large_list(kind)
     value = kind.value_type if nested else kind
@@ -272,7 +273,9 @@ def _open_column(path: Path, name: str, kind: Any, rows: int) -> _Column:
     elif nested:
         first = next(_read_column(path, name, 1), None)
         shape = (rows, len(first[0]) if first else 0)
-    return _Column(path, name, shape, np.dtype(value.to_pandas_dtype()))
+    # What `to_pandas_dtype` gives, for which older releases import pandas.
+    dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
+    return _Column(path, name, shape, dtype)
 
 
 # --- any of them --------------------------------------------------------------------------------

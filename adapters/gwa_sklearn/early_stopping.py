@@ -9,6 +9,7 @@ from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fit_context
 from sklearn.linear_model import SGDClassifier
@@ -263,7 +264,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         self.classes_ = data.classes
         self.history_, self.n_iter_ = history, len(history)
         self.alignment_, self.best_epoch_ = best.scores, best.epoch
-        self.label_quality_ = quality.value
+        self.label_quality_ = np.asarray(quality.value)
         self.stopping_reason_, self.signals_ = reason, signals
         return self
 

@@ -43,7 +43,8 @@ from gwa_sklearn.scores import alignment_scores
 
 __all__ = ["THRESHOLD", "LabelIssues", "find_label_issues", "get_label_quality_scores"]
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 FLOATS = (np.float64, np.float32)
 

@@ -54,7 +54,7 @@ def process(*args):
 def demo(tmp_path_factory):
     """A short demonstration: what is printed does not depend on how far a training went."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(demonstration, "EPOCHS", 12)
+        patch.setattr(demonstration, "EPOCHS", 6)
         return demonstration.run_demo(tmp_path_factory.mktemp("demo"))
 
 
@@ -149,7 +149,7 @@ def test_compare_and_report(demo, tmp_path):
 
 
 def test_demo_says_the_same_to_people_and_machines(tmp_path, monkeypatch):
-    monkeypatch.setattr(demonstration, "EPOCHS", 4)
+    monkeypatch.setattr(demonstration, "EPOCHS", 2)
     short = demonstration.run_demo(tmp_path / "short")
     done = gwa("demo", "--out", tmp_path / "d", "--json")
     value = json.loads(done.stdout)

@@ -49,13 +49,13 @@ def other(tmp_path_factory):
 
 
 def test_same_numbers_at_every_run(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr(demonstration, "EPOCHS", 6)
+    monkeypatch.setattr(demonstration, "EPOCHS", 3)
     other = run_demo(tmp_path, seed=3)
     # Into the folder of an earlier demonstration, too.
     again = run_demo(other.run.parent)
     assert again.run == other.run
     assert [record.summary for record in again.report.epochs] == [
-        record.summary for record in demo.report.epochs[:6]
+        record.summary for record in demo.report.epochs[:3]
     ]
     fresh = run_demo(tmp_path / "fresh")
     np.testing.assert_array_equal(again.report.label_quality, fresh.report.label_quality)

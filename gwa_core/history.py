@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +18,40 @@ __all__ = ["EpochSummary", "HistorySummary", "summarize_history"]
 CLEAR_SKEWNESS = -0.4
 CLEAR_NEGATIVE = 0.06
 LEFT = 0.5
+
+
+# An epoch is whole with nine of these tenths of the samples it should have had; where nobody knows
+# how many those are, with five tenths of the fullest epoch so far. In whole numbers, as 0.9 is none.
+TENTHS, TENTHS_OF_FULLEST = 9, 5
+
+
+def as_mapping(record: Any) -> Mapping[str, Any]:
+    """Return the fields of a summary, or a mapping as it is."""
+    return record if isinstance(record, Mapping) else record._asdict()
+
+
+def number(fields: Mapping[str, Any], name: str, default: float = math.nan) -> float:
+    """Return a field as a number, nan for None."""
+    value = fields.get(name, default)
+    return math.nan if value is None else float(value)
+
+
+def is_cut_short(fields: Mapping[str, Any], fullest: float) -> tuple[bool, float]:
+    """Tell whether too few samples of an epoch came; also return the fullest so far, with it."""
+    came = number(fields, "count") + number(fields, "omitted", 0.0)
+    expected = number(fields, "expected")
+    whole = TENTHS_OF_FULLEST * fullest if math.isnan(expected) else TENTHS * expected
+    return 10 * came < whole, max(fullest, came)  # nan comes second and changes nothing
+
+
+def epochs_cut_short(history: Iterable[Any]) -> list[int]:
+    """Return the positions of the epochs that were cut short, which no rule keeps."""
+    fullest, found = 0.0, []
+    for position, record in enumerate(history):
+        short, fullest = is_cut_short(as_mapping(record), fullest)
+        if short:
+            found.append(position)
+    return found
 
 
 def expected_samples(came: Any, *, rows: Any, total: Any) -> Any:

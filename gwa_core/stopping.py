@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from gwa_core._lib.checks import check_positive_int
 from gwa_core.baseline_rules import BestMetric, GradientDisparity, LabelWave
-from gwa_core.history import EpochSummary
+from gwa_core.history import EpochSummary, as_mapping, is_cut_short, number
 from gwa_core.rules import MaxBimodality, MaxGWA, MaxSeparation, Rule, warmup_steps
 from gwa_core.score import Summary
 
@@ -18,10 +18,6 @@ STATE_VERSION = 2
 
 #: The rule wherever one is optional.
 DEFAULT_RULE = MaxSeparation()
-
-# An epoch is whole with nine of these tenths of the samples it should have had; where nobody knows
-# how many those are, with five tenths of the fullest epoch so far. In whole numbers, as 0.9 is none.
-TENTHS, TENTHS_OF_FULLEST = 9, 5
 
 
 class Selection(NamedTuple):
@@ -129,17 +125,15 @@ class EarlyStopper:
         with less than nine tenths of the samples ``expected``, or, where that is not known, with
         less than half of the fullest epoch so far.
         """
-        fields = _fields(record)
+        fields = as_mapping(record)
         _check_column("record", fields, self.rule)
-        value = _number(fields, self.rule.signal)
-        came = _number(fields, "count") + _number(fields, "omitted", 0.0)
-        expected = _number(fields, "expected")
-        whole = TENTHS_OF_FULLEST * self._fullest if math.isnan(expected) else TENTHS * expected
-        healthy = self.rule.signal != "gwa" or _number(fields, "denominator", 1.0) > 0.0
+        value = number(fields, self.rule.signal)
+        short, fullest = is_cut_short(fields, self._fullest)
+        healthy = self.rule.signal != "gwa" or number(fields, "denominator", 1.0) > 0.0
         step = self._next(step)
         if not self.should_stop:
-            self._advance(value, step, healthy=healthy, short=10 * came < whole)
-            self._fullest = max(self._fullest, came)  # nan second: it changes nothing
+            self._advance(value, step, healthy=healthy, short=short)
+            self._fullest = fullest
         return self.should_stop
 
     def update(self, value: float, *, step: int | None = None, healthy: bool = True) -> bool:
@@ -374,7 +368,7 @@ def select_epoch(
         raise ValueError("`history` must have at least one epoch, got none")
     stopper = EarlyStopper(rule, total_steps=len(records) if total_steps is None else total_steps)
     for position, record in enumerate(records):
-        _check_column(f"history[{position}]", _fields(record), stopper.rule)
+        _check_column(f"history[{position}]", as_mapping(record), stopper.rule)
         if stopper.observe(record):
             break
     return Selection(stopper.best_step, stopper.best_value, stopper.reason)
@@ -431,10 +425,6 @@ OWN_RULES: tuple[Rule, ...] = (
 )
 
 
-def _fields(record: Any) -> Mapping[str, Any]:
-    return record if isinstance(record, Mapping) else record._asdict()
-
-
 def _check_column(name: str, fields: Mapping[str, Any], rule: Rule) -> None:
     """Raise where there is no column for the rule to read, and say what there is."""
     if rule.signal not in fields:
@@ -443,8 +433,3 @@ def _check_column(name: str, fields: Mapping[str, Any], rule: Rule) -> None:
             f"{', '.join(sorted(map(str, fields)))}; give it beside the summary: "
             f"{{**summary._asdict(), {rule.signal!r}: ...}}"
         )
-
-
-def _number(fields: Mapping[str, Any], name: str, default: float = math.nan) -> float:
-    value = fields.get(name, default)
-    return math.nan if value is None else float(value)

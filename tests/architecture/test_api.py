@@ -17,7 +17,7 @@ PLUMBING = sorted(path.stem for path in (CORE / "_lib").glob("*.py") if path.ste
 # Shared between modules of the core or with the adapters; users need none of it.
 SHARED = {
     "attribution": {"QualitySums", "epoch_weight"},
-    "history": {"expected_samples"},
+    "history": {"as_mapping", "epochs_cut_short", "expected_samples", "is_cut_short", "number"},
     "rules": {"keep_best", "new_state", "smooth", "wait"},
     "score": {"separation"},
 }

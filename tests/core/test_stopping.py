@@ -25,6 +25,7 @@ from gwa_core import (
     select_step,
     summarize,
 )
+from gwa_core.history import epochs_cut_short
 
 RULES = (
     MaxGWA(),
@@ -323,6 +324,8 @@ def test_where_the_length_of_an_epoch_is_unknown_the_fullest_so_far_counts():
         return select_epoch(rows, MaxSeparation(warmup=0)).step
 
     assert at(8, 100, 8) == 1
+    assert epochs_cut_short([{"count": n} for n in (8, 100, 8, 50, 49)]) == [2, 4]
+    assert epochs_cut_short([{"count": 89, "expected": 100}, {"count": 90, "expected": 100}]) == [0]
     assert at(8, 10, 40) == 2
     assert at(1000, 400, 400) == 0
     # Scores that were not finite came all the same.

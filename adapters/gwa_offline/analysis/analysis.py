@@ -24,9 +24,9 @@ from gwa_core import (
     summarize,
     summarize_history,
 )
+from gwa_core.history import epochs_cut_short
 from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.analysis.statistics import (
-    cut_short,
     histograms_of,
     moments_of,
     per_class,
@@ -286,7 +286,7 @@ def _messages(
             f"({_listed(unhealthy)}): the scores are so bimodal, or so constant, that the "
             "denominator is not positive. Rules on GWA skip these epochs; other rules do not."
         )
-    short = cut_short(rows)
+    short = epochs_cut_short(rows)
     if short:
         found.append(
             f"{len(short)} of {len(records)} epochs {'was' if len(short) == 1 else 'were'} cut "

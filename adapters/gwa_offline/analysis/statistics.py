@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import EarlyStopper, EpochSummary, LabelQuality, MaxSeparation, Moments, summarize
+from gwa_core import EpochSummary, LabelQuality, Moments, summarize
 
-__all__ = ["cut_short", "histograms_of", "moments_of", "per_class", "quality_of", "scaled"]
+__all__ = ["histograms_of", "moments_of", "per_class", "quality_of", "scaled"]
 
 # Scores summarised at once; their moments take ten times their memory.
 CHUNK = 1 << 18
@@ -35,17 +35,6 @@ def quality_of(
             quality.update(np.asarray(values, np.float64), summary)
     found: NDArray[np.float64] | None = quality.value
     return np.full(num_samples, np.nan) if found is None else found
-
-
-def cut_short(records: Sequence[Mapping[str, Any]]) -> list[int]:
-    """Return the positions of the epochs that no rule keeps because too few samples came."""
-    stopper, found = EarlyStopper(MaxSeparation(warmup=0)), []
-    for position, record in enumerate(records):
-        before = stopper.state_dict()["short"]
-        stopper.observe(record)
-        if stopper.state_dict()["short"] > before:
-            found.append(position)
-    return found
 
 
 def histograms_of(

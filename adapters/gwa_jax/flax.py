@@ -15,7 +15,7 @@ try:
     from flax.nnx.training.metrics import MetricState
 except ImportError as error:
     raise ImportError(
-        "`gwa_jax.flax` needs Flax 0.12 or newer; pip install 'gwa-core[flax]'"
+        "`gwa_jax.flax` needs Flax 0.12.4 or newer; pip install 'gwa-core[flax]'"
     ) from error
 
 from gwa_jax._capture import Calls, Head, branches, find, unknown, watched

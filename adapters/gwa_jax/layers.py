@@ -364,7 +364,7 @@ def _varying(x: Array, data: Any) -> Array:
     lax: Any = jax.lax
     if axes and hasattr(lax, "pcast"):
         x = lax.pcast(x, tuple(axes), to="varying")
-    elif axes:  # JAX 0.7 and 0.8
+    elif axes:  # JAX 0.8
         x = lax.pvary(x, tuple(axes))
     return x
 

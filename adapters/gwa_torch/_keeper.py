@@ -66,6 +66,8 @@ class Keeper:
         self._whole = False
         # Whether a run folder with epochs in it may be this run's.
         self.resumed = False
+        # The most rows that an ended epoch had.
+        self._fullest = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -115,6 +117,7 @@ class Keeper:
         if isinstance(epoch, BySample):
             self._assess(epoch, summary)
         self.history.append(summary)
+        self._fullest = max(self._fullest, sum(columns[0], self._common_rows))
         self.epoch, self.ended = epoch, True
         self._begin()
         return summary
@@ -157,6 +160,8 @@ class Keeper:
         total = self.num_samples / self.every
         # A loader may drop what does not fill a batch.
         total = seen if total - seen < sum(largest) else total
+        # The loop may train on a part of the samples, which its first epoch shows.
+        total = min(total, max(seen, self._fullest)) if self._fullest else total
         return float(expected_samples(came, rows=seen, total=total))
 
     def synchronize(self) -> None:
@@ -193,6 +198,7 @@ class Keeper:
             "history": [summary._asdict() for summary in self.history],
             "batches": self.batches,
             "rows": [self._rows, self._common_rows, self._largest],
+            "fullest": self._fullest,
             "rank": rank,
             "world": world,
             "whole": world == 1 or self._whole,
@@ -225,6 +231,7 @@ class Keeper:
             self._quality_device = None
         self.beta = state["beta"]
         self.history = [EpochSummary(**summary) for summary in state["history"]]
+        self._fullest = state["fullest"]
         self._begin()
         if epoch is not None:
             self.batches = state["batches"]

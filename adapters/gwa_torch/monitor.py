@@ -348,9 +348,9 @@ class GWAMonitor:
         step : int, optional
             The caller's clock, such as the optimiser's step; default the number of the epoch.
         batches : int, optional
-            How many batches this rank has in a whole epoch, such as ``len(loader)``. Default what
-            `num_samples` says, where an epoch is the whole training set. A rule never keeps an
-            epoch that was cut short.
+            How many batches this rank has in a whole epoch, such as ``len(loader)``, so that one
+            that was cut short is known; no rule keeps it. Default what `num_samples` says, and
+            from the second epoch on the fullest one before, where that is less.
 
         Returns
         -------

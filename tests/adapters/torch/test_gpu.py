@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from models import batch, head_oracle, network
 from torch.nn import functional as F  # noqa: N812
 
-from gwa_core import alignment_scores, weighted_targets
+from gwa_core import alignment_scores, label_quality, weighted_targets
 from gwa_torch import GWAMonitor, frobenius_norm, head_scores
 from gwa_torch._epoch import BySample
 
@@ -195,6 +195,30 @@ def test_an_epoch_never_waits_for_the_device(name, no_waiting, monkeypatch):
             monitor.update(targets[rows], None if stream else ids[rows])
         no_waiting.off()
         assert monitor.end_epoch().count == 240
+
+
+def test_label_quality_is_kept_on_the_device():
+    model = network().cuda()
+    monitor, resumed = GWAMonitor(model.head, 40), GWAMonitor(model.head, 40)
+    x, y = (t.cuda() for t in batch(40))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    scores = []
+    for epoch in range(4):
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        for one in (monitor, resumed):
+            one.update(y, torch.arange(40))
+            one.end_epoch()
+        scores.append(monitor.scores)
+        assert monitor._keeper.quality.value.device.type == "cuda"
+        want = label_quality(torch.stack(scores).double())
+        assert_allclose(monitor.label_quality, want, rtol=1e-5)
+        assert torch.equal(resumed.label_quality, monitor.label_quality)
+        if epoch == 1:
+            # A state is on the host, and goes to the device with the next scores.
+            resumed.load_state_dict(monitor.state_dict())
+            assert torch.equal(resumed.label_quality, monitor.label_quality)
 
 
 def test_waiting_would_be_noticed(no_waiting):

@@ -235,6 +235,24 @@ class TestWhole:
         # 28 of 40, and no batch that was left out.
         assert expected_of(self.every.split(28)[:1]) == (28, 28)
 
+    def test_a_loop_over_a_part_of_the_samples(self):
+        model = network()
+        monitor = GWAMonitor(model.head, 40)
+        x, y = batch(40)
+        stopper, expected = EarlyStopper(MaxSeparation(warmup=0)), []
+        for rows in (24, 24, 8, 24):
+            for ids in self.every[:rows].split(4):
+                model(x[ids])
+                monitor.update(y[ids], ids)
+            stopper.observe(monitor.end_epoch())
+            expected.append(monitor.history[-1].expected)
+            state = monitor.state_dict()
+            monitor.load_state_dict(state)
+        # The first epoch may have been cut short; the others are as long as it was.
+        assert expected == [40, 24, 24, 24]
+        assert stopper.best_step == 1
+        assert "2 cut short left out" in stopper.reason
+
     def test_every_second_batch(self):
         assert expected_of(self.every.split(4), every=2) == (20, 20)
         assert expected_of(self.every.split(4)[:4], every=np.int64(2)) == (8, 20)

@@ -40,10 +40,11 @@ class Rows(NamedTuple):
 def check_count(name: str, value: Any) -> int:
     """Return an integer of at least one, of any library's kind, as a Python one."""
     try:
-        number = operator.index(value)
+        # Older releases of NumPy take their bools for integers.
+        number = 0 if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         number = 0
-    if isinstance(value, bool) or not 1 <= number < NEVER:
+    if not 1 <= number < NEVER:
         raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
     return number
 

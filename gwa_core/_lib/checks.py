@@ -9,6 +9,8 @@ from __future__ import annotations
 import operator
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
+
 from gwa_core._lib.array import Array, is_floating, is_host
 
 __all__ = [
@@ -52,10 +54,11 @@ def check_integer(name: str, value: Any, *, least: int) -> int:
     A bool is no integer here: it is a comparison that somebody forgot to sum.
     """
     try:
-        whole = operator.index(value)
+        # Older releases of NumPy take their bools for integers.
+        whole = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)
     except TypeError:
         whole = least - 1
-    if whole < least or isinstance(value, bool):
+    if whole < least:
         raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
     return whole
 

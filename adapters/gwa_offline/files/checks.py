@@ -23,7 +23,7 @@ _CHECK_BYTES = 2**24
 def index(name: str, value: Any) -> int:
     """Return a whole number of any integer type; a bool is none."""
     wrong = f"`{name}` must be an integer, got {type(value).__name__} {value!r}"
-    if isinstance(value, bool):
+    if isinstance(value, bool | np.bool_):
         raise FeaturesError(wrong)
     try:
         whole = operator.index(value)

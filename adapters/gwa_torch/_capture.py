@@ -106,7 +106,7 @@ class Capture:
         self.paused = False
         self._newest: _Link | None = None
         self._count = 0
-        # Of a call that failed, for one more try; and beside those that `logits` named.
+        # Of a call that failed, for one more try; and beside passes that `logits` named.
         self._missed: list[Forward] = []
         self._left: list[Forward] = []
         self._hook = head.register_forward_hook(Listener(self._keep), with_kwargs=True)
@@ -131,7 +131,7 @@ class Capture:
         return [*self._left, *self._missed, *reversed(found)]
 
     def replace(self, forwards: list[Forward]) -> None:
-        """Let these passes wait instead of those that do."""
+        """Let these passes wait instead of the present ones."""
         self.forget()
         for forward in forwards:
             self._newest = _Link(forward, self._newest)
@@ -170,7 +170,7 @@ class Capture:
         self._newest = _Link(forward, self._newest)
 
     def _drain(self) -> list[Forward]:
-        """Return the passes since the last call, and begin anew."""
+        """Return the passes since the last call, and begin a new list."""
         new = self.waiting[len(self._left) + len(self._missed) :]
         self._newest, self._count = None, 0
         return new
@@ -183,7 +183,7 @@ class Capture:
         """Return the pass that has these targets, or several that have them together.
 
         All that waited is forgotten. But those beside a pass that `logits` names stay until others
-        come, and those of a call that fails until the next pass.
+        come, and passes of a call that fails until the next pass.
 
         Parameters
         ----------
@@ -214,7 +214,7 @@ class Capture:
 def _choose(
     waiting: list[Forward], shape: tuple[int, ...], logits: torch.Tensor | None
 ) -> list[Forward]:
-    """Return those of the passes that the targets belong to, or say why none can be told."""
+    """Return the passes that the targets belong to, or say why none can be told."""
     samples = math.prod(shape)
     # Replicas of DataParallel run in threads; their pieces are in the order of devices.
     waiting = sorted(waiting, key=lambda forward: forward.logits.device.index or 0)

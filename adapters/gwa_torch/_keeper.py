@@ -72,9 +72,9 @@ class Keeper:
 
     def _begin(self) -> None:
         """Count from nothing."""
-        # On this rank, those that were scored and those that were not.
+        # Of this rank, whether they were scored or not.
         self.batches = 0
-        # Scored rows of this rank since the last `synchronize`, and those of all ranks before it.
+        # Scored rows: of this rank since the last `synchronize`, and of all ranks before it.
         self._rows = self._common_rows = 0
         self._largest = 0
 
@@ -134,7 +134,7 @@ class Keeper:
         self.quality.update(scores.numpy() if scores.device.type == "cpu" else scores, summary)
 
     def _agree(self, whole: int) -> list[list[int]]:
-        """Return by rank the rows, the largest batch, the batches, and those of a whole epoch.
+        """Return by rank the rows, the largest batch, the batches, and how many an epoch has.
 
         Raises on every rank where the ranks differ in N: one collective would break or hang.
         """

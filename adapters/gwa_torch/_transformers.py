@@ -23,7 +23,7 @@ UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel"}
 class Tap:
     """Takes labels, ids and logits of each training batch; the loss is left as it is.
 
-    It stands around two methods of the trainer: ``compute_loss``, which sees the labels whoever
+    It wraps two methods of the trainer: ``compute_loss``, which sees the labels whoever
     computes the loss then, and ``prediction_step``, where ids must not reach the model either.
 
     Parameters

@@ -80,7 +80,7 @@ def find_head(model: nn.Module) -> Head:
 
 
 def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -> Head:
-    """Return the head that a module, a dotted name in `model`, or `find_head` stands for.
+    """Return the head that a module, a dotted name in `model`, or `find_head` names.
 
     Parameters
     ----------

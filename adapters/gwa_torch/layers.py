@@ -73,10 +73,10 @@ def layer_alignment(
     Notes
     -----
     Cost: a forward and a backward pass of each sample, vectorised. Memory: N × P gradients for the P
-    parameters of all stages together and about three copies of those of the largest stage, or
+    parameters of all stages together and about three copies of the largest stage's, or
     ``chunk_size`` × P. Each sample is alone in its pass, so that batch norm must be in eval mode,
     ``model.eval()``: a gradient of one sample under the statistics of a batch does not exist.
-    Dropout, where it is on, draws anew for each sample. Frozen parameters count like others;
+    Dropout, where it is on, draws for each sample alone. Frozen parameters count like others;
     tied ones count once. Compiled and parallel models are measured by the model inside.
 
     References
@@ -137,7 +137,7 @@ def layer_gradient_norms(
 
     Notes
     -----
-    Cost and memory: those of `layer_alignment`. GraNd is the mean over several initialisations, and
+    Cost and memory: as for `layer_alignment`. GraNd is the mean over several initialisations, and
     TracIn's self-influence the sum over checkpoints.
 
     References

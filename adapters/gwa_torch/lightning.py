@@ -315,9 +315,9 @@ class GWACallback(Watched, Callback):
     def _logged(self, trainer: Trainer) -> dict[str, Any] | None:
         """Return what was logged, or None where the metric of the rule has no new value."""
         assert self.stopper is not None  # noqa: S101  # asked before
-        logged, signal = dict(trainer.callback_metrics), self.stopper.rule.signal
         if not self._reads_log:
-            return logged
+            return {}  # to look would have Lightning compute them
+        logged, signal = dict(trainer.callback_metrics), self.stopper.rule.signal
         self._look(trainer)
         value = None if self._metric is None else float(self._metric)
         # Not every epoch may have a validation.

@@ -68,7 +68,7 @@ def alignment_scores(
     head : Linear, 1×1 convolution, str or None
         The head, its dotted name in `model`, or None to look for it by `find_head`.
     num_samples : int, optional
-        N, the size of the data set; then every batch has ids, and scores stand by id.
+        N, the size of the data set; then every batch has ids, and the scores are in their order.
     targets : str, int or callable, optional
         Where a batch has its targets: a key, a position or a function of the batch. Default the
         second of a tuple, or the entry ``labels``, ``label``, ``targets``, ``target`` or ``y``.
@@ -108,7 +108,7 @@ def alignment_scores(
     afterwards that they had before. Dropout is off and batch norm uses its running statistics, so
     that the online scores differ from these also where the learning rate is zero, unless the model
     has neither. Give a loader without random augmentation, and without shuffling where no ids tell
-    which sample is which. Compiled models run uncompiled, and those of DataParallel and DDP on one
+    which sample is which. Compiled models run uncompiled, and models in DataParallel and DDP on one
     device. Under ``torch.distributed`` each rank gets the scores of its own loader; nothing is
     exchanged.
 

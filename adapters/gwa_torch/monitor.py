@@ -384,7 +384,7 @@ class GWAMonitor:
         """Scores (N,) of the epoch in progress, or of the one that ended last, on the host.
 
         Not a number where a sample was not seen; None without `num_samples` or before the first
-        batch. During an epoch, those of this rank.
+        batch. During an epoch, only what this rank saw.
         """
         return self._keeper.scores
 
@@ -478,7 +478,7 @@ class GWAMonitor:
 
     @contextlib.contextmanager
     def pause(self) -> Iterator[None]:
-        """Ignore forward passes inside the ``with`` block, such as those of another loss."""
+        """Ignore forward passes inside the ``with`` block, such as passes for another loss."""
         before, self._capture.paused = self._capture.paused, True
         try:
             yield

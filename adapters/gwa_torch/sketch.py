@@ -98,7 +98,7 @@ class JLHead(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Make the sketch anew from the seed, as after ``to_empty``; the linear layer stays."""
+        """Make the sketch from the seed again, as after ``to_empty``; the linear layer stays."""
         unit = torch.eye(self._made.in_features, dtype=self.sketch.dtype, device="cpu")
         self.sketch.copy_(project(unit, self._made).T)
 

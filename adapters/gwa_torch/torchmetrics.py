@@ -136,7 +136,7 @@ class GradientWeightAlignment(Metric):
     ) -> None:
         """Score a batch; call it before ``optimizer.step()``.
 
-        The weight and the bias must be those that made the logits, and the step changes them.
+        The weight and the bias must be the ones that made the logits; the step changes them.
 
         Parameters
         ----------

@@ -79,7 +79,7 @@ class GWACallback(Watched, TrainerCallback):
     **options : Any
         Further options of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``,
         ``ignore_index``, ``sketch``, ``beta``, ``every``, ``signals``, ``process_group``. Loss
-        and label smoothing are those of the model and of the trainer where you do not say.
+        and label smoothing are read from the model and the trainer where you do not say.
 
     Attributes
     ----------
@@ -242,7 +242,7 @@ class GWACallback(Watched, TrainerCallback):
         kept = read_state(folder)
         at_end = float(state.epoch or 0).is_integer()
         if args.ignore_data_skip and not at_end:
-            # The trainer begins that epoch anew.
+            # The trainer begins that epoch again.
             kept["monitor"]["epoch"] = None
         monitor.load_state_dict(kept["monitor"])
         if (stopper is None) != (kept["stopper"] is None):

@@ -89,7 +89,7 @@ def before_step(device: str) -> Any:
 
 @situation("update after the step")
 def after_step(device: str) -> Any:
-    """`update` after `optimizer.step()`: logits, latents and ‖W‖ are those of the forward pass."""
+    """`update` after `optimizer.step()`: logits, latents and ‖W‖ are from the forward pass."""
     return plain(device, after=True)
 
 
@@ -131,7 +131,7 @@ def compiled(device: str) -> Any:
 
 @situation("torch.compile, fullgraph")
 def fullgraph(device: str) -> Any:
-    """`fullgraph=True`: the hook breaks no graph, and no step compiles anew."""
+    """`fullgraph=True`: the hook breaks no graph, and no step compiles again."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
         return plain(device, after=True, call=lambda model: torch.compile(model, fullgraph=True))
@@ -175,7 +175,7 @@ def compiled_step(device: str) -> Any:
 
 @situation("mixed precision, bfloat16", tolerance=2e-2)
 def bfloat16(device: str) -> Any:
-    """`torch.autocast`: the logits are those of the pass, rounded as the model rounds them."""
+    """`torch.autocast`: the logits are taken from the pass, rounded as the model rounds them."""
 
     def call(model: Any) -> Any:
         return torch.autocast(device, torch.bfloat16)(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -23,23 +24,48 @@ sys.meta_path.insert(0, Blocker())
 """
 
 
-def python(code):
-    """Run code in a fresh process where the other libraries can't be imported."""
+# Where something is missing, and what is asked for.
+MISSING = {
+    "lightning": "`gwa_torch.lightning` needs Lightning; pip install lightning",
+    "transformers": "`gwa_torch.transformers` needs Transformers; pip install "
+    "'transformers[torch]>=4.46'",
+    "torchmetrics": "`gwa_torch.torchmetrics` needs torchmetrics; pip install torchmetrics",
+}
+
+WORK = f"""
+import importlib, json
+import gwa_torch
+
+heavy = ("torch._dynamo", "torch._inductor", *{OTHERS!r})
+found = {{"heavy": [name for name in heavy if name in sys.modules]}}
+import torch
+
+head = torch.nn.Linear(4, 3)
+monitor = gwa_torch.GWAMonitor(head)
+head(torch.randn(5, 4))
+monitor.update(torch.zeros(5, dtype=torch.int64))
+found["count"] = monitor.end_epoch().count
+for name in {list(MISSING)!r}:
+    try:
+        importlib.import_module("gwa_torch." + name)
+    except ImportError as error:
+        found[name] = [type(error).__name__, str(error), isinstance(error.__cause__, ImportError)]
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh():
+    """What happens in a fresh process where the other libraries can't be imported."""
     paths = f"import sys; sys.path[:0] = {sys.path!r}\n"
-    command = [sys.executable, "-c", BLOCKER + paths + code]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-c", BLOCKER + paths + WORK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
-def test_the_monitor_needs_pytorch_alone():
-    done = python(
-        "import torch, gwa_torch\n"
-        "head = torch.nn.Linear(4, 3)\n"
-        "monitor = gwa_torch.GWAMonitor(head)\n"
-        "head(torch.randn(5, 4))\n"
-        "monitor.update(torch.zeros(5, dtype=torch.int64))\n"
-        "print(monitor.end_epoch().count)"
-    )
-    assert (done.returncode, done.stdout) == (0, "5\n"), done.stderr
+def test_the_monitor_needs_pytorch_alone(fresh):
+    assert fresh["count"] == 5
 
 
 def test_a_loop_needs_one_import():
@@ -54,20 +80,16 @@ def test_a_loop_needs_one_import():
         assert getattr(gwa_torch, name) is getattr(gwa_core, name)
 
 
-def test_importing_costs_no_compiler_and_no_trainer():
-    done = python(
-        "import gwa_torch\n"
-        "heavy = ('torch._dynamo', 'torch._inductor', *" + repr(OTHERS) + ")\n"
-        "print(*(name for name in heavy if name in sys.modules))"
-    )
-    assert (done.returncode, done.stdout) == (0, "\n"), done.stderr
+def test_importing_costs_no_compiler_and_no_trainer(fresh):
+    assert fresh["heavy"] == []
 
 
-@pytest.mark.parametrize("name", ["lightning", "transformers", "torchmetrics"])
-def test_what_is_missing_is_named_when_asked_for(name):
-    done = python(f"import gwa_torch.{name}")
-    assert done.returncode == 1
-    error = done.stderr.strip().splitlines()[-1]
-    assert error.startswith(f"ImportError: `gwa_torch.{name}` needs ")
+@pytest.mark.parametrize("name", MISSING)
+def test_what_is_missing_is_named_when_asked_for(fresh, name):
+    kind, error, caused = fresh[name]
+    assert kind == "ImportError"
+    assert error == MISSING[name]
+    assert error.startswith(f"`gwa_torch.{name}` needs ")
     assert "pip install " in error
     assert name in error.partition("pip install ")[2]
+    assert caused

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -358,7 +359,7 @@ def test_what_does_not_fit_is_refused():
         call(x=x.numpy())
     with pytest.raises(TypeError, match="must be tensors with the samples first, got Tensor, list"):
         call(y=y.tolist())
-    for size in (0, 1.5):
+    for size in (0, 1.5, True):
         with pytest.raises(ValueError, match="`chunk_size` must be an integer of at least 1"):
             call(chunk_size=size)
 
@@ -387,3 +388,20 @@ def test_norms_of_a_sample_work_in_train_mode():
     x, y = images()
     names = members_of(model, "")
     close(call(model, x=x, y=y)[""], by_loop(model, nn.CrossEntropyLoss(), x, y, names))
+
+
+def test_a_chunk_size_may_be_one_of_numpy():
+    x, y = images()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5))
+    close(call(model, x=x, y=y, chunk_size=np.int64(2))[""], call(model, x=x, y=y)[""])
+
+
+def test_norms_of_large_and_small_gradients_do_not_overflow():
+    model = nn.Linear(4, 3, bias=False)
+    x, y = torch.eye(4)[:2], torch.tensor([0, 1])
+    for scale in (1e30, 1e-30):
+        norms = layer_gradient_norms(
+            model, lambda out, target, s=scale: s * F.cross_entropy(out, target), x, y, [""]
+        )[""]
+        plain = layer_gradient_norms(model, F.cross_entropy, x, y, [""])[""]
+        torch.testing.assert_close(norms / scale, plain)

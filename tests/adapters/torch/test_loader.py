@@ -6,6 +6,7 @@ import copy
 from collections import UserDict
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -392,6 +393,9 @@ def test_what_does_not_fit_is_refused():
     for batches, options, words in cases:
         with pytest.raises(ValueError, match=words):
             alignment_scores(model, batches, **options)
+    with pytest.raises(ValueError, match=r"`num_samples` must be an integer .* got True"):
+        alignment_scores(model, loader(), num_samples=True)
+    assert len(alignment_scores(model, loader(), num_samples=np.int64(ROWS))) == ROWS
     spent = iter(loader(8))
     alignment_scores(model, spent)
     with pytest.raises(ValueError, match="a generator is used up"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -198,3 +199,13 @@ def test_heads_of_models_of_different_widths_have_one_shape():
 def test_what_does_not_fit_is_refused(arguments, options, words):
     with pytest.raises(ValueError, match=words):
         JLHead(*arguments, **options)
+
+
+def test_sizes_may_be_those_of_numpy():
+    head = JLHead(np.int64(16), np.int32(3), np.uint8(8), seed=np.int64(5))
+    assert torch.equal(head.sketch, JLHead(16, 3, 8, seed=5).sketch)
+    assert head(torch.randn(2, 16)).shape == (2, 3)
+    for name in ("in_features", "num_classes", "sketch_features"):
+        sizes = {"in_features": 16, "num_classes": 3, "sketch_features": 8}
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer .* got True"):
+            JLHead(**(sizes | {name: True}))

@@ -1032,29 +1032,6 @@ def test_misuse_is_told(tmp_path):
     assert GWACallback(trainer, rule=MaxGWA(), restore_best=False).stopper is None
 
 
-def test_without_transformers(tmp_path):
-    script = """
-        import sys
-        sys.modules["transformers"] = None
-        import gwa_torch
-        try:
-            import gwa_torch.transformers
-        except ImportError as error:
-            assert isinstance(error.__cause__, ImportError)
-            print(error)
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; sys.path[:0] = {PLACES}\n{textwrap.dedent(script)}"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        check=True,
-    )
-    assert done.stdout.strip() == (
-        "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]>=4.46'"
-    )
-
-
 def test_the_state_is_in_every_checkpoint_and_plain(tmp_path):
     trainer = make(tmp_path, save_strategy="epoch", num_train_epochs=2)
     gwa = watch(trainer, ROWS, rule=MaxGWA(warmup=0))

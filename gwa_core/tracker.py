@@ -87,6 +87,8 @@ class GWATracker:
         #: Ended epochs in order.
         self.history: list[EpochSummary] = []
         self._quality = None if num_samples is None else LabelQuality(num_samples)
+        # The most rows that an ended epoch had.
+        self._fullest = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -217,9 +219,10 @@ class GWATracker:
         step : int, optional
             The caller's clock, such as the optimiser's step; default the number of the epoch.
         expected : int, optional
-            Samples that a whole epoch has, so that one cut short is known. Default with ids: the
-            samples that came, times `num_samples` over the rows that came if these are fewer; without
-            ids unknown.
+            Samples that a whole epoch has, so that one cut short is known; no rule keeps it. Default
+            with ids what `num_samples` says, and from the second epoch on the fullest one before,
+            where that is less. Rows count, so that a sampler may draw with replacement. Without ids
+            unknown.
 
         Returns
         -------
@@ -238,7 +241,12 @@ class GWATracker:
             came = int((self._slots.seen_in >= 0).sum())
             omitted = came - int(moments.count)
             if expected is None and came:
-                expected = expected_samples(came, rows=self._rows, total=self.num_samples)
+                total = self.num_samples or 0
+                if self._fullest:
+                    # The loop may train on a part of the samples, which its first epoch shows.
+                    total = min(total, max(self._rows, self._fullest))
+                expected = expected_samples(came, rows=self._rows, total=total)
+            self._fullest = max(self._fullest, self._rows)
         if self._ended or (int(moments.count) == 0 and omitted == 0):
             raise ValueError(
                 "an epoch must have scores, got none since the last `end_epoch`; "
@@ -307,6 +315,7 @@ class GWATracker:
             "by_id": self._by_id,
             "batches": self._batches,
             "rows": self._rows,
+            "fullest": self._fullest,
             "omitted": self._omitted,
             "moments": [np.array(field) for field in self._moments],
             "stream": np.concatenate(self._stream) if self._stream else None,
@@ -339,6 +348,7 @@ class GWATracker:
         self._ended = state["ended"]
         self._by_id = state["by_id"]
         self._batches, self._rows = state["batches"], state["rows"]
+        self._fullest = state["fullest"]
         self._omitted = state["omitted"]
         self._moments = Moments(*(np.array(field) for field in state["moments"]))
         self._stream = [] if state["stream"] is None else [np.array(state["stream"])]

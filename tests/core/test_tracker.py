@@ -403,6 +403,17 @@ def test_an_epoch_knows_how_many_samples_it_should_have_had(rows, expected):
     assert tracker.end_epoch().expected == expected
 
 
+def test_a_loop_over_a_part_of_the_samples_shows_its_length_in_the_first_epoch():
+    tracker, expected = GWATracker(200), []
+    for n in (120, 120, 8, 118, 200, 150):
+        tracker.update(SCORES[:n], ids=np.arange(n))
+        expected.append(tracker.end_epoch().expected)
+        resumed = GWATracker(200)
+        resumed.load_state_dict(tracker.state_dict())
+        tracker = resumed
+    assert expected == [200, 120, 120, 120, 200, 200]
+
+
 def test_masked_samples_are_no_samples_cut_short():
     tracker = GWATracker(200)
     tracker.update(SCORES, ids=np.arange(200), where=np.arange(200) % 2 == 0)

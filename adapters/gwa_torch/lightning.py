@@ -205,7 +205,7 @@ class GWACallback(Watched, Callback):
         # Resumed at the end of an epoch without `max_epochs`, Lightning runs a batch more and ends
         # that epoch again.
         self._hooked.load_state_dict(self._hooked.state_dict() | {"epoch": None})
-        self._open = None
+        self._open = self._metric = None
         self._log(pl_module)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -268,7 +268,7 @@ class GWACallback(Watched, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> TrainerControl:
         """Be done with the epoch before."""
-        self._give_up(args, state, control)
+        self._give_up(args, state)
         return control
 
     def on_epoch_end(
@@ -306,11 +306,12 @@ class GWACallback(Watched, TrainerCallback):
         if self.stopper is None:
             return
         self._undecided = folder
-        evaluated = self._signal.startswith("eval_")
-        if self._signal in self._record():
+        known = {*self._record(), *log_values(self._hooked, self.prefix)}
+        if self._signal not in known and self._is_coming(state, control):
+            return
+        if self._signal in known or self._signal in self._new_logs(state):
             self._decide(state, control)
-        elif not (control.should_evaluate if evaluated else control.should_log):
-            self._give_up(args, state, control)
+        self._give_up(args, state)
 
     @property
     def _signal(self) -> str:
@@ -323,19 +324,24 @@ class GWACallback(Watched, TrainerCallback):
         rows = [row for row in state.log_history if row["step"] > before]
         return {name: value for row in rows for name, value in row.items()}
 
-    def _give_up(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl
-    ) -> None:
-        """Decide without waiting for the metric any longer, or leave the epoch out."""
+    def _is_coming(self, state: TrainerState, control: TrainerControl) -> bool:
+        """Whether the trainer will log the metric at the end of this epoch."""
+        if self._signal.startswith("eval_"):
+            return control.should_evaluate
+        last: int = self.trainer._globalstep_last_logged
+        return control.should_log and state.global_step > last
+
+    def _give_up(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Leave out an epoch whose metric has not come; raise if it never will."""
         if self._undecided is None:
             return
+        self._undecided = None
         came = {name for row in state.log_history for name in row}
         evaluated = any(name.startswith("eval_") for name in came)
         # Not every epoch may have an evaluation.
         later = self._signal.startswith("eval_") and args.eval_strategy != "no" and not evaluated
-        if self._signal in self._new_logs(state) or not (later or self._signal in came):
-            self._decide(state, control)
-        self._undecided = None
+        if not (later or self._signal in came):
+            self._observe(self._new_logs(state))  # which says what there is
 
     def _decide(self, state: TrainerState, control: TrainerControl) -> None:
         """Ask the rule about the epoch that ended last."""
@@ -358,7 +364,7 @@ class GWACallback(Watched, TrainerCallback):
         **more: Any,
     ) -> None:
         """See that the weights of the best epoch were loaded."""
-        self._give_up(args, state, control)
+        self._give_up(args, state)
         metric = self.stopper and self.history and self._signal not in self._record()
         if metric and not any(self._signal in row for row in state.log_history):
             warnings.warn(

@@ -462,8 +462,21 @@ def values_of(trainer, metric):
         ("eval_loss", {"eval_strategy": "steps", "eval_steps": 2 * STEPS}),
         ("loss", {"logging_strategy": "epoch"}),
         ("loss", {"logging_steps": 2}),
+        # Logged at the last step of the epoch already, and not at its end again.
+        ("loss", {"logging_steps": STEPS}),
+        # A number of the callback's own, as it is logged.
+        ("gwa_kurtosis", {"logging_strategy": "epoch"}),
     ],
-    ids=["epochs", "steps", "odd steps", "every second epoch", "loss", "loss of steps"],
+    ids=[
+        "epochs",
+        "steps",
+        "odd steps",
+        "every second epoch",
+        "loss",
+        "loss of steps",
+        "loss of last steps",
+        "own",
+    ],
 )
 def test_a_rule_on_a_logged_metric(metric, options, tmp_path):
     rule, weights = BestMetric(metric=metric, mode="min", patience=2), Weights()

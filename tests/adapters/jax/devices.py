@@ -10,7 +10,8 @@ import json
 import os
 import warnings
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,6 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gwa_jax
-
-# Programs run once or twice here: to make them fast takes longer than it saves.
-jax.config.update("jax_disable_most_optimizations", True)
 
 P = PartitionSpec
 BATCHES, ROWS, C, D = 3, 32, 8, 6

@@ -9,7 +9,8 @@ import functools
 import json
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+flags = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +18,6 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gwa_jax import signals
-
-# Programs run once or twice here: to make them fast takes longer than it saves.
-jax.config.update("jax_disable_most_optimizations", True)
 
 P = PartitionSpec
 # One that needs latents, and those that compare epochs.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -49,15 +50,16 @@ def widen(tree):
     )
 
 
-def oracle(loss, kernel, x, targets):
+def oracle(gradients, kernel, x, targets):
     """γ of the whole model: the gradient of each sample's loss, taken in float64.
 
-    `loss(kernel, x, target)` runs the model on one sample with another kernel in its head.
+    `gradients(kernel, x, targets)` runs the model on each sample with another kernel in its head.
     """
     # Layers of Flax mix float32 into float64.
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         kernel, x = widen((kernel, x))
-        gradients = jax.jit(jax.vmap(jax.grad(loss), (None, 0, 0)))(kernel, x, targets)
+        gradients = gradients(kernel, x, targets)
+        assert gradients.dtype == jnp.float64
         gradients, kernel = np.asarray(gradients), np.asarray(kernel)
     axes = tuple(range(1, gradients.ndim))
     length = np.sqrt((gradients**2).sum(axes)) * np.sqrt((kernel**2).sum())
@@ -99,16 +101,26 @@ def bare(*args, **kwargs):
     return nnx.Linear(*args, use_bias=False, **kwargs)
 
 
-def nnx_oracle(model, x, targets, kernel=lambda model: model.head.kernel, loss=None):
+@functools.cache
+def nnx_gradients(graph):
+    """One compilation serves all tests of a model with arrays of these shapes."""
+
+    def loss(weights, state, row, target):
+        model = nnx.merge(graph, state, copy=True)
+        model.head.kernel[...] = weights
+        return cross_entropy(model(row[None]), target[None]).sum()
+
+    return jax.jit(jax.vmap(jax.grad(loss), (None, None, 0, 0)))
+
+
+def nnx_oracle(model, x, targets):
     """γ by the gradient of an NNX model."""
     graph, state = nnx.split(model)
 
-    def one(weights, row, target):
-        wide = nnx.merge(graph, widen(state))
-        kernel(wide)[...] = weights
-        return cross_entropy(wide(row[None]), target[None]).sum()
+    def gradients(kernel, x, targets):
+        return nnx_gradients(graph)(kernel, widen(state), x, targets)
 
-    return oracle(one if loss is None else loss, kernel(model)[...], x, targets)
+    return oracle(gradients, model.head.kernel[...], x, targets)
 
 
 def scored(head, targets):
@@ -192,6 +204,13 @@ def test_half_precision_heads():
     assert_allclose(scored(head, targets), nnx_oracle(Net(), x, targets), atol=0.03)
 
 
+def as_outside(step, *args):
+    """Compile a step as it is compiled outside the tests, whose flags change how XLA fuses code."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    fused = {"xla_cpu_use_fusion_emitters": True} if "fusion_emitters=false" in flags else {}
+    return step.lower(*args).compile(fused)
+
+
 def steps(watch, count=4):
     """Train, with or without the capture; return all numbers of the training."""
     model = Net(seed=3)
@@ -213,10 +232,13 @@ def steps(watch, count=4):
             metric.update(**head._asdict(), labels=targets, ids=ids)
         return loss, grads
 
-    told = []
+    told, compiled = [], None
     for i in range(count):
         ids = jnp.arange(i * ROWS, (i + 1) * ROWS)
-        told.append(step(model, optimizer, metric, *data(seed=i), ids))
+        given = model, optimizer, metric, *data(seed=i), ids
+        # Refuses arguments of other shapes or types, which would be compiled again.
+        compiled = compiled or as_outside(step, *given)
+        told.append(compiled(*given))
     return jax.tree.leaves((told, nnx.state(model), nnx.state(optimizer))), metric, traced
 
 
@@ -250,13 +272,17 @@ def test_the_kernel_is_the_one_before_the_optimizers_step():
     optimizer = nnx.Optimizer(model, optax.sgd(1.0), wrt=nnx.Param)
     expected = nnx_oracle(model, x, targets)
 
-    def loss_fn(model):
-        output, head = call_with_head(model, "head", x)
-        return cross_entropy(output, targets).mean(), head
+    @nnx.jit
+    def step(model, optimizer):
+        def loss_fn(model):
+            output, head = call_with_head(model, "head", x)
+            return cross_entropy(output, targets).mean(), head
 
-    (_, head), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
-    optimizer.update(model, grads)
-    assert_allclose(scored(head, targets), expected, atol=1e-5)
+        (_, head), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+        optimizer.update(model, grads)
+        return head
+
+    assert_allclose(scored(step(model, optimizer), targets), expected, atol=1e-5)
     assert np.abs(expected - nnx_oracle(model, x, targets)).max() > 1e-3
 
 
@@ -564,9 +590,10 @@ def dense(**options):
     return linen.Dense(CLASSES, bias_init=linen.initializers.normal(1.0), **options)
 
 
+@functools.cache
 def made(head=None):
     model = Model(dense() if head is None else head)
-    return model, model.init(jax.random.key(0), data()[0])
+    return model, jax.jit(model.init)(jax.random.key(0), data()[0])
 
 
 def linen_oracle(model, variables, x, targets):
@@ -575,7 +602,8 @@ def linen_oracle(model, variables, x, targets):
         params = wide["params"] | {"head": wide["params"]["head"] | {"kernel": kernel}}
         return cross_entropy(model.apply(wide | {"params": params}, row[None]), target[None]).sum()
 
-    return oracle(one, variables["params"]["head"]["kernel"], x, targets)
+    gradients = jax.jit(jax.vmap(jax.grad(one), (None, 0, 0)))
+    return oracle(gradients, variables["params"]["head"]["kernel"], x, targets)
 
 
 LINEN_HEADS = {
@@ -624,8 +652,11 @@ def linen_steps(watch, count=4):
         return state.apply_gradients(grads=grads), stats, gwa, (loss, grads)
 
     stats, gwa, told = variables["batch_stats"], gwa_jax.init(), []
+    compiled = None
     for i in range(count):
-        state, stats, gwa, numbers = step(state, stats, gwa, *data(seed=i), jax.random.key(i))
+        given = state, stats, gwa, *data(seed=i), jax.random.key(i)
+        compiled = compiled or as_outside(step, *given)
+        state, stats, gwa, numbers = compiled(*given)
         told.append(numbers)
     return jax.tree.leaves((told, state, stats)), gwa, traced
 

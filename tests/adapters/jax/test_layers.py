@@ -322,7 +322,7 @@ print("equal")
 def test_samples_on_several_devices():
     # A process of its own: the number of host devices is fixed when JAX starts. Inside shard_map
     # JAX would add up the gradients of all devices, were the parameters not told apart.
-    flags = "--xla_force_host_platform_device_count=4"
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SHARDED],
         env=os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},

@@ -1,11 +1,13 @@
 """The documentation does what it says: its code runs, its output is real, its links lead somewhere."""
 
 import importlib.util
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from backends import require
 
@@ -124,6 +126,23 @@ def test_the_readme_shows_what_the_demonstration_prints():
     shown = re.search(r"/gwa demo\n```\n\n```text\n(.*?)```", text, re.DOTALL)[1]
     (demo,) = [b for b in execute.blocks(DOCS / "command-line.md") if b.commands == ["demo"]]
     assert shown == demo.shown
+
+
+def test_a_command_prints_the_same_in_a_process_of_its_own(tmp_path, monkeypatch):
+    require("typer")
+    monkeypatch.chdir(tmp_path)
+    targets = np.arange(40) % 2
+    latents = np.random.default_rng(0).normal(size=(40, 2)) + np.eye(2)[targets]
+    np.savez("features.npz", latents=latents, weight=np.eye(2), targets=targets)
+    command = [sys.executable, "-m", "gwa_offline", "analyse", "features.npz"]
+    places = {"PYTHONPATH": os.pathsep.join(PLACES)}
+    environment = os.environ | execute.TERMINAL | places
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    before = dict(os.environ)
+    assert execute.call(command[3:]) == execute.ESCAPE.sub("", done.stdout) != ""
+    with pytest.raises(RuntimeError, match=r"gwa analyse nothing: gwa: .*nothing"):
+        execute.call(["analyse", "nothing"])
+    assert dict(os.environ) == before
 
 
 def test_outputs_are_compared():

@@ -43,3 +43,10 @@ def backend(request):
     """The backend cases that have values and cost little, in turn and opened."""
     with open_case(request.param) as opened:
         yield opened
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Let each worker of `-n` run files as a whole, as their tests share what they compile."""
+    if getattr(config.option, "numprocesses", None) and config.option.dist == "no":
+        config.option.dist = "worksteal"

@@ -28,7 +28,7 @@ Tree = dict[str, Any]
 
 
 def parameters(key: Any) -> Tree:
-    """Return the weights of a vision transformer in float32; those of the blocks are stacked."""
+    """Return the weights of a vision transformer in float32; all blocks are in one array."""
 
     def dense(key: Any, *shape: int) -> Any:
         return 0.02 * jax.random.truncated_normal(key, -2.0, 2.0, shape)
@@ -165,8 +165,8 @@ class Run:
 def paired(runs: dict[str, Run], way: str, seconds: float) -> tuple[float, float, float]:
     """Return the median ratio of speed, its standard error, and the milliseconds of a step.
 
-    Each time stands between those of two trainings without a monitor, so that neither a drift nor
-    where the buffers of one of them lie counts.
+    Each time is measured between two trainings without a monitor, so that neither a drift nor the
+    place of the buffers of one of them counts.
     """
     ratios, times = [], []
     end = time.perf_counter() + seconds

@@ -87,7 +87,7 @@ def layer_alignment(
     Cost: a forward and a backward pass of each sample, vectorised. Memory: N × P gradients for the P
     parameters of all stages together and a few copies of those of the largest stage, or
     ``chunk_size`` × P. Runs under jit, scan, vmap and shard_map, and on global arrays of any sharding.
-    It is made for jit: outside, every call traces the loss anew.
+    Call it under jit: outside, every call traces the loss again.
 
     References
     ----------

@@ -196,7 +196,7 @@ def _flat_scores(
     where = None if where is None else where.reshape(rows)
 
     def of_loss(target: Array) -> dict[str, Any]:
-        options = {"targets": target, "label_smoothing": label_smoothing}
+        options: dict[str, Any] = {"targets": target, "label_smoothing": label_smoothing}
         if class_weights is not None and (target.ndim == 2 or label_smoothing > 0.0):
             options = {"targets": weighted_targets(class_weights=class_weights, **options)}
         return options | {"bias": bias, "loss": loss}

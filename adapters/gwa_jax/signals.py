@@ -29,11 +29,11 @@ class State(NamedTuple):
     rows : 0-D int32 array
         Rows with ids that came in this epoch.
     omitted : 0-D int32 array
-        Rows that were left out since `init`, of an id outside 0..N-1.
+        Rows that were left out since `init`, with an id outside 0..N-1 other than -1.
     order : int32 array of shape (N,)
         When each sample was seen first in this epoch; 2^31 - 1 where it was not.
     latest : dict of str to array of shape (N,)
-        What each sample had when it was seen last; read them with `values`.
+        Each sample's values when it was seen last; read them with `values`.
     moments : Moments, optional
         Of values without ids: fields of one entry a signal, in the order of their names.
     run : OverEpochs
@@ -121,14 +121,15 @@ def update(
     state : State
         From `init` or the update before; a step may donate it.
     logits : array of shape (..., C)
-        Outputs of the head, before the optimiser's step; tokens and pixels are samples.
+        Outputs of the head, before the optimiser's step; tokens and pixels are samples. One output
+        (..., 1) is that of a sigmoid.
     targets : integer array of shape (...,)
-        Class numbers in 0..C-1. Another number makes the sample's values nan.
+        Class numbers in 0..C-1, of a sigmoid 0 or 1. Another number makes the sample's values nan.
     latents : array of shape (..., D), optional
         Inputs of the head, for the signals that need them.
     ids : integer array of shape (...,)
         Sample numbers in 0..num_samples-1, where the state has `num_samples`. A sample counts once
-        an epoch, with its first row. Others are left out and counted as `omitted`.
+        an epoch, with its first row. -1 is padding; other ids are counted as `omitted`.
     where : boolean array of shape (...,), optional
         True for samples that count, False for padding.
     axis_name : str or tuple of str, optional
@@ -315,7 +316,7 @@ def _end(state: State) -> tuple[State, dict[str, Array]]:
 @jax.jit
 @lenient
 def values(state: State) -> dict[str, Array]:
-    """Return each sample's value of the epoch in flight, or before its first batch of the last one.
+    """Return each sample's value of the epoch in progress, or of the last one before a first batch.
 
     Parameters
     ----------

@@ -19,12 +19,12 @@ def jl_layer(
     kind: Literal["gaussian", "rademacher", "sparse", "hadamard"] = "gaussian",
     seed: int = 0,
 ) -> Callable[[Array], Array]:
-    r"""Return a frozen random sketch, to stand between latents and head as a layer.
+    r"""Return a frozen random sketch, a layer between latents and head.
 
     .. math:: z \mapsto S z, \qquad S \in \mathbb R^{K \times D} \text{ fixed}
 
     Models of different widths D get heads of one shape (K, C), and their scores can be compared.
-    This changes the network that is trained. The latents of the head are then what the layer gives.
+    This changes the network that is trained. The latents of the head are the output of the layer.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def jl_layer(
     Notes
     -----
     Cost: O(DK) a sample, "hadamard" O(D log D); at least float32 inside. Under jit the sketch is a
-    constant of 4DK bytes. It is in no checkpoint: make it of the same seed again.
+    constant of 4DK bytes. No checkpoint contains it: make it with the same seed again.
 
     References
     ----------

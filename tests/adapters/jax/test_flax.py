@@ -84,7 +84,7 @@ class Net(nnx.Module):
 
 
 class Deep(nnx.Module):
-    """The head stands in a list of a list."""
+    """The head is in a list of a list."""
 
     def __init__(self):
         self.parts = nnx.List([nnx.Dict(net=Net())])

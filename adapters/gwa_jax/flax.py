@@ -238,7 +238,7 @@ class GWAMetric(nnx.Metric):
         Parameters
         ----------
         logits, latents, kernel, bias
-            Those of the forward pass, ``**head._asdict()`` of `call_with_head`.
+            From the forward pass, ``**head._asdict()`` of `call_with_head`.
         labels : integer array of shape (...,) or array of shape (..., C)
             Class numbers, or probabilities.
         ids : integer array of shape (...,)

@@ -85,7 +85,7 @@ def layer_alignment(
     ``(x, jax.random.split(key, N))``.
 
     Cost: a forward and a backward pass of each sample, vectorised. Memory: N × P gradients for the P
-    parameters of all stages together and a few copies of those of the largest stage, or
+    parameters of all stages together, a few copies of the largest stage, or
     ``chunk_size`` × P. Runs under jit, scan, vmap and shard_map, and on global arrays of any sharding.
     Call it under jit: outside, every call traces the loss again.
 
@@ -153,7 +153,7 @@ def layer_gradient_norms(
 
     Notes
     -----
-    Parameters, cost and memory are those of `layer_alignment`. GraNd is the mean over several
+    Parameters, cost and memory are the same as of `layer_alignment`. GraNd is the mean over several
     initialisations, and TracIn's self-influence the sum over checkpoints.
 
     References

@@ -25,7 +25,7 @@ class State(NamedTuple):
     epoch : 0-D int32 array
         Number of epochs that ended.
     rows : 0-D int32 array
-        Rows with ids that came in this epoch, also those that do not count.
+        Rows with ids that came in this epoch, padding and repeated samples included.
     omitted : 0-D int32 array
         Scores that were left out: not finite, or with an id outside 0..N-1 other than -1.
     moments : Moments
@@ -277,7 +277,7 @@ def merge(state: State, other: State) -> State:
             f"`other` must have num_samples={state.order.shape[-1] or None}, got "
             f"{other.order.shape[-1] or None}"
         )
-    # An epoch that counts is worth more than any number of those that do not, whose share is negative.
+    # A negative share is of epochs without a weight: any epoch with one displaces them.
     ours, theirs = state.quality.share, other.quality.share
     more = jnp.where(theirs > 0, theirs > ours, (ours <= 0) & (theirs < ours))
     return State(

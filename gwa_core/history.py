@@ -54,15 +54,45 @@ def epochs_cut_short(history: Iterable[Any]) -> list[int]:
     return found
 
 
-def expected_samples(came: Any, *, rows: Any, total: Any) -> Any:
-    """Return how many samples an epoch should have had: `came` times max(total / rows, 1).
+def expected_samples(came: Any, *, rows: Any, total: Any, batch: Any = 0, fullest: Any = 0) -> Any:
+    """Return how many samples an epoch should have had: `came`, times what is missing of its rows.
 
     Rows count, not samples: a sampler that draws with replacement sees a sample twice, and a mask
-    leaves some out, in whole epochs too. Works on numbers and on arrays of any namespace.
+    leaves some out, in whole epochs too. Works on numbers and on traced arrays.
+
+    Parameters
+    ----------
+    came : number or array
+        Samples that came, counted and omitted.
+    rows : number or array
+        Rows that came, at least 1.
+    total : number
+        Rows of an epoch over the whole training set.
+    batch : number or array
+        Rows of the largest batch: a loader may drop what does not fill one.
+    fullest : number or array
+        Rows of the fullest epoch before, 0 in the first one: a loop may train on a part of the
+        samples, which its first epoch shows.
+
+    Returns
+    -------
+    number or array
+        At least `came`.
     """
-    ratio = total / rows
-    # max(ratio, 1), for numbers and traced arrays alike.
-    return came * ((ratio + 1.0 + abs(ratio - 1.0)) / 2.0)
+    dropped = total - rows < batch
+    total = dropped * rows + (1 - dropped) * total
+    first = fullest == 0
+    shown = _smaller(total, _larger(rows, fullest))
+    total = first * total + (1 - first) * shown
+    return came * _larger(total / rows, 1.0)
+
+
+def _larger(a: Any, b: Any) -> Any:
+    return (a + b + abs(a - b)) / 2
+
+
+def _smaller(a: Any, b: Any) -> Any:
+    return (a + b - abs(a - b)) / 2
 
 
 class EpochSummary(NamedTuple):

@@ -67,6 +67,9 @@ class GWATracker:
     (3, 0.133, array([ 0.1,  nan,  0.5, -0.2]))
     """
 
+    # Whether its scores tell how far labels can be trusted.
+    _of_labels = True
+
     def __init__(
         self,
         num_samples: int | None = None,
@@ -86,7 +89,8 @@ class GWATracker:
         self.keep_scores = keep_scores
         #: Ended epochs in order.
         self.history: list[EpochSummary] = []
-        self._quality = None if num_samples is None else LabelQuality(num_samples)
+        assesses = num_samples is not None and self._of_labels
+        self._quality = LabelQuality(num_samples) if assesses else None  # type: ignore[arg-type]
         # The most rows that an ended epoch had.
         self._fullest = 0
         self._reset()
@@ -97,7 +101,7 @@ class GWATracker:
         self._pending: list[tuple[Array, Array | None, Array | None]] = []
         self._pending_size = 0
         self._batches = 0
-        self._rows = 0
+        self._rows = self._largest = 0
         self._omitted = 0
         self._moments = Moments.empty(np.zeros(()))
         self._stream: list[np.ndarray[Any, Any]] = []
@@ -183,6 +187,7 @@ class GWATracker:
                 self._slots.add(values[keep], numbers[keep], self._batches)
             self._batches += 1
             self._rows += values.shape[0]
+            self._largest = max(self._largest, values.shape[0])
 
     def _add_stream(self, values: np.ndarray[Any, Any]) -> None:
         self._omitted += int((~np.isfinite(values)).sum())
@@ -221,8 +226,8 @@ class GWATracker:
         expected : int, optional
             Samples that a whole epoch has, so that one cut short is known; no rule keeps it. Default
             with ids what `num_samples` says, and from the second epoch on the fullest one before,
-            where that is less. Rows count, so that a sampler may draw with replacement. Without ids
-            unknown.
+            where that is less. Rows count, so that a sampler may draw with replacement, and a loader
+            may drop what does not fill a batch. Without ids unknown.
 
         Returns
         -------
@@ -241,11 +246,13 @@ class GWATracker:
             came = int((self._slots.seen_in >= 0).sum())
             omitted = came - int(moments.count)
             if expected is None and came:
-                total = self.num_samples or 0
-                if self._fullest:
-                    # The loop may train on a part of the samples, which its first epoch shows.
-                    total = min(total, max(self._rows, self._fullest))
-                expected = expected_samples(came, rows=self._rows, total=total)
+                expected = expected_samples(
+                    came,
+                    rows=self._rows,
+                    total=self.num_samples,
+                    batch=self._largest,
+                    fullest=self._fullest,
+                )
             self._fullest = max(self._fullest, self._rows)
         if self._ended or (int(moments.count) == 0 and omitted == 0):
             raise ValueError(
@@ -296,6 +303,8 @@ class GWATracker:
         self._by_id = other._by_id
         self._batches = max(self._batches, other._batches)
         self._rows += other._rows
+        # Each of them may have dropped what did not fill a batch.
+        self._largest += other._largest
         self._omitted += other._omitted
         self._moments = self._moments.merge(other._moments)
         self._stream = [*self._stream, *other._stream]
@@ -315,6 +324,7 @@ class GWATracker:
             "by_id": self._by_id,
             "batches": self._batches,
             "rows": self._rows,
+            "largest": self._largest,
             "fullest": self._fullest,
             "omitted": self._omitted,
             "moments": [np.array(field) for field in self._moments],
@@ -347,7 +357,8 @@ class GWATracker:
         self.history = [EpochSummary(**summary) for summary in state["history"]]
         self._ended = state["ended"]
         self._by_id = state["by_id"]
-        self._batches, self._rows = state["batches"], state["rows"]
+        self._batches = state["batches"]
+        self._rows, self._largest = state["rows"], state["largest"]
         self._fullest = state["fullest"]
         self._omitted = state["omitted"]
         self._moments = Moments(*(np.array(field) for field in state["moments"]))

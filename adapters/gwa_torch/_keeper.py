@@ -158,11 +158,11 @@ class Keeper:
         if self.num_samples is None or not seen:
             return None
         total = self.num_samples / self.every
-        # A loader may drop what does not fill a batch.
-        total = seen if total - seen < sum(largest) else total
-        # The loop may train on a part of the samples, which its first epoch shows.
-        total = min(total, max(seen, self._fullest)) if self._fullest else total
-        return float(expected_samples(came, rows=seen, total=total))
+        return float(
+            expected_samples(
+                came, rows=seen, total=total, batch=sum(largest), fullest=self._fullest
+            )
+        )
 
     def synchronize(self) -> None:
         """Take over what the other ranks saw."""

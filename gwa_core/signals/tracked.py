@@ -18,6 +18,12 @@ __all__ = ["TrackedSignals"]
 STATE_VERSION = 3
 
 
+class _Values(GWATracker):
+    """The values of one signal: no scores, whose average would tell of labels."""
+
+    _of_labels = False
+
+
 class TrackedSignals:
     """Follow chosen signals through a training: by sample, by epoch, and over all epochs.
 
@@ -69,7 +75,7 @@ class TrackedSignals:
         self.history: list[dict[str, float]] = []
         self._run = OverEpochs.begin(self.names, np.zeros(num_samples or 0))
         self._trackers = {
-            name: GWATracker(num_samples, keep_scores=num_samples is not None)
+            name: _Values(num_samples, keep_scores=num_samples is not None)
             for name in self._run.sources
         }
 

@@ -384,21 +384,24 @@ def test_many_epochs_do_not_grow_the_tracker():
 
 
 @pytest.mark.parametrize(
-    ("rows", "expected"),
+    ("rows", "batch", "expected"),
     [
-        (np.arange(200), 200),
-        (np.arange(8), 200),
-        (np.arange(190), 200),
+        (np.arange(200), 64, 200),
+        (np.arange(8), 8, 200),
+        (np.arange(128), 64, 200),
+        # What does not fill a batch is dropped.
+        (np.arange(192), 64, 192),
+        (np.arange(150), 150, 150),
         # With replacement: 200 rows of 120 samples are a whole epoch, 100 rows of 60 a half.
-        (np.arange(200) % 120, 120),
-        (np.arange(100) % 60, 120),
+        (np.arange(200) % 120, 50, 120),
+        (np.arange(100) % 60, 50, 120),
         # A distributed sampler pads.
-        (np.arange(204) % 200, 200),
+        (np.arange(204) % 200, 51, 200),
     ],
 )
-def test_an_epoch_knows_how_many_samples_it_should_have_had(rows, expected):
+def test_an_epoch_knows_how_many_samples_it_should_have_had(rows, batch, expected):
     tracker = GWATracker(200)
-    for part in np.array_split(rows, 3):
+    for part in np.split(rows, range(batch, len(rows), batch)):
         tracker.update(SCORES[part % 200], ids=part)
     assert tracker.end_epoch().expected == expected
 
@@ -406,7 +409,8 @@ def test_an_epoch_knows_how_many_samples_it_should_have_had(rows, expected):
 def test_a_loop_over_a_part_of_the_samples_shows_its_length_in_the_first_epoch():
     tracker, expected = GWATracker(200), []
     for n in (120, 120, 8, 118, 200, 150):
-        tracker.update(SCORES[:n], ids=np.arange(n))
+        for ids in np.split(np.arange(n), range(4, n, 4)):
+            tracker.update(SCORES[ids], ids=ids)
         expected.append(tracker.end_epoch().expected)
         resumed = GWATracker(200)
         resumed.load_state_dict(tracker.state_dict())

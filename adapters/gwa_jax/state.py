@@ -26,6 +26,8 @@ class State(NamedTuple):
         Number of epochs that ended.
     rows : 0-D int32 array
         Rows with ids that came in this epoch, padding and repeated samples included.
+    batch, fullest : 0-D int32 array
+        Of these the rows of the largest batch, and the most that an epoch before had.
     omitted : 0-D int32 array
         Scores that were left out: not finite, or with an id outside 0..N-1 other than -1.
     moments : Moments
@@ -40,6 +42,8 @@ class State(NamedTuple):
 
     epoch: Array
     rows: Array
+    batch: Array
+    fullest: Array
     omitted: Array
     moments: Moments
     order: Array
@@ -86,6 +90,8 @@ def empty(epoch: Array | int, size: int, dtype: Any) -> State:
     return State(
         epoch=jnp.asarray(epoch, jnp.int32),
         rows=zero,
+        batch=zero,
+        fullest=zero,
         omitted=zero,
         moments=Moments.empty(like),
         order=jnp.full((size,), NEVER, jnp.int32),
@@ -231,6 +237,7 @@ def _take_in(
     rows = place(state.order, state.rows, ids, where, axis_name)
     return state._replace(
         rows=state.rows + len(scores),
+        batch=jnp.maximum(state.batch, len(scores)),
         omitted=state.omitted + rows.unknown,
         order=rows.order,
         values=state.values.at[rows.slots].set(scores, mode="drop"),
@@ -283,6 +290,9 @@ def merge(state: State, other: State) -> State:
     return State(
         epoch=jnp.maximum(state.epoch, other.epoch),
         rows=state.rows + other.rows,
+        # Each of them may have dropped what did not fill a batch.
+        batch=state.batch + other.batch,
+        fullest=jnp.maximum(state.fullest, other.fullest),
         omitted=state.omitted + other.omitted,
         moments=state.moments.merge(other.moments),
         order=jnp.minimum(state.order, other.order),

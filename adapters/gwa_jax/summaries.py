@@ -130,9 +130,15 @@ def _summarize(state: State, *, beta: float) -> EpochSummary:
         seen = state.order < NEVER
         omitted = omitted + jnp.sum(seen & ~jnp.isfinite(state.values), dtype=jnp.int32)
     found = summarize(moments, beta=beta)
-    expected = (
-        expected_samples(found.count + omitted, rows=state.rows, total=size) if size else None
-    )
+    expected = None
+    if size:
+        expected = expected_samples(
+            found.count + omitted,
+            rows=state.rows,
+            total=size,
+            batch=state.batch,
+            fullest=state.fullest,
+        )
     # Arrays instead of numbers, until `fetch`.
     fields: dict[str, Any] = found._asdict()
     fields |= {"epoch": state.epoch, "step": state.epoch, "omitted": omitted, "expected": expected}
@@ -186,7 +192,8 @@ def _end(state: State, *, beta: float) -> tuple[State, EpochSummary]:
     if state.order.shape[0]:
         quality = quality.add(state.values, epoch_weight(ended, state.values))
     new = empty(state.epoch + 1, state.order.shape[0], state.values.dtype)
-    return new._replace(quality=quality), ended
+    fullest = jnp.maximum(state.fullest, state.rows)
+    return new._replace(fullest=fullest, quality=quality), ended
 
 
 def fetch(summary: EpochSummary) -> EpochSummary:

@@ -637,6 +637,15 @@ def test_an_epoch_cut_short_knows_what_is_missing():
         assert gwa_jax.fetch(summary).expected == expected
 
 
+def test_a_loader_may_drop_a_batch_and_a_loop_train_on_a_part():
+    state, expected = gwa_jax.init(200), []
+    for n, size in ((192, 64), (192, 64), (8, 8), (120, 60), (200, 50)):
+        state = epoch(state, values(n), np.arange(n), np.ones(n, bool), size=size)
+        state, summary = gwa_jax.end_epoch(state)
+        expected.append(gwa_jax.fetch(summary).expected)
+    assert expected == [192, 192, 192, 192, 200]
+
+
 def test_the_stopper_observes_summaries_and_keeps_no_epoch_cut_short():
     state, stopper = gwa_jax.init(40), gwa_jax.EarlyStopper(total_steps=10)
     for k in range(4):

@@ -1,4 +1,4 @@
-"""Labels as users give them, and the targets of a head that they stand for."""
+"""Labels as users give them, and the targets of a head that they become."""
 
 from __future__ import annotations
 
@@ -66,13 +66,13 @@ def class_numbers(found: Classifier, labels: NDArray[Any]) -> tuple[NDArray[Any]
 
 
 def report_unknown(estimator: Any, labels: NDArray[Any], unknown: NDArray[Any]) -> None:
-    """Say which labels have no gradient, and stop where that are all of them."""
+    """Say which labels have no gradient, and raise where no label has one."""
     names = _listed(dict.fromkeys(labels[unknown].tolist()))
     known = _listed(_host(estimator.classes_).tolist())
     if unknown.all():
         raise ValueError(
             f"`y` must hold labels that the estimator was fitted with ({known}), got only others "
-            f"({names}); give labels as they were given to fit, not encoded anew"
+            f"({names}); give labels as they were given to fit, not encoded again"
         )
     warnings.warn(
         f"`y` has {unknown.sum()} samples of labels that the estimator was never fitted with "

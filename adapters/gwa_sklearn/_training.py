@@ -313,7 +313,7 @@ class Best(NamedTuple):
 
 
 def balance(model: Any, wish: Any, y: NDArray[Any]) -> None:
-    """Give a model the weights that ``class_weight="balanced"`` stands for, where it is the wish.
+    """Give a model the numbers that ``class_weight="balanced"`` means, where it is the wish.
 
     `partial_fit` refuses the word, as a batch does not tell how many rows each class has.
     """
@@ -326,7 +326,7 @@ def balance(model: Any, wish: Any, y: NDArray[Any]) -> None:
 def check_rule(rule: Rule, followed: tuple[str, ...] | None = None) -> None:
     """Raise where a rule watches no column of the epochs.
 
-    Their columns are those of a summary, and the signals that are followed where any can be.
+    An epoch has the fields of its summary, and the signals that are followed where any can be.
     """
     columns = (*EpochSummary._fields, *(followed or ()))
     if rule.signal not in columns:
@@ -364,7 +364,7 @@ def train(
     data : TrainingSet
         Of the run.
     rule, max_epochs, batch_size
-        As those of `GWAEarlyStoppingClassifier`.
+        See `GWAEarlyStoppingClassifier`.
     rng : RandomState or None
         Shuffles the rows; None leaves them in order.
     before : Best or None

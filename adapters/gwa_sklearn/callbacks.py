@@ -64,8 +64,8 @@ class GWAStopping:
     answer yet: it goes on to its end, and the best iteration is in `best_estimator_`. An estimator
     of your own that looks at it, by `sklearn.callback.CallbackSupportMixin`, is stopped.
 
-    Inside a search or an ensemble all clones share the callback, and its attributes are those of
-    the fit that ended last. Fits in other processes leave nothing behind.
+    Inside a search or an ensemble all clones share the callback, and its attributes describe the
+    fit that ended last. Fits in other processes leave nothing behind.
 
     Cost: one `alignment_scores` an iteration, O(NCD), and a copy of the estimator at each new best.
 

@@ -40,7 +40,7 @@ class AlignmentDisplay:
     scores : array of shape (n_samples,)
         Alignment scores; nan is left out.
     labels : array of shape (n_samples,), optional
-        Gives each label a histogram of its own. Of more than 20 those of lowest mean are shown.
+        Gives each label a histogram of its own. Of more than 20 the ones of lowest mean are shown.
     wrong : boolean array of shape (n_samples,), optional
         Samples whose label is known to be wrong, drawn in another colour.
 
@@ -86,7 +86,7 @@ class AlignmentDisplay:
         Parameters
         ----------
         estimator, X, y, sample_weight
-            As those of `alignment_scores`.
+            See `alignment_scores`.
         by_class : bool
             One histogram for each label, default False.
         wrong : boolean array of shape (n_samples,), optional
@@ -129,7 +129,7 @@ class AlignmentDisplay:
         wrong = np.zeros(len(self.scores), dtype=bool) if self.wrong is None else self.wrong
         for row, (_, member) in enumerate(groups):
             counts = [np.histogram(self.scores[member & w], edges)[0] for w in (wrong, ~wrong)]
-            # Classes stand above each other, each as high as its fullest bin.
+            # Classes are stacked, each as high as its fullest bin.
             height = max((counts[0] + counts[1]).max(), 1) / 0.9 if rows else 1.0
             bottom = np.full(len(edges) - 1, float(row))
             for values, color in zip(counts, (BAD, GOOD), strict=True):
@@ -293,7 +293,7 @@ class LabelIssuesDisplay:
     images : array or sequence of n_samples images, optional
         Each (height, width) or (height, width, channels); the most suspicious are shown.
     labels : array of shape (n_samples,), optional
-        Given labels, to stand above the images.
+        Given labels, to write above the images.
 
     Attributes
     ----------

@@ -139,7 +139,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     Notes
     -----
     A batch is scored before its step, with the weights of that moment, so that the scores of an
-    epoch are those of a training in progress. Only the first batch of all is scored after its step,
+    epoch are those of a training in progress. Only the very first batch is scored after its step,
     which makes the weights.
 
     Cost: beside the training one product with the weights and O(NC) an epoch; for a network a

@@ -405,7 +405,7 @@ def find_label_issues(
     return_indices_ranked_by : {"label_quality"}, optional
         Return the indices of the issues, the most suspicious first, instead of a mask.
     max_epochs, n_jobs, random_state
-        As those of `LabelIssues`.
+        See `LabelIssues`.
 
     Returns
     -------
@@ -462,7 +462,7 @@ def get_label_quality_scores(
     Parameters
     ----------
     X, y, estimator, max_epochs, n_jobs, random_state
-        As those of `find_label_issues`.
+        See `find_label_issues`.
 
     Returns
     -------

@@ -65,10 +65,10 @@ def alignment_scores(estimator: Any, X: Any, y: Any, *, sample_weight: Any = Non
     Notes
     -----
     Calibration leaves the head as it is. Where it holds several fitted estimators, the score of a
-    sample is the mean over those that know its label; all but one of them were trained on it.
+    sample is the mean over the estimators that know its label; all but one were trained on it.
 
     Class weights scale the loss of a sample, which changes no cosine, except in one-vs-rest, where
-    each output has weights of its own: there the scores are those of the unweighted loss.
+    each output has weights of its own: there the scores belong to the unweighted loss.
 
     Cost: O(NCD), or O(nnz C) for sparse rows, in blocks of 8 MiB.
 
@@ -112,7 +112,7 @@ def gwa_score(
     estimator : estimator
         A fitted classifier that `alignment_scores` supports.
     X : array-like or sparse of shape (n_samples, n_features)
-        Samples, in the paper those of the training set.
+        Samples; the paper takes the training set.
     y : array-like of shape (n_samples,) or (n_samples, n_outputs)
         Labels.
     beta : float

@@ -13,7 +13,7 @@ from gwa_sklearn.heads import Classifier, narrow, one_classifier
 
 __all__ = ["sample_signals"]
 
-# Those that one pass over the samples gives, without other epochs.
+# One pass over the samples gives them, without other epochs.
 NAMES = tuple(name for name, signal in signals.SIGNALS.items() if "ids" not in signal.needs)
 
 
@@ -40,7 +40,7 @@ def sample_signals(
     y : array-like of shape (n_samples,)
         Labels as they were given to ``fit``, strings too.
     names : str or iterable of str
-        Of those that `gwa_core.signals.sample_signals` has, default all of ``SIGNALS`` that look
+        Names that `gwa_core.signals.sample_signals` knows, default all of ``SIGNALS`` that look
         at no other epoch. ``SIGNALS[name].suspicious`` says which end to look at.
     sample_weight : array-like of shape (n_samples,), optional
         A sample of weight 0 has no part in the loss and gets nan; other weights change nothing.

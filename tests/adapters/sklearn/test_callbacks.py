@@ -95,7 +95,7 @@ def test_each_iteration_is_what_a_fit_of_that_many_gives():
 
 
 @pytest.mark.parametrize("rule", [MaxGWA(warmup=2), MaxBimodality(warmup=5, patience=10)], ids=str)
-def test_the_best_iteration_is_the_one_of_the_rule_and_is_kept(rule):
+def test_the_best_iteration_is_the_one_of_the_rule_and_is_there(rule):
     everything = GWAStopping(MaxGWA())
     logistic().set_callbacks(everything).fit(X, NAMES)
     selected = select_epoch(everything.history_, rule)
@@ -112,7 +112,7 @@ def test_the_best_iteration_is_the_one_of_the_rule_and_is_kept(rule):
     )
 
 
-def test_what_is_kept_is_an_estimator_like_any_other():
+def test_the_best_is_an_estimator_like_any_other():
     stopping = GWAStopping(MaxGWA(warmup=2))
     model = make_pipeline(MinMaxScaler(), logistic().set_callbacks(stopping)).fit(X, NAMES)
     best = pickle.loads(pickle.dumps(stopping.best_estimator_))  # noqa: S301
@@ -201,7 +201,7 @@ def test_a_search_leaves_the_history_of_its_last_fit():
     assert parallel.fit(X, NAMES).best_params_ == {"C": 0.1}
 
 
-def test_a_second_fit_begins_anew_and_a_failed_one_leaves_nothing_behind():
+def test_a_second_fit_begins_again_and_a_failed_one_leaves_nothing_behind():
     stopping = GWAStopping(MaxGWA(warmup=2))
     model = logistic().set_callbacks(stopping)
     first = len(model.fit(X, NAMES) and stopping.history_)

@@ -133,7 +133,7 @@ def test_wrong_labels_have_their_own_colour():
         AlignmentDisplay.from_scores(SCORES, wrong=wrong[:3])
 
 
-def test_classes_stand_above_each_other_in_order():
+def test_classes_are_stacked_in_order():
     ax = AlignmentDisplay.from_scores(SCORES, labels=list("bbaacc")).ax_
     names = [text.get_text() for text in ax.get_yticklabels()]
     assert names == ["c", "b", "a"]  # from below

@@ -161,16 +161,16 @@ def test_the_first_batch_of_all_is_scored_after_the_step_that_makes_the_weights(
 
 @pytest.mark.parametrize("rule", [MaxBimodality(), MaxSeparation()], ids=str)
 @pytest.mark.parametrize("model", [sgd(average=True), network()], ids=["linear", "network"])
-def test_the_kept_epoch_is_the_model_that_stopping_there_would_have_left(model, rule):
+def test_the_best_epoch_is_the_model_that_stopping_there_would_have_left(model, rule):
     whole = early(model, rule=rule).fit(X, Y)
-    kept = whole.best_epoch_
-    assert 0 < kept < 11, "the check below would be idle"
-    assert kept == select_epoch(whole.history_, rule).step
+    best = whole.best_epoch_
+    assert 0 < best < 11, "the check below would be idle"
+    assert best == select_epoch(whole.history_, rule).step
     assert len(whole.history_) == whole.n_iter_ == 12
-    short = early(model, rule=rule, max_epochs=kept + 1).fit(X, Y)
+    short = early(model, rule=rule, max_epochs=best + 1).fit(X, Y)
     # Its last epoch, whatever its rule prefers.
-    assert short.history_ == whole.history_[: kept + 1]
-    last = early(model, rule=BestMetric(metric="epoch"), max_epochs=kept + 1).fit(X, Y)
+    assert short.history_ == whole.history_[: best + 1]
+    last = early(model, rule=BestMetric(metric="epoch"), max_epochs=best + 1).fit(X, Y)
     assert same_weights(whole.estimator_, last.estimator_)
     np.testing.assert_array_equal(whole.alignment_, last.alignment_)
 
@@ -185,7 +185,7 @@ def test_it_stops_by_the_rule_and_says_why():
     )
 
 
-def test_where_no_epoch_qualifies_the_last_is_kept():
+def test_where_no_epoch_qualifies_the_last_is_best():
     fitted = early(rule=MaxGWA(warmup=99)).fit(X, Y)
     assert (fitted.best_epoch_, fitted.n_iter_) == (11, 12)
     assert "no step qualifies" in fitted.stopping_reason_
@@ -208,12 +208,12 @@ def test_it_helps_against_wrong_labels():
     noisy[wrong] = (noisy[wrong] + rng.integers(1, 10, 520)) % 10
     model = MLPClassifier((128,), batch_size=32, random_state=0)
     options = {"max_epochs": 100, "batch_size": None, "random_state": 0}
-    kept = early(model, **options).fit(digits[train] / 16, noisy)
+    best = early(model, **options).fit(digits[train] / 16, noisy)
     last = early(model, rule=BestMetric(metric="epoch"), **options).fit(digits[train] / 16, noisy)
     assert last.best_epoch_ == 99
-    gain = kept.score(digits[test] / 16, labels[test]) - last.score(digits[test] / 16, labels[test])
+    gain = best.score(digits[test] / 16, labels[test]) - last.score(digits[test] / 16, labels[test])
     assert gain > 0.02
-    assert np.isin(rank_samples(kept.alignment_, k=520), wrong).mean() > 0.85
+    assert np.isin(rank_samples(best.alignment_, k=520), wrong).mean() > 0.85
 
 
 # What a rule sees, and what is left of it
@@ -343,18 +343,18 @@ def test_a_folder_with_a_run_is_refused_before_the_training(tmp_path):
 # Going on
 
 
-def test_a_warm_start_goes_on_from_the_kept_epoch():
+def test_a_warm_start_goes_on_from_the_best_epoch():
     first = early(rule=MaxBimodality(warmup=1), warm_start=True).fit(X, Y)
-    kept, before = first.best_epoch_, copy.deepcopy(first)
-    assert kept < 11
+    best, before = first.best_epoch_, copy.deepcopy(first)
+    assert best < 11
     first.fit(X, Y)
-    assert first.history_[: kept + 1] == before.history_[: kept + 1]
-    assert len(first.history_) == first.n_iter_ == kept + 1 + 12
-    assert [summary.epoch for summary in first.history_] == list(range(kept + 13))
-    if first.best_epoch_ == kept:
+    assert first.history_[: best + 1] == before.history_[: best + 1]
+    assert len(first.history_) == first.n_iter_ == best + 1 + 12
+    assert [summary.epoch for summary in first.history_] == list(range(best + 13))
+    if first.best_epoch_ == best:
         assert same_weights(first.estimator_, before.estimator_)
-    values = [summary.bimodality for summary in first.history_[kept:]]
-    assert first.best_epoch_ == kept + int(np.argmax(values))
+    values = [summary.bimodality for summary in first.history_[best:]]
+    assert first.best_epoch_ == best + int(np.argmax(values))
 
 
 def test_a_warm_start_never_ends_with_a_worse_epoch():
@@ -368,7 +368,7 @@ def test_a_warm_start_never_ends_with_a_worse_epoch():
 
 @pytest.mark.parametrize("model", [sgd(average=3), network()], ids=["linear", "network"])
 def test_a_run_in_two_parts_is_a_run_in_one(model):
-    # Epochs that are all kept: nothing is lost between the parts.
+    # Each epoch is the best so far: nothing is lost between the parts.
     options = {"rule": BestMetric(metric="epoch"), "shuffle": False}
     whole = early(model, max_epochs=6, **options).fit(X, Y)
     parts = early(model, max_epochs=3, warm_start=True, **options).fit(X, Y).fit(X, Y)

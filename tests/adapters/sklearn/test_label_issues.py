@@ -1,4 +1,4 @@
-"""Labels that were made wrong come first, in all the ways in which scikit-learn trains."""
+"""Wrong labels come first, in all the ways in which scikit-learn trains."""
 
 from __future__ import annotations
 

@@ -16,15 +16,16 @@ from numpy.typing import NDArray
 from gwa_core import (
     EpochSummary,
     MaxGWA,
-    MaxSeparation,
     Rule,
     alignment_scores,
     glass_delta,
     select_epoch,
     summarize,
     summarize_history,
+    weighted_targets,
 )
 from gwa_core.history import epochs_cut_short
+from gwa_core.stopping import DEFAULT_RULE
 from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.analysis.statistics import (
     histograms_of,
@@ -46,6 +47,7 @@ def analyse(
     *,
     rule: Rule | None = None,
     label_smoothing: float = 0.0,
+    class_weights: NDArray[Any] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Analyse saved features or a run: which epoch to keep, which labels to check.
@@ -59,6 +61,8 @@ def analyse(
         ``MaxGWA()``, would keep another epoch.
     label_smoothing : float
         In [0, 1), as in the training; used for scores computed from features.
+    class_weights : array of shape (C,), optional
+        As in the training, for softmax cross-entropy; used like `label_smoothing`.
     progress : callable, optional
         Called as ``progress(done, total)`` with the number of rows read.
 
@@ -72,7 +76,7 @@ def analyse(
     FeaturesError
         If the source is damaged.
     ValueError
-        If the source lacks the column that the rule reads.
+        If the source lacks the column that the rule reads, or the class weights do not fit.
 
     Notes
     -----
@@ -97,8 +101,8 @@ def analyse(
     """
     if not isinstance(source, Source):
         source = open_features(source)
-    rule = MaxSeparation() if rule is None else rule
-    reader = _Reader(source, label_smoothing, progress)
+    rule = DEFAULT_RULE if rule is None else rule
+    reader = _Reader(source, label_smoothing, class_weights, progress)
     records, scores = [], []
     for epoch in source.epochs:
         record, values = reader.read(epoch)
@@ -146,10 +150,22 @@ class _Reader:
         self,
         source: Source,
         label_smoothing: float,
+        class_weights: NDArray[Any] | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
+        if class_weights is not None and source.loss != "cross_entropy":
+            raise ValueError(
+                f"`class_weights` must come with loss='cross_entropy', got {source.loss!r}; a "
+                "weighted sigmoid loss has another gradient than the one measured"
+            )
         self.source = source
         self.label_smoothing = label_smoothing
+        self.class_weights = None if class_weights is None else np.asarray(class_weights, float)
+        if self.class_weights is not None and self.class_weights.shape != (source.num_classes,):
+            raise ValueError(
+                f"`class_weights` must be (C,) = ({source.num_classes},), got shape "
+                f"{self.class_weights.shape}; give one weight for each output of the head"
+            )
         self.progress = progress
         self._done = 0
         self._predicted: tuple[int, NDArray[np.int64]] | None = None
@@ -193,14 +209,20 @@ class _Reader:
                 ids = block.ids
             # A new array for each product would be cleared by the system each time.
             logits = spare.logits = _logits(block, features, getattr(spare, "logits", None))
+            targets, smoothing = block.targets, self.label_smoothing
+            if self.class_weights is not None:
+                targets = weighted_targets(
+                    targets=targets, class_weights=self.class_weights, label_smoothing=smoothing
+                )
+                smoothing = 0.0
             scores[ids] = alignment_scores(
                 latents=block.latents,
                 weight=features.weight,
-                targets=block.targets,
+                targets=targets,
                 logits=logits,
                 bias=features.bias,
                 loss=self.source.loss,  # type: ignore[arg-type]  # checked by the reader
-                label_smoothing=self.label_smoothing,
+                label_smoothing=smoothing,
             )
             predicted[ids] = logits.argmax(axis=1)
             return len(logits)

@@ -58,6 +58,33 @@ def test_single_file_equals_the_core(tmp_path):
     assert report.histograms.sum() == N
 
 
+def test_class_weights_are_those_of_the_loss(tmp_path):
+    arrays, weights = _features(), [0.5, 1, 2, 4]
+    np.savez(tmp_path / "f.npz", **arrays)
+    plain = analyse(tmp_path / "f.npz", label_smoothing=0.2).scores
+    got = analyse(tmp_path / "f.npz", label_smoothing=0.2, class_weights=weights).scores
+    # -sum_c w_c t_c log p_c, sample by sample: its gradient by the logits, written out.
+    logits = (arrays["latents"] @ arrays["weight"].T).astype(float)
+    p = np.exp(logits - logits.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    t = (0.8 * np.eye(C)[arrays["targets"]] + 0.2 / C) * weights
+    r = t - p * t.sum(1, keepdims=True)
+    norms = [np.linalg.norm(x, axis=-1) for x in (r, arrays["latents"])]
+    want = (r * logits).sum(1) / (norms[0] * norms[1] * np.linalg.norm(arrays["weight"]))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-6)
+    assert np.abs(got - plain).max() > 0.01
+    # Of hard labels without smoothing they change nothing.
+    hard = analyse(tmp_path / "f.npz", class_weights=weights).scores
+    np.testing.assert_allclose(hard, analyse(tmp_path / "f.npz").scores, rtol=1e-4, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"`class_weights` must be \(C,\) = \(4,\), got shape \(2,\)"
+    ):
+        analyse(tmp_path / "f.npz", class_weights=[1.0, 2.0])
+    sigmoid = open_features(tmp_path / "f.npz", loss="binary_cross_entropy")
+    with pytest.raises(ValueError, match="`class_weights` must come with loss='cross_entropy'"):
+        analyse(sigmoid, class_weights=weights)
+
+
 def test_snapshots_give_history_quality_and_classes(tmp_path, monkeypatch):
     made = _snapshots(tmp_path)
     # In pieces of 87 samples.

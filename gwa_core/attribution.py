@@ -328,7 +328,7 @@ class QualitySums(NamedTuple):
     def merge(self, other: QualitySums) -> QualitySums:
         """Return the sums of both, as of two shards of the samples or of the epochs."""
         xp = namespace(total=self.total)
-        # An epoch that counts displaces those that do not.
+        # An epoch that counts displaces epochs that do not.
         ours, theirs = self.share > 0, other.share > 0
         mine = xp.where(theirs & ~ours, 0.0, self.total), xp.where(theirs & ~ours, 0.0, self.share)
         more = (
@@ -452,14 +452,16 @@ class LabelQuality:
                 f"`other` must have num_samples={self.num_samples}, got {other.num_samples}"
             )
         if other._sums is not None:
-            sums = self._of(other._sums.total) or QualitySums.empty(
-                self.num_samples, other._sums.total
-            )
+            sums = self._of(other._sums.total)
+            # One of them may come from a state, whose sums are NumPy arrays.
+            theirs = other._sums if sums is None else other._of(sums.total)
+            assert theirs is not None  # noqa: S101  # there are sums
+            sums = sums or QualitySums.empty(self.num_samples, theirs.total)
 
             def part(a: Array, b: Array, total: Array, share: Array) -> QualitySums:
                 return QualitySums(total, share).merge(QualitySums(a, b))
 
-            self._sums = self._map(part, sums, *other._sums)
+            self._sums = self._map(part, sums, *theirs)
 
     @staticmethod
     def _map(part: Callable[..., QualitySums], sums: QualitySums, *arrays: Array) -> QualitySums:
@@ -474,7 +476,10 @@ class LabelQuality:
 
     @property
     def value(self) -> Array | None:
-        """Label quality (N,) in [0, 1], low = suspicious; nan where never seen, None before scores."""
+        """Label quality (N,) in [0, 1], low = suspicious; nan where never seen, None before scores.
+
+        Where the scores are; a NumPy array after `load_state_dict`, until the next `update`.
+        """
         if self._sums is None:
             return None
         xp = namespace(total=self._sums.total)

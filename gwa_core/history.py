@@ -21,13 +21,22 @@ LEFT = 0.5
 
 
 # An epoch is whole with nine of these tenths of the samples it should have had; where nobody knows
-# how many those are, with five tenths of the fullest epoch so far. In whole numbers, as 0.9 is none.
+# how many those are, with five tenths of the fullest epoch so far. Whole numbers, because 0.9 is not
+# exact in binary.
 TENTHS, TENTHS_OF_FULLEST = 9, 5
 
 
 def as_mapping(record: Any) -> Mapping[str, Any]:
     """Return the fields of a summary, or a mapping as it is."""
-    return record if isinstance(record, Mapping) else record._asdict()
+    if isinstance(record, Mapping):
+        return record
+    if not hasattr(record, "_asdict"):
+        raise TypeError(
+            f"`record` must be a summary or a mapping, got {type(record).__name__}; plain numbers go "
+            "to `EarlyStopper.update` and `select_step`"
+        )
+    fields: Mapping[str, Any] = record._asdict()
+    return fields
 
 
 def number(fields: Mapping[str, Any], name: str, default: float = math.nan) -> float:
@@ -54,7 +63,7 @@ def epochs_cut_short(history: Iterable[Any]) -> list[int]:
     return found
 
 
-def expected_samples(came: Any, *, rows: Any, total: Any, batch: Any = 0, fullest: Any = 0) -> Any:
+def expected_samples(came: Any, *, rows: Any, total: Any, batch: Any = 0, before: Any = 0) -> Any:
     """Return how many samples an epoch should have had: `came`, times what is missing of its rows.
 
     Rows count, not samples: a sampler that draws with replacement sees a sample twice, and a mask
@@ -69,30 +78,23 @@ def expected_samples(came: Any, *, rows: Any, total: Any, batch: Any = 0, fulles
     total : number
         Rows of an epoch over the whole training set.
     batch : number or array
-        Rows of the largest batch: a loader may drop what does not fill one.
-    fullest : number or array
-        Rows of the fullest epoch before, 0 in the first one: a loop may train on a part of the
-        samples, which its first epoch shows.
+        Rows of the largest batch: in the first epoch, what is missing may be a batch that the loader
+        drops because it is not full.
+    before : number or array
+        Rows of the epoch before, 0 in the first one. It shows how long the loop's epochs are: a
+        loop may train on a part of the samples, or draw some several times.
 
     Returns
     -------
     number or array
-        At least `came`.
+        Samples that a whole epoch has, at least `came`.
     """
-    dropped = total - rows < batch
-    total = dropped * rows + (1 - dropped) * total
-    first = fullest == 0
-    shown = _smaller(total, _larger(rows, fullest))
-    total = first * total + (1 - first) * shown
-    return came * _larger(total / rows, 1.0)
-
-
-def _larger(a: Any, b: Any) -> Any:
-    return (a + b + abs(a - b)) / 2
-
-
-def _smaller(a: Any, b: Any) -> Any:
-    return (a + b - abs(a - b)) / 2
+    dropped, first = total - rows < batch, before == 0
+    of_first = dropped * rows + (1 - dropped) * total
+    whole = first * of_first + (1 - first) * before
+    ratio = whole / rows
+    # max(ratio, 1), for numbers and traced arrays alike.
+    return came * ((ratio + 1.0 + abs(ratio - 1.0)) / 2.0)
 
 
 class EpochSummary(NamedTuple):
@@ -155,13 +157,13 @@ negative_fraction, separation : float
 
     @classmethod
     def from_mapping(cls, fields: Mapping[str, Any]) -> EpochSummary:
-        """Return a summary from its fields, also from those that gwa-core 0.1.0 wrote.
+        """Return a summary from its fields, also from the fields that gwa-core 0.1.0 wrote.
 
         They lack `separation`, which follows from two others, and `expected`, which is unknown.
         """
         known = {name: fields[name] for name in cls._fields if name in fields}
         if "separation" not in known:
-            mean, bimodality = (np.asarray(float(known[x])) for x in ("mean", "bimodality"))
+            mean, bimodality = (np.asarray(number(known, x)) for x in ("mean", "bimodality"))
             known["separation"] = float(separation(namespace(mean=mean), mean, bimodality))
         return cls(**known)
 

@@ -207,6 +207,7 @@ class Extremum:
         if not 0.0 <= self.min_delta < math.inf:
             raise ValueError(f"`min_delta` must be at least 0, got {self.min_delta!r}")
         plain |= {"warmup": _check_warmup(self.warmup), "min_delta": float(self.min_delta)}
+        plain["relative"] = bool(self.relative)
         for name, value in plain.items():
             object.__setattr__(self, name, value)
 

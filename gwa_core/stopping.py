@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
-from gwa_core._lib.checks import check_positive_int
+from gwa_core._lib.checks import check_integer, check_positive_int
 from gwa_core.baseline_rules import BestMetric, GradientDisparity, LabelWave
 from gwa_core.history import EpochSummary, as_mapping, is_cut_short, number
-from gwa_core.rules import MaxBimodality, MaxGWA, MaxSeparation, Rule, warmup_steps
+from gwa_core.rules import Extremum, MaxBimodality, MaxGWA, MaxSeparation, Rule, warmup_steps
 from gwa_core.score import Summary
 
 __all__ = ["EarlyStopper", "Selection", "rule_for", "select_epoch", "select_step"]
@@ -120,8 +121,8 @@ class EarlyStopper:
 
         Notes
         -----
-        Three kinds of epochs are never kept: those without a finite value; under a rule on ``gwa``,
-        those whose GWA means nothing (``denominator`` at most 0); and those that were cut short,
+        Three kinds of epochs are never kept: epochs without a finite value; under a rule on ``gwa``,
+        epochs whose GWA means nothing (``denominator`` at most 0); and epochs that were cut short,
         with less than nine tenths of the samples ``expected``, or, where that is not known, with
         less than half of the fullest epoch so far.
         """
@@ -167,12 +168,13 @@ class EarlyStopper:
         """Return the step of the next value."""
         if step is None:
             return 0 if self._last_step is None else self._last_step + 1
+        step = check_integer("step", step)
         if self._last_step is not None and step <= self._last_step:
             raise ValueError(
                 f"`step` must be larger than the last one, {self._last_step}, got {step}; "
                 "a resumed run must load the state that belongs to its checkpoint"
             )
-        return int(step)
+        return step
 
     def _advance(self, value: float, step: int, *, healthy: bool, short: bool) -> None:
         known = healthy and math.isfinite(value)
@@ -385,12 +387,13 @@ def rule_for(signal: str, *, mode: Literal["max", "min"] = "max", warmup: float 
     mode : {"max", "min"}
         Whether larger or smaller is better, default "max"; for other columns.
     warmup : float or int
-        A fraction of all steps in [0, 1), default 0.1, or a number of steps; for other columns.
+        A fraction of all steps in [0, 1), default 0.1, or a number of steps; for the rules that have
+        a warm-up.
 
     Returns
     -------
     Rule
-        With its default options; `BestMetric` for other columns.
+        With this warm-up and else its default options; `BestMetric` for other columns.
 
     Raises
     ------
@@ -411,8 +414,10 @@ def rule_for(signal: str, *, mode: Literal["max", "min"] = "max", warmup: float 
     >>> rule_for("prediction_changes"), rule_for("sample_loss", mode="min")
     (LabelWave(window=3, patience=1), BestMetric(warmup=0.1, mode='min', metric='sample_loss'))
     """
-    own = {rule.signal: rule for rule in OWN_RULES}
-    return own.get(signal) or BestMetric(metric=signal, mode=mode, warmup=warmup)
+    own = {rule.signal: rule for rule in OWN_RULES}.get(signal)
+    if own is None:
+        return BestMetric(metric=signal, mode=mode, warmup=warmup)
+    return replace(own, warmup=warmup) if isinstance(own, Extremum) else own
 
 
 # A rule for each of these signals; any other is a metric.

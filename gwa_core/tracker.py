@@ -67,7 +67,7 @@ class GWATracker:
     (3, 0.133, array([ 0.1,  nan,  0.5, -0.2]))
     """
 
-    # Whether its scores tell how far labels can be trusted.
+    # Whether its scores say how far labels can be trusted.
     _of_labels = True
 
     def __init__(
@@ -91,8 +91,8 @@ class GWATracker:
         self.history: list[EpochSummary] = []
         assesses = num_samples is not None and self._of_labels
         self._quality = LabelQuality(num_samples) if assesses else None  # type: ignore[arg-type]
-        # The most rows that an ended epoch had.
-        self._fullest = 0
+        # Rows of the epoch that ended last.
+        self._before = 0
         self._reset()
 
     def _reset(self) -> None:
@@ -212,7 +212,7 @@ class GWATracker:
     def label_quality(self) -> np.ndarray[Any, Any] | None:
         """Label quality (N,) over the epochs that ended: low = suspicious, nan where never seen.
 
-        See `LabelQuality`. None without ids.
+        See `LabelQuality`. None without ids, and before an epoch has ended.
         """
         return None if self._quality is None else self._quality.value
 
@@ -225,9 +225,9 @@ class GWATracker:
             The caller's clock, such as the optimiser's step; default the number of the epoch.
         expected : int, optional
             Samples that a whole epoch has, so that one cut short is known; no rule keeps it. Default
-            with ids what `num_samples` says, and from the second epoch on the fullest one before,
-            where that is less. Rows count, so that a sampler may draw with replacement, and a loader
-            may drop what does not fill a batch. Without ids unknown.
+            with ids what `num_samples` says, and from the second epoch on the rows of the epoch
+            before. Rows count, so that a sampler may draw with replacement, and a loader may drop
+            what does not fill a batch. Without ids unknown.
 
         Returns
         -------
@@ -251,9 +251,9 @@ class GWATracker:
                     rows=self._rows,
                     total=self.num_samples,
                     batch=self._largest,
-                    fullest=self._fullest,
+                    before=self._before,
                 )
-            self._fullest = max(self._fullest, self._rows)
+            self._before = self._rows
         if self._ended or (int(moments.count) == 0 and omitted == 0):
             raise ValueError(
                 "an epoch must have scores, got none since the last `end_epoch`; "
@@ -325,7 +325,7 @@ class GWATracker:
             "batches": self._batches,
             "rows": self._rows,
             "largest": self._largest,
-            "fullest": self._fullest,
+            "before": self._before,
             "omitted": self._omitted,
             "moments": [np.array(field) for field in self._moments],
             "stream": np.concatenate(self._stream) if self._stream else None,
@@ -359,7 +359,7 @@ class GWATracker:
         self._by_id = state["by_id"]
         self._batches = state["batches"]
         self._rows, self._largest = state["rows"], state["largest"]
-        self._fullest = state["fullest"]
+        self._before = state["before"]
         self._omitted = state["omitted"]
         self._moments = Moments(*(np.array(field) for field in state["moments"]))
         self._stream = [] if state["stream"] is None else [np.array(state["stream"])]

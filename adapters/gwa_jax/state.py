@@ -26,8 +26,8 @@ class State(NamedTuple):
         Number of epochs that ended.
     rows : 0-D int32 array
         Rows with ids that came in this epoch, padding and repeated samples included.
-    batch, fullest : 0-D int32 array
-        Of these the rows of the largest batch, and the most that an epoch before had.
+    batch, before : 0-D int32 array
+        Rows of the largest batch of this epoch, and rows of the epoch before.
     omitted : 0-D int32 array
         Scores that were left out: not finite, or with an id outside 0..N-1 other than -1.
     moments : Moments
@@ -43,7 +43,7 @@ class State(NamedTuple):
     epoch: Array
     rows: Array
     batch: Array
-    fullest: Array
+    before: Array
     omitted: Array
     moments: Moments
     order: Array
@@ -91,7 +91,7 @@ def empty(epoch: Array | int, size: int, dtype: Any) -> State:
         epoch=jnp.asarray(epoch, jnp.int32),
         rows=zero,
         batch=zero,
-        fullest=zero,
+        before=zero,
         omitted=zero,
         moments=Moments.empty(like),
         order=jnp.full((size,), NEVER, jnp.int32),
@@ -292,7 +292,7 @@ def merge(state: State, other: State) -> State:
         rows=state.rows + other.rows,
         # Each of them may have dropped what did not fill a batch.
         batch=state.batch + other.batch,
-        fullest=jnp.maximum(state.fullest, other.fullest),
+        before=jnp.maximum(state.before, other.before),
         omitted=state.omitted + other.omitted,
         moments=state.moments.merge(other.moments),
         order=jnp.minimum(state.order, other.order),

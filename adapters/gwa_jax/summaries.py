@@ -117,27 +117,27 @@ def summary(state: State, *, beta: float = 1.2) -> EpochSummary:
     return ended
 
 
-def _whole(state: State) -> EpochSummary:
+def _whole(state: State, expected: Any = None) -> EpochSummary:
     """Return the shardings of a summary, which each device has whole."""
     whole = EpochSummary._make([PartitionSpec()] * len(EpochSummary._fields))  # type: ignore[no-untyped-call]
-    return whole if state.order.shape[-1] else whole._replace(expected=None)
+    known = state.order.shape[-1] > 0 or expected is not None
+    return whole if known else whole._replace(expected=None)
 
 
-def _summarize(state: State, *, beta: float) -> EpochSummary:
+def _summarize(state: State, *, beta: float, expected: Any = None) -> EpochSummary:
     moments, omitted, size = state.moments, state.omitted, state.order.shape[0]
     if size:
         moments = Moments.from_batch(state.values)
         seen = state.order < NEVER
         omitted = omitted + jnp.sum(seen & ~jnp.isfinite(state.values), dtype=jnp.int32)
     found = summarize(moments, beta=beta)
-    expected = None
-    if size:
+    if size and expected is None:
         expected = expected_samples(
             found.count + omitted,
             rows=state.rows,
             total=size,
             batch=state.batch,
-            fullest=state.fullest,
+            before=state.before,
         )
     # Arrays instead of numbers, until `fetch`.
     fields: dict[str, Any] = found._asdict()
@@ -147,7 +147,9 @@ def _summarize(state: State, *, beta: float) -> EpochSummary:
 
 @functools.partial(jax.jit, static_argnames="beta")
 @lenient
-def end_epoch(state: State, *, beta: float = 1.2) -> tuple[State, EpochSummary]:
+def end_epoch(
+    state: State, *, beta: float = 1.2, expected: Array | float | None = None
+) -> tuple[State, EpochSummary]:
     """Summarise the epoch and begin a new one.
 
     Parameters
@@ -156,6 +158,10 @@ def end_epoch(state: State, *, beta: float = 1.2) -> tuple[State, EpochSummary]:
         After the last update of the epoch.
     beta : float
         The constant of Eq. 2, default 1.2.
+    expected : int, optional
+        Samples that a whole epoch has, so that one cut short is known; no rule keeps it. Default
+        with ids what `num_samples` says, and from the second epoch on the rows of the epoch before;
+        without ids unknown.
 
     Returns
     -------
@@ -181,19 +187,19 @@ def end_epoch(state: State, *, beta: float = 1.2) -> tuple[State, EpochSummary]:
     >>> round(gwa_jax.fetch(summary).mean, 3), int(state.epoch)
     (0.3, 1)
     """
-    end = functools.partial(_end, beta=beta)
-    specs = jax.tree.map(spec, state), _whole(state)
+    expected = None if expected is None else jnp.asarray(expected, state.values.dtype)
+    end = functools.partial(_end, beta=beta, expected=expected)
+    specs = jax.tree.map(spec, state), _whole(state, expected)
     both: tuple[State, EpochSummary] = automatic(end, specs, state)
     return both
 
 
-def _end(state: State, *, beta: float) -> tuple[State, EpochSummary]:
-    ended, quality = _summarize(state, beta=beta), state.quality
+def _end(state: State, *, beta: float, expected: Any) -> tuple[State, EpochSummary]:
+    ended, quality = _summarize(state, beta=beta, expected=expected), state.quality
     if state.order.shape[0]:
         quality = quality.add(state.values, epoch_weight(ended, state.values))
     new = empty(state.epoch + 1, state.order.shape[0], state.values.dtype)
-    fullest = jnp.maximum(state.fullest, state.rows)
-    return new._replace(fullest=fullest, quality=quality), ended
+    return new._replace(before=state.rows, quality=quality), ended
 
 
 def fetch(summary: EpochSummary) -> EpochSummary:

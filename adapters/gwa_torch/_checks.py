@@ -22,14 +22,14 @@ def check_integer(name: str, value: Any) -> int:
     return integer
 
 
-def check_count(name: str, value: Any) -> int:
-    """Return an integer of at least one."""
+def check_count(name: str, value: Any, *, least: int = 1) -> int:
+    """Return an integer of at least one, or of another least value."""
     try:
         count = check_integer(name, value)
     except TypeError:
-        count = 0
-    if count < 1:
-        raise ValueError(f"`{name}` must be an integer of at least 1, got {value!r}")
+        count = least - 1
+    if count < least:
+        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
     return count
 
 

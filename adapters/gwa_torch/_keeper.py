@@ -9,7 +9,7 @@ import torch
 
 from gwa_core import EpochSummary, LabelQuality, summarize
 from gwa_core.history import expected_samples
-from gwa_torch._checks import check_integer
+from gwa_torch._checks import check_count
 from gwa_torch._distributed import gather, position
 from gwa_torch._epoch import BySample, ByStream
 from gwa_torch._signals import Followed, made_of_arrays, made_of_tensors
@@ -66,8 +66,8 @@ class Keeper:
         self._whole = False
         # Whether a run folder with epochs in it may be this run's.
         self.resumed = False
-        # The most rows that an ended epoch had.
-        self._fullest = 0
+        # Rows of the epoch that ended last, of all ranks.
+        self._before = 0
         self._begin()
 
     def _begin(self) -> None:
@@ -99,7 +99,8 @@ class Keeper:
         """Summarise the epoch over all ranks; without any score raise, and give the advice."""
         # A rank without samples takes part, too.
         epoch = self._current() or self._new_epoch(head_device(self.head))
-        columns = self._agree(batches or 0)
+        step = None if step is None else check_count("step", step, least=0)
+        columns = self._agree(-1 if batches is None else batches)
         moments, omitted = epoch.finish(self.group)
         came = int(moments.count) + omitted
         if came == 0:
@@ -109,7 +110,7 @@ class Keeper:
         summary = EpochSummary.from_summary(
             summarize(moments, beta=self.beta),
             epoch=len(self.history),
-            step=None if step is None else check_integer("step", step),
+            step=step,
             omitted=omitted,
             expected=self._expected(came, *columns),
         )
@@ -117,7 +118,7 @@ class Keeper:
         if isinstance(epoch, BySample):
             self._assess(epoch, summary)
         self.history.append(summary)
-        self._fullest = max(self._fullest, sum(columns[0], self._common_rows))
+        self._before = sum(columns[0], self._common_rows)
         self.epoch, self.ended = epoch, True
         self._begin()
         return summary
@@ -152,16 +153,14 @@ class Keeper:
         self, came: int, rows: list[int], largest: list[int], batches: list[int], whole: list[int]
     ) -> float | None:
         """Return how many scores a whole epoch has, or None where nobody knows."""
-        if all(whole) and any(batches):
+        if min(whole) >= 0 and sum(whole) > 0 and any(batches):
             return float(expected_samples(came, rows=sum(batches), total=sum(whole)))
         seen = sum(rows, self._common_rows)
         if self.num_samples is None or not seen:
             return None
         total = self.num_samples / self.every
         return float(
-            expected_samples(
-                came, rows=seen, total=total, batch=sum(largest), fullest=self._fullest
-            )
+            expected_samples(came, rows=seen, total=total, batch=sum(largest), before=self._before)
         )
 
     def synchronize(self) -> None:
@@ -169,7 +168,7 @@ class Keeper:
         if position(self.group)[1] == 1:
             return
         epoch = self._current() or self._new_epoch(head_device(self.head))
-        rows, *_ = self._agree(0)
+        rows, *_ = self._agree(-1)
         epoch.synchronize(self.group)
         if not epoch.empty:
             self.followed.synchronize(self.group)
@@ -198,7 +197,7 @@ class Keeper:
             "history": [summary._asdict() for summary in self.history],
             "batches": self.batches,
             "rows": [self._rows, self._common_rows, self._largest],
-            "fullest": self._fullest,
+            "before": self._before,
             "rank": rank,
             "world": world,
             "whole": world == 1 or self._whole,
@@ -215,7 +214,7 @@ class Keeper:
                 f"`state` must be of version {STATE_VERSION} and num_samples={self.num_samples}, "
                 f"got {found[0]!r} and {found[1]!r}; it is of another gwa-core or training set"
             )
-        place, epoch = position(self.group), None
+        place, epoch, alone = position(self.group), None, False
         if state["epoch"] is not None:
             if not state["whole"] and place != (state["rank"], state["world"]):
                 raise ValueError(
@@ -223,18 +222,21 @@ class Keeper:
                     f"{state['rank']} of {state['world']} from the middle of an epoch; call "
                     "`synchronize` on all ranks before `state_dict`, then any serves all"
                 )
-            epoch = self._new_epoch(head_device(self.head))
-            epoch.load_state_dict(state["epoch"])
+            # What one process saw goes on at the first rank, or each rank would count it.
+            alone = state["world"] == 1 and place[1] > 1
+            if place[0] == 0 or not alone:
+                epoch = self._new_epoch(head_device(self.head))
+                epoch.load_state_dict(state["epoch"])
         self.followed.load_state_dict(state["signals"], in_progress=epoch is not None)
         if self.quality is not None:
             self.quality.load_state_dict(made_of_arrays(state["quality"]))
             self._quality_device = None
         self.beta = state["beta"]
         self.history = [EpochSummary(**summary) for summary in state["history"]]
-        self._fullest = state["fullest"]
+        self._before = state["before"]
         self._begin()
         if epoch is not None:
             self.batches = state["batches"]
             self._rows, self._common_rows, self._largest = state["rows"]
         self.resumed = True
-        self.epoch, self.ended, self._whole = epoch, False, state["whole"]
+        self.epoch, self.ended, self._whole = epoch, False, state["whole"] and not alone

@@ -314,6 +314,11 @@ class GWAMonitor:
             )
         if scores.ndim != 1:
             raise ValueError(f"`scores` must be (N,), got shape {tuple(scores.shape)}")
+        if self.signals is not None:
+            raise ValueError(
+                "`add` must come without `signals=`, got "
+                f"{', '.join(self.signals.names)}; signals need the logits: call `update`"
+            )
         flat = _targets.flatten(scores, ids, where)
         self._check_ids(ids)
         self._keeper.batches += 1
@@ -350,7 +355,7 @@ class GWAMonitor:
         batches : int, optional
             How many batches this rank has in a whole epoch, such as ``len(loader)``, so that one
             that was cut short is known; no rule keeps it. Default what `num_samples` says, and
-            from the second epoch on the fullest one before, where that is less.
+            from the second epoch on the rows of the epoch before.
 
         Returns
         -------
@@ -362,7 +367,8 @@ class GWAMonitor:
         ValueError
             If no rank has a score, or ids on a GPU were out of range.
         """
-        whole = None if batches is None else check_count("batches", batches)
+        # A rank may have none, and must meet the others all the same.
+        whole = None if batches is None else check_count("batches", batches, least=0)
         summary = self._keeper.end_epoch(step, whole, self._nothing)
         self.skip()
         return summary

@@ -9,8 +9,6 @@ from __future__ import annotations
 import operator
 from typing import Any, Literal, TypeAlias, get_args
 
-import numpy as np
-
 from gwa_core._lib.array import Array, is_floating, is_host
 
 __all__ = [
@@ -48,18 +46,20 @@ def check_fraction(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be in [0, 1), got {value!r}; it is a fraction")
 
 
-def check_integer(name: str, value: Any, *, least: int) -> int:
+def check_integer(name: str, value: Any, *, least: int | None = None) -> int:
     """Return an integer of any library, such as NumPy's, as a Python one; raise where it is none.
 
     A bool is no integer here: it is a comparison that somebody forgot to sum.
     """
     try:
-        # Older releases of NumPy take their bools for integers.
-        whole = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)
+        whole = operator.index(value)
     except TypeError:
-        whole = least - 1
-    if whole < least:
-        raise ValueError(f"`{name}` must be an integer of at least {least}, got {value!r}")
+        whole = None
+    # A bool of PyTorch, or of an older NumPy, passes for an index.
+    flag = "bool" in str(getattr(value, "dtype", type(value)))
+    if whole is None or flag or (least is not None and whole < least):
+        at_least = "" if least is None else f" of at least {least}"
+        raise ValueError(f"`{name}` must be an integer{at_least}, got {value!r}")
     return whole
 
 

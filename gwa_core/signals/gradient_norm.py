@@ -132,7 +132,7 @@ def latent_norms(latents: Array, *, rows: int, outputs: int) -> Array:
 
     One sigmoid of :math:`w \cdot z` is the softmax of two outputs with weights
     :math:`\mp w / \sqrt 2` on latents :math:`z / \sqrt 2`: those weights are as far from each
-    other as w is from 0, so that gradients and curvature are those of the sigmoid.
+    other as w is from 0, so that gradients and curvature equal the sigmoid's.
     """
     xp = namespace(latents=latents)
     check_matrix(xp, "latents", latents, shape="(N, D)", rows=rows)

@@ -19,7 +19,7 @@ STATE_VERSION = 3
 
 
 class _Values(GWATracker):
-    """The values of one signal: no scores, whose average would tell of labels."""
+    """The values of one signal, whose average says nothing about labels."""
 
     _of_labels = False
 

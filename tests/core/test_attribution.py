@@ -318,6 +318,13 @@ def test_label_quality_saved_and_resumed_where_the_scores_are():
         np.testing.assert_array_equal(np.asarray(first.value), before)
         first.merge(rest)
         np.testing.assert_allclose(np.asarray(rest.value), label_quality(history), rtol=1e-12)
+        # A live one takes one that was only loaded, and the other way round.
+        live, loaded = streamed(array(history[5:])), LabelQuality(60)
+        loaded.load_state_dict(streamed(array(history[:5])).state_dict())
+        live.merge(loaded)
+        loaded.merge(streamed(array(history[5:])))
+        for one in (live, loaded):
+            np.testing.assert_allclose(np.asarray(one.value), label_quality(history), rtol=1e-12)
     empty = LabelQuality(60)
     assert empty.value is None
     assert json.loads(json.dumps(empty.state_dict()))["sums"] is None
@@ -349,6 +356,6 @@ def test_counts_and_fractions_of_numpy():
     np.testing.assert_array_equal(
         label_quality(scores[None], until=np.int32(1)), label_quality(scores[None], until=1)
     )
-    for wrong in (True, np.bool_(True), 2.0, np.float64(2)):
+    for wrong in (True, np.bool_(True), require("torch").tensor(True), 2.0, np.float64(2)):
         with pytest.raises(ValueError, match="`k` must be an integer"):
             rank_samples(scores, k=wrong)

@@ -132,17 +132,22 @@ def test_a_run_without_a_healthy_epoch():
 
 
 @pytest.mark.parametrize(
-    ("rows", "batch", "fullest", "whole"),
+    ("rows", "batch", "before", "whole"),
     [
         (1536, 512, 0, 1),
         (1024, 512, 0, 1797 / 1024),
+        (1024, 1024, 1797, 1797 / 1024),
         (900, 64, 900, 1),
         (9, 64, 900, 100),
         (99, 8, 50, 1),
     ],
 )
-def test_dropped_rows_and_loops_over_a_part(rows, batch, fullest, whole):
-    given = {"rows": rows, "total": 1797, "batch": batch, "fullest": fullest}
+def test_dropped_rows_and_loops_over_a_part(rows, batch, before, whole):
+    given = {"rows": rows, "total": 1797, "batch": batch, "before": before}
     assert expected_samples(70, **given) == pytest.approx(70 * whole, rel=1e-12)
     arrays = {name: np.asarray(value) for name, value in given.items()}
     assert float(expected_samples(np.asarray(70), **arrays)) == pytest.approx(70 * whole, rel=1e-12)
+
+
+def test_a_line_without_a_mean_has_no_separation():
+    assert math.isnan(derived(mean=None).separation)

@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from gwa_core import (
     DipThenMax,
+    EarlyStopper,
     Extremum,
     LabelWave,
     MaxBimodality,
@@ -279,6 +281,7 @@ def test_options_of_numpy_are_plain_numbers():
     options = [made.warmup, made.patience, made.min_delta, made.smoothing]
     assert [type(option) for option in options] == [int, int, float, int]
     assert repr(made) == "MaxSeparation(warmup=2, patience=5, min_delta=0.5, smoothing=2)"
+    json.dumps(EarlyStopper(MaxGWA(warmup=0, relative=np.bool_(True))).state_dict())
     wave = LabelWave(window=np.int64(2), patience=np.uint8(3))
     assert (wave.window, wave.patience) == (2, 3)
     for wrong in (True, 2.0, np.float64(2.0), "2"):

@@ -273,6 +273,21 @@ def test_a_value_that_is_not_there_is_not_kept():
     assert select_epoch(rows[:2], MaxSeparation(warmup=0)).step is None
 
 
+@pytest.mark.parametrize("record", [0.5, None, [0.1, 0.2], np.float64(0.5)])
+def test_a_plain_number_is_no_record(record):
+    with pytest.raises(TypeError, match=r"`record` must be a summary or a mapping, got .* plain numbers"):
+        EarlyStopper(MaxGWA(warmup=0)).observe(record)
+
+
+def test_steps_are_whole():
+    stopper = EarlyStopper(MaxGWA(warmup=0))
+    stopper.update(0.1, step=np.int64(2))
+    for step in (2.5, np.float64(3.0), True):
+        with pytest.raises(ValueError, match="`step` must be an integer, got"):
+            stopper.update(0.2, step=step)
+    assert stopper.best_step == 2
+
+
 def test_a_missing_column_is_named_with_those_there_are_and_nothing_changes():
     stopper = EarlyStopper(LabelWave())
     with pytest.raises(ValueError, match=r"column 'prediction_changes' that LabelWave.*got gwa, n"):
@@ -369,8 +384,10 @@ def test_a_stopper_resumed_after_a_cut_epoch_knows_the_fullest():
 
 def test_each_signal_has_the_rule_that_reads_it():
     for rule in (MaxSeparation(), MaxBimodality(), MaxGWA(), LabelWave(), GradientDisparity()):
-        found: Rule = rule_for(rule.signal, mode="min", warmup=3)
+        found: Rule = rule_for(rule.signal, mode="min")
         assert found == rule
+    assert rule_for("gwa", warmup=3) == MaxGWA(warmup=3)
+    assert rule_for("prediction_changes", warmup=3) == LabelWave()
     other = rule_for("sample_loss", mode="min", warmup=3)
     assert other == BestMetric(metric="sample_loss", mode="min", warmup=3)
     assert other.signal == "sample_loss"

@@ -622,13 +622,13 @@ def test_an_epoch_cut_short_knows_what_is_missing():
         (everything, None, 100),
         # 40 of 100 rows, as few as the last epoch of 4.4 has
         (everything[:40], None, 100),
-        # 10 rows of padding, which is no part of the data
-        (np.concatenate([everything, np.full(10, -1)]), None, 100),
         # a fifth is masked in a whole epoch, and in half of one
         (everything, most, 80),
         (everything[:50], most[:50], 80),
         # with replacement 100 rows are an epoch
         (everything // 2, None, 50),
+        # 10 rows of padding, which is no part of the data
+        (np.concatenate([everything, np.full(10, -1)]), None, 100),
     ]
     for ids, where, expected in cases:
         mask = np.ones(len(ids), bool) if where is None else where
@@ -643,7 +643,13 @@ def test_a_loader_may_drop_a_batch_and_a_loop_train_on_a_part():
         state = epoch(state, values(n), np.arange(n), np.ones(n, bool), size=size)
         state, summary = gwa_jax.end_epoch(state)
         expected.append(gwa_jax.fetch(summary).expected)
-    assert expected == [192, 192, 192, 192, 200]
+    assert expected == [192, 192, 192, 120, 200]
+    state, summary = gwa_jax.end_epoch(
+        gwa_jax.add(state, values(50), ids=np.arange(50)), expected=80
+    )
+    assert gwa_jax.fetch(summary).expected == 80
+    _, summary = gwa_jax.end_epoch(gwa_jax.add(gwa_jax.init(), values(50)), expected=80)
+    assert gwa_jax.fetch(summary).expected == 80
 
 
 def test_the_stopper_observes_summaries_and_keeps_no_epoch_cut_short():

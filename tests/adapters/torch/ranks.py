@@ -167,6 +167,31 @@ def idle_rank(rank: int, world: int) -> Any:
     return out
 
 
+def widened(rank: int, world: int) -> Any:
+    """One process sees half of the samples, and all ranks go on from its state."""
+    model = network()
+    x, y = batch()
+    alone = [torch.distributed.new_group([one]) for one in range(world)]
+    out = []
+    for num_samples in (12, None):
+        state = None
+        for ids, group in (
+            (torch.arange(6), alone[rank]),
+            (6 + torch.arange(rank, 6, world), None),
+        ):
+            monitor = GWAMonitor(model.head, num_samples, signals="margin", process_group=group)
+            if state is not None:
+                monitor.load_state_dict(state)
+            for part in ids.split(2):
+                model(x[part])
+                monitor.update(y[part], part if num_samples else None)
+            state = monitor.state_dict()
+        out.append((tuple(monitor.end_epoch()), monitor.signals.history[0]["margin"]))
+    with torch.no_grad():
+        margins = margin(logits=model(x), targets=y)
+    return out, float(margins.mean())
+
+
 def shared_samples(rank: int, world: int) -> Any:
     """Each rank sees all samples, in batches of its own size."""
     model = network(seed=rank)  # so that one can see whose values they are
@@ -235,6 +260,7 @@ WORKS = {
     "DDP without ids": uneven_stream,
     "resumed in mid-epoch": resumed_ids,
     "resumed in mid-epoch, without ids": resumed_stream,
+    "a state of one process": widened,
     "an idle rank": idle_rank,
     "samples on several ranks": shared_samples,
     "ranks that disagree in `num_samples`": disagreeing,

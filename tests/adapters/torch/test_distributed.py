@@ -73,6 +73,15 @@ def test_one_state_taken_in_mid_epoch_serves_all_ranks(work, whole, results):
         same(one, want)
 
 
+def test_what_one_process_saw_is_not_counted_once_a_rank(results):
+    (first, want), (second, _) = results["widened"]
+    assert first == second
+    for (summary, found), expected in zip(first, (12, None), strict=True):
+        assert summary[2] == 12
+        assert summary[-1] == expected
+        assert found == pytest.approx(want, rel=1e-5)
+
+
 def test_a_rank_without_samples_does_no_harm(results):
     first, second = results["idle_rank"]
     assert first == second

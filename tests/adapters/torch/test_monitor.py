@@ -219,8 +219,10 @@ class TestWhole:
     def test_the_loop_may_say_how_many_batches_there_are(self):
         assert expected_of(self.every.split(8)[:2], None, batches=5) == (16, 40)
         assert expected_of(self.every.split(8)[:2], batches=np.int64(2)) == (16, 16)
-        with pytest.raises(ValueError, match="`batches` must be an integer of at least 1, got 0"):
-            expected_of(self.every.split(8), batches=0)
+        # A rank may have none.
+        assert expected_of(self.every.split(8), batches=0) == (40, 40)
+        with pytest.raises(ValueError, match="`batches` must be an integer of at least 0, got -1"):
+            expected_of(self.every.split(8), batches=-1)
 
     def test_samples_drawn_with_replacement(self):
         drawn = torch.randint(40, (40,), generator=torch.Generator().manual_seed(0))
@@ -875,12 +877,19 @@ def test_other_things_are_no_numbers(value):
         GWAMonitor(nn.Linear(4, 3), ignore_index=value)
     monitor = monitored()
     monitor.update(LABELS)
-    with pytest.raises(ValueError, match="`batches` must be an integer of at least 1"):
-        monitor.end_epoch(batches=0 if value is None else value)
+    for name in ("batches", "step"):
+        with pytest.raises(ValueError, match=f"`{name}` must be an integer of at least 0"):
+            monitor.end_epoch(**{name: -1 if value is None else value})
     if value != 1.5:
         for name in ("beta", "label_smoothing"):
             with pytest.raises(ValueError, match=f"`{name}` must be a finite number"):
                 GWAMonitor(nn.Linear(4, 3), **{name: value})
+
+
+def test_scores_alone_have_no_signals():
+    monitor = GWAMonitor(nn.Linear(4, 3), signals="margin")
+    with pytest.raises(ValueError, match="`add` must come without `signals=`, got margin"):
+        monitor.add(torch.tensor([0.1, 0.2]))
 
 
 def test_ids_out_of_range_on_a_device_are_said_once_and_lose_nothing():

@@ -16,16 +16,19 @@ SCENARIOS = (*OWN, *SIGNAL_SCENARIOS)
 # Where each call compiles something, one scenario a function must do.
 FIRST = {scenario.function: scenario for scenario in reversed(SCENARIOS)}
 PAIRS = [
-    (scenario, case)
+    pytest.param(
+        scenario,
+        case,
+        id=f"{scenario.name}-{case.name}",
+        marks=[pytest.mark.slow] if case.slow else [],
+    )
     for scenario in SCENARIOS
     for case in CASES
     if not case.slow or scenario is FIRST[scenario.function]
 ]
 
 
-@pytest.mark.parametrize(
-    ("scenario", "case"), PAIRS, ids=[f"{scenario.name}-{case.name}" for scenario, case in PAIRS]
-)
+@pytest.mark.parametrize(("scenario", "case"), PAIRS)
 def test_function_on_backend(scenario, case):
     reason = skip_reason(scenario.function, case)
     if reason is not None:

@@ -14,6 +14,7 @@ from sklearn import config_context
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.linear_model import SGDClassifier
+from sklearn.multiclass import OneVsRestClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils import assert_all_finite, check_consistent_length, column_or_1d, gen_batches
@@ -323,6 +324,16 @@ def balance(model: Any, wish: Any, y: NDArray[Any]) -> None:
         model.set_params(class_weight=dict(zip(classes.tolist(), weights.tolist(), strict=True)))
 
 
+def too_large_steps(model: Any, classes: int) -> bool:
+    """Tell whether the scores of right labels suffer from the default steps of a SGDClassifier.
+
+    It has a sigmoid for each of more than two classes; see the notes of `LabelIssues`.
+    """
+    linear = model.estimator if isinstance(model, OneVsRestClassifier) else model
+    sigmoids = isinstance(linear, SGDClassifier) and classes > 2
+    return sigmoids and linear.learning_rate == "optimal"
+
+
 def check_rule(rule: Rule, followed: tuple[str, ...] | None = None) -> None:
     """Raise where a rule watches no column of the epochs.
 
@@ -388,6 +399,11 @@ def train(
     stopper = EarlyStopper(rule, total_steps=len(history) + max_epochs)
     best, scorer, run = None, None, None
     if before is not None:
+        if rule.signal not in before.record:
+            raise ValueError(
+                f"`rule` must watch what the fit before has measured, got {rule!r}, which watches "
+                f"{rule.signal!r}; with `warm_start` follow that signal from the first fit on"
+            )
         stopper.observe(before.record, step=before.epoch)
         best = before if stopper.best_step == before.epoch else None
         if len(before.scores) == size:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import warnings
 from collections.abc import Callable, Collection
 from numbers import Integral
 from pathlib import Path
@@ -41,6 +42,7 @@ from gwa_sklearn._training import (
     first_steps,
     last_step,
     names_and_labels,
+    too_large_steps,
     train,
     training_set,
     untrained,
@@ -124,7 +126,9 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     label_quality_ : array of shape (n_samples,)
         How far each label can be trusted, over all epochs of `history_`: in [0, 1], low =
         suspicious; nan for rows of weight 0. See `gwa_core.LabelQuality`. After a further ``fit``
-        with `warm_start` it covers both fits if they have as many rows, else the last one.
+        with `warm_start` it covers both fits if they have as many rows, else the last one. It warns
+        for a `SGDClassifier` with its default steps and more than two classes, as the default
+        estimator is: see the notes of `LabelIssues`.
     signals_ : TrackedSignals or None
         The signals of the last ``fit``, of all its epochs, also those after the best one.
 
@@ -138,8 +142,8 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
 
     Notes
     -----
-    A batch is scored before its step, with the weights of that moment, so that the scores of an
-    epoch are those of a training in progress. Only the very first batch is scored after its step,
+    A batch is scored before its step, with the weights of that moment, so the scores come from a
+    training in progress. Only the very first batch is scored after its step,
     which makes the weights.
 
     Cost: beside the training one product with the weights and O(NC) an epoch; for a network a
@@ -176,18 +180,20 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         "batch_size": [Interval(Integral, 1, None, closed="left"), None],
         "shuffle": ["boolean"],
         "warm_start": ["boolean"],
-        "signals": [Collection],
+        "signals": [Collection, None],
         "run_folder": [str, os.PathLike, None],
         "random_state": ["random_state"],
     }
 
     estimator_: Any
     alignment_: NDArray[Any]
-    label_quality_: NDArray[Any]
     best_epoch_: int
     history_: list[EpochSummary]
     signals_: TrackedSignals | None
     _best: Best
+    _label_quality: NDArray[Any]
+    # Where the last fit has written its run.
+    _written: Path | None = None
 
     def __init__(
         self,
@@ -198,7 +204,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         batch_size: int | None = None,
         shuffle: bool = True,
         warm_start: bool = False,
-        signals: Collection[str] = (),
+        signals: Collection[str] | None = None,
         run_folder: str | os.PathLike[str] | None = None,
         random_state: Any = None,
     ) -> None:
@@ -243,7 +249,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         balance(model, getattr(last_step(self._template()), "class_weight", None), known)
         # Batches have no names.
         _check_feature_names(model, data.X, reset=True)
-        signals = TrackedSignals(self.signals, data.X.shape[0]) if len(self.signals) else None
+        signals = TrackedSignals(self.signals, data.X.shape[0]) if self.signals else None
         best, quality, reason = train(
             model,
             data,
@@ -264,17 +270,35 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         self.classes_ = data.classes
         self.history_, self.n_iter_ = history, len(history)
         self.alignment_, self.best_epoch_ = best.scores, best.epoch
-        self.label_quality_ = np.asarray(quality.value)
+        self._label_quality = np.asarray(quality.value)
+        self._written = None if self.run_folder is None else Path(self.run_folder).resolve()
         self.stopping_reason_, self.signals_ = reason, signals
         return self
+
+    @property
+    def label_quality_(self) -> NDArray[Any]:
+        """How far each label can be trusted, over all epochs of `history_`."""
+        if too_large_steps(last_step(self.estimator_), len(self.classes_)):
+            warnings.warn(
+                "`label_quality_` is unsteady under the default steps of SGDClassifier with "
+                f"{len(self.classes_)} classes: a third to a half of right labels may be below one "
+                "half. Say SGDClassifier(loss='log_loss', learning_rate='constant', eta0=0.01, "
+                "average=True), or take an MLPClassifier",
+                UserWarning,
+                stacklevel=2,
+            )
+        return self._label_quality
 
     def _starter(self, data: TrainingSet, epoch: int) -> Callable[[str], RunFolder]:
         """Return what opens the folder of a run whose next epoch is given."""
         folder = Path(self.run_folder or "")
 
         def start(loss: str) -> RunFolder:
-            if epoch and (folder / "run.json").exists():
-                return RunFolder.open(folder).truncate(epoch)
+            if epoch and self._written == folder.resolve() and (folder / "run.json").exists():
+                run = RunFolder.open(folder)
+                if run.num_samples == data.X.shape[0]:
+                    return run.truncate(epoch)
+            # Refuses a folder that has a run, be it of another model or of other rows.
             return RunFolder.create(
                 folder,
                 num_samples=data.X.shape[0],

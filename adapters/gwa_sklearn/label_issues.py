@@ -37,7 +37,7 @@ from sklearn.utils.validation import _get_feature_names, validate_data
 from threadpoolctl import threadpool_limits
 
 from gwa_core import EpochSummary, GWATracker, LabelQuality, label_quality, rank_samples
-from gwa_sklearn._training import balance, first_steps, last_step
+from gwa_sklearn._training import balance, first_steps, last_step, too_large_steps
 from gwa_sklearn.heads import find_classifiers
 from gwa_sklearn.scores import alignment_scores
 
@@ -290,11 +290,15 @@ def untrained(template: Any, rng: np.random.RandomState, n_jobs: int | None) -> 
 
 
 def check_steps(model: Any, classes: NDArray[Any]) -> None:
-    """Refuse steps that are too large for a sigmoid a class; see the notes of `LabelIssues`."""
-    linear = model.estimator if isinstance(model, OneVsRestClassifier) else model
-    if not isinstance(linear, SGDClassifier) or len(classes) <= 2:
-        return
-    if linear.learning_rate == "optimal":
+    """Refuse what tells little of labels; see the notes of `LabelIssues`."""
+    one_vs_rest = isinstance(model, OneVsRestClassifier)
+    if one_vs_rest and getattr(model.estimator, "class_weight", None) == "balanced":
+        raise ValueError(
+            "`estimator` must have no class_weight='balanced' inside OneVsRestClassifier, got "
+            f"{model.estimator!r}; each class against the rest would need weights of its own: give "
+            "the classifier itself"
+        )
+    if too_large_steps(model, len(classes)):
         raise ValueError(
             f"`estimator` must take small steps where it has a sigmoid for each of {len(classes)} "
             "classes, got SGDClassifier(learning_rate='optimal'), its default, which takes a third "

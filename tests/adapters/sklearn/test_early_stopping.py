@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import tracemalloc
+import warnings
 
 import numpy as np
 import pytest
@@ -47,6 +48,10 @@ X, Y = make_classification(
     240, 8, n_informative=6, n_redundant=0, n_classes=3, flip_y=0.2, random_state=0
 )
 NAMES = np.asarray(["fig", "apple", "plum"])[Y]
+
+
+# It is that of a SGDClassifier with its default steps in many tests, of which it warns.
+pytestmark = pytest.mark.filterwarnings("ignore:`label_quality_` is unsteady")
 
 
 def sgd(**options):
@@ -322,6 +327,41 @@ def test_a_run_folder_has_every_epoch(model, loss, tmp_path):
     np.testing.assert_allclose(label_quality(stacked), fitted.label_quality_, atol=1e-6)
     plain = early(model).fit(X, NAMES, sample_weight=weight)
     assert same_weights(plain.estimator_, fitted.estimator_)
+
+
+def test_a_warm_start_leaves_the_folder_of_another_run_alone(tmp_path):
+    mine, other = tmp_path / "mine", tmp_path / "other"
+    early(network(), max_epochs=4, run_folder=other).fit(X, Y)
+    before = (other / "epochs.jsonl").read_bytes()
+    fitted = early(network(), max_epochs=2, warm_start=True, run_folder=mine).fit(X, Y)
+    with pytest.raises(ValueError, match="already holds a run of 4 epochs"):
+        fitted.set_params(run_folder=other).fit(X, Y)
+    assert (other / "epochs.jsonl").read_bytes() == before
+    # Nor are other rows written into the same run.
+    lines = (mine / "epochs.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run"):
+        fitted.set_params(run_folder=mine).fit(X[:150], Y[:150])
+    assert (mine / "epochs.jsonl").read_bytes() == lines
+
+
+def test_label_quality_under_steps_that_are_too_large_warns():
+    fitted = early(sgd(), max_epochs=2).fit(X, Y)
+    with pytest.warns(
+        UserWarning, match="unsteady under the default steps of SGDClassifier with 3"
+    ):
+        assert fitted.label_quality_.shape == (240,)
+    steady = sgd(learning_rate="constant", eta0=0.01, average=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for model, classes in ((steady, Y), (network(), Y), (sgd(), Y % 2)):
+            assert early(model, max_epochs=2).fit(X, classes).label_quality_.shape == (240,)
+    assert not hasattr(early(), "label_quality_")
+
+
+def test_a_warm_start_may_not_change_to_what_was_not_measured():
+    fitted = early(network(), max_epochs=2, warm_start=True).fit(X, Y)
+    with pytest.raises(ValueError, match="`rule` must watch what the fit before has measured"):
+        fitted.set_params(rule=LabelWave(), signals="prediction_changes").fit(X, Y)
 
 
 def test_a_warm_start_goes_on_in_its_folder(tmp_path):

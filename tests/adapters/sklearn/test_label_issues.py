@@ -557,3 +557,12 @@ def test_before_a_fit_there_is_nothing():
         sklearn.utils.validation.check_is_fitted(LabelIssues())
     with pytest.raises(ValueError, match="max_epochs"):
         LabelIssues(max_epochs=0).fit(X, GIVEN)
+
+
+def test_balanced_classes_inside_one_vs_rest_are_refused_in_words():
+    inner = SGDClassifier(
+        loss="log_loss", learning_rate="constant", eta0=0.01, class_weight="balanced"
+    )
+    X, y = load_digits(return_X_y=True)
+    with pytest.raises(ValueError, match="no class_weight='balanced' inside OneVsRestClassifier"):
+        LabelIssues(OneVsRestClassifier(inner)).fit(X[:300], y[:300])

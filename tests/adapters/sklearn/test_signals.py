@@ -243,4 +243,4 @@ def test_signals_that_cannot_be_followed_are_refused():
     with pytest.raises(ValueError, match="near: 'margin'"):
         early(network()).set_params(signals=["margins"]).fit(X, NAMES)
     with pytest.raises(ValueError, match="'signals' parameter"):
-        early(network()).set_params(signals=None).fit(X, NAMES)
+        early(network()).set_params(signals=3).fit(X, NAMES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from gwa_core._lib.array import Array, index_dtype, namespace, quiet, result_dtype
+from gwa_core._lib.array import Array, index_dtype, is_host, namespace, quiet, result_dtype
 from gwa_core._lib.checks import check_loss, check_vector
 from gwa_core._lib.numerics import one_hot_mask
 
@@ -28,7 +28,7 @@ def weighted_targets(
     targets : array of shape (N,) or (N, C)
         Class numbers in 0..C-1, or probabilities that sum to one in each row.
     class_weights : array of shape (C,)
-        Positive weights of the classes.
+        Weights of the classes, at least 0.
     label_smoothing : float
         In [0, 1): the share of the target that is spread evenly, default 0; applied first.
 
@@ -42,7 +42,7 @@ def weighted_targets(
     Raises
     ------
     TypeError, ValueError
-        On shapes, dtypes and options that do not fit.
+        On shapes, dtypes and options that do not fit; on NumPy arrays also on weights below 0.
 
     Notes
     -----
@@ -64,6 +64,13 @@ def weighted_targets(
     classes = math.prod(class_weights.shape)
     check_vector(xp, "class_weights", class_weights, classes, letter="C")
     check_loss(xp, targets, rows, classes, "cross_entropy", label_smoothing)
+    if is_host(class_weights) and not (
+        xp.all(xp.isfinite(class_weights) & (class_weights >= 0)) and xp.any(class_weights > 0)
+    ):
+        raise ValueError(
+            "`class_weights` must be finite, at least 0 and not all 0, got "
+            f"{class_weights.tolist()}; a negative weight turns gradients around"
+        )
     weights = xp.astype(class_weights, result_dtype(xp, class_weights))
     labels, known = _indexable(xp, targets, classes)
     like = xp.broadcast_to(weights[None, :], (rows, classes))

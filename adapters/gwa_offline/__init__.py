@@ -1,18 +1,40 @@
 """Saved features and runs: read them in blocks, analyse them, report what was found."""
 
+from gwa_core import (
+    BestMetric,
+    DipThenMax,
+    EarlyStopper,
+    GradientDisparity,
+    LabelWave,
+    MaxBimodality,
+    MaxGWA,
+    MaxSeparation,
+    rank_samples,
+    select_epoch,
+)
 from gwa_offline.analysis import analyse
 from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.readers import Epoch, Features, Source, open_features
 from gwa_offline.store import FeaturesError, RunFolder
 
 __all__ = [
+    "BestMetric",
+    "DipThenMax",
+    "EarlyStopper",
     "Epoch",
     "EpochRecord",
     "Features",
     "FeaturesError",
+    "GradientDisparity",
+    "LabelWave",
+    "MaxBimodality",
+    "MaxGWA",
+    "MaxSeparation",
     "Report",
     "RunFolder",
     "Source",
     "analyse",
     "open_features",
+    "rank_samples",
+    "select_epoch",
 ]

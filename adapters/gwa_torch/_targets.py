@@ -53,6 +53,11 @@ class LossOptions(NamedTuple):
             raise ValueError(
                 f"`class_weights` must be (C,) = ({made.classes},), got {tuple(weights.shape)}"
             )
+        if weights is not None and not bool((torch.isfinite(weights) & (weights >= 0)).all()):
+            raise ValueError(
+                f"`class_weights` must be finite and at least 0, got {weights.tolist()}; a negative "
+                "weight turns gradients around"
+            )
         if made.classes < 2 and made.loss == "cross_entropy":
             raise ValueError(
                 "`head` must have C >= 2 outputs for loss='cross_entropy', got "

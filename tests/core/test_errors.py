@@ -316,6 +316,13 @@ OPTIONS = (
              r"must not be given with `until`, got both \(until=2\)"),
 )  # fmt: skip
 
+WEIGHTS = tuple(
+    BadInput(name, lambda w=w: g.weighted_targets(targets=T, class_weights=np.asarray(w)), ValueError,
+             "class_weights", r"must be finite, at least 0 and not all 0, got \[")
+    for name, w in (("negative class weight", [1.0, 2.0, -3.0]), ("class weight of nan", [1, np.nan, 1]),
+                    ("class weights of zero", [0.0, 0.0, 0.0]))
+)  # fmt: skip
+
 RULES = (
     BadInput("negative warm-up", lambda: g.MaxGWA(warmup=-1), ValueError, "warmup",
              r"must be a fraction of all steps in \[0, 1\) or a whole number of steps, got -1"),
@@ -377,7 +384,7 @@ STATES = (
              "other", r"must have ids if this tracker has them, got one without them"),
 )  # fmt: skip
 
-CASES = (*SHAPES, *EMPTY, *DTYPES, *VALUES, *MIXED, *OPTIONS, *RULES, *STATES)
+CASES = (*SHAPES, *EMPTY, *DTYPES, *VALUES, *MIXED, *OPTIONS, *WEIGHTS, *RULES, *STATES)
 
 
 @pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])

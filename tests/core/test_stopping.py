@@ -275,7 +275,9 @@ def test_a_value_that_is_not_there_is_not_kept():
 
 @pytest.mark.parametrize("record", [0.5, None, [0.1, 0.2], np.float64(0.5)])
 def test_a_plain_number_is_no_record(record):
-    with pytest.raises(TypeError, match=r"`record` must be a summary or a mapping, got .* plain numbers"):
+    with pytest.raises(
+        TypeError, match=r"`record` must be a summary or a mapping, got .* plain numbers"
+    ):
         EarlyStopper(MaxGWA(warmup=0)).observe(record)
 
 

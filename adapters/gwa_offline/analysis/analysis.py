@@ -24,7 +24,7 @@ from gwa_core import (
     summarize_history,
     weighted_targets,
 )
-from gwa_core.history import epochs_cut_short
+from gwa_core.history import epochs_cut_short, expected_samples
 from gwa_core.stopping import DEFAULT_RULE
 from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.analysis.statistics import (
@@ -179,11 +179,17 @@ class _Reader:
         if values is not None and (summary is None or online is None):
             seen = int(np.isfinite(values).sum()) if features is None else features.num_samples
             moments = moments_of(values)
+            expected = None
+            if summary is not None and summary.expected is not None:
+                # What was saved of an epoch is as much of a whole one as what was trained on.
+                came = max(summary.count + summary.omitted, 1)
+                expected = expected_samples(seen, rows=came, total=summary.expected)
             summary = EpochSummary.from_summary(
                 summarize(moments, beta=self.source.beta),
                 epoch=epoch.epoch,
                 step=epoch.step,
                 omitted=seen - int(moments.count),
+                expected=expected,
             )
         assert summary is not None  # noqa: S101  (an epoch has a summary, scores or features)
         delta = None

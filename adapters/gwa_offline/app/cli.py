@@ -160,12 +160,14 @@ def samples(
         "samples.png"
     ),
     rule: RuleOption = RuleName.separation,
+    metric: MetricOption = None,
+    mode: ModeOption = "max",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """List the samples whose labels deserve a look."""
     terminal = Terminal(json=json, quiet=quiet)
-    report = _report(open_features(run), _rule(rule, None, "max"), terminal)
+    report = _report(open_features(run), _rule(rule, metric, mode), terminal)
     if images is not None:
         from gwa_offline.figures.displays import SamplesDisplay
 
@@ -180,13 +182,14 @@ def samples(
 def compare(
     runs: Paths,
     metric: MetricOption = None,
+    mode: ModeOption = "max",
     rule: RuleOption = RuleName.separation,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Put runs beside each other, and alignment beside a metric."""
     terminal = Terminal(json=json, quiet=quiet)
-    reports = [_report(open_features(run), _rule(rule, metric, "max"), terminal) for run in runs]
+    reports = [_report(open_features(run), _rule(rule, metric, mode), terminal) for run in runs]
     comparison = run_comparison(reports, metric=metric)
     terminal.comparison(comparison)
     terminal.json(asdict(comparison))

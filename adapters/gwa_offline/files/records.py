@@ -23,7 +23,7 @@ Record = tuple[EpochSummary, dict[str, float]]
 
 _COUNTS = ("epoch", "step", "count", "omitted", "expected")
 # gwa-core 0.1.0 did not write these: the first follows from two others, the second is unknown.
-_LATER = ("separation", "expected")
+_LATER = {"separation", "expected"}
 
 
 def check_header(header: Any) -> None:
@@ -134,21 +134,26 @@ def _parse_line(line: bytes, row: int, *, is_last: bool) -> Record | None:
         for name, value in fields.items()
         if value is None or type(value) in (int, float)
     }
-    wanted = EpochSummary._fields
-    if fields.get("expected", 0) is None:
+    wanted: tuple[str, ...] = EpochSummary._fields
+    if not fields.keys() >= _LATER:
+        # A line of gwa-core 0.1.0, where these were names for metrics.
+        wanted = tuple(name for name in wanted if name not in _LATER)
+    elif fields["expected"] is None:
         del numbers["expected"]
-    if missing := [name for name in wanted if name not in numbers and name not in _LATER]:
+    if missing := [name for name in wanted if name not in numbers and name != "expected"]:
         raise FeaturesError(
             f"line {row}: there is no number `{missing[0]}`; it has {str(fields)[:80]}"
         )
+    counts = [name for name in _COUNTS if name in wanted]
     with blame(f"line {row}"):
         converted = {
-            name: index(name, value) if name in _COUNTS else number(name, value)
+            name: index(name, value) if name in counts else number(name, value)
             for name, value in numbers.items()
         }
     # What else is there and is a number is a metric; other things are not for us.
     metrics = {name: float(value) for name, value in converted.items() if name not in wanted}
-    return EpochSummary.from_mapping(converted), metrics
+    summary = {name: value for name, value in converted.items() if name in wanted}
+    return EpochSummary.from_mapping(summary), metrics
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:

@@ -80,9 +80,30 @@ def test_class_weights_are_those_of_the_loss(tmp_path):
         ValueError, match=r"`class_weights` must be \(C,\) = \(4,\), got shape \(2,\)"
     ):
         analyse(tmp_path / "f.npz", class_weights=[1.0, 2.0])
+    for bad in ([1, 1, 1, -1], [1, 1, np.nan, 1], [0, 0, 0, 0]):
+        with pytest.raises(ValueError, match="`class_weights` must be finite, at least 0"):
+            analyse(tmp_path / "f.npz", class_weights=bad)
     sigmoid = open_features(tmp_path / "f.npz", loss="binary_cross_entropy")
     with pytest.raises(ValueError, match="`class_weights` must come with loss='cross_entropy'"):
         analyse(sigmoid, class_weights=weights)
+
+
+def test_features_of_an_epoch_cut_short_are_those_of_one(tmp_path):
+    run = RunFolder.create(tmp_path, num_samples=N, num_classes=C, adapter="test")
+    for epoch in range(5):
+        arrays = _features(epoch, scale=0.2 * epoch)
+        scores = alignment_scores(**arrays)
+        part = slice(None) if epoch < 4 else slice(8)
+        tracker = GWATracker(N)
+        tracker.update(scores[part], ids=np.arange(N)[part])
+        ended = tracker.end_epoch()._replace(epoch=epoch, step=epoch, expected=N)
+        features = {name: x if name == "weight" else x[part] for name, x in arrays.items()}
+        run.write_epoch(ended, features={**features, "ids": np.arange(N)[part]})
+    report = analyse(tmp_path)
+    assert [record.summary.expected for record in report.epochs] == [N] * 5
+    assert report.best_index < 4
+    assert "1 cut short left out" in report.selection.reason
+    assert any("cut short (4)" in message for message in report.messages)
 
 
 def test_snapshots_give_history_quality_and_classes(tmp_path, monkeypatch):

@@ -172,6 +172,17 @@ def test_an_epoch_cut_short_is_not_kept_and_said(tmp_path):
     assert "1 of 2 epochs was cut short (1)" in done.stdout
 
 
+def test_a_stored_column_chooses_the_epoch_in_every_command(demo):
+    rule = ["--rule", "metric", "--metric", "test_accuracy"]
+    records = RunFolder.open(demo.run).epochs()
+    accuracy = [metrics["test_accuracy"] for _, metrics in records]
+    for mode, best in (("max", np.argmax(accuracy)), ("min", np.argmin(accuracy))):
+        rows = json.loads(gwa("compare", demo.run, *rule, "--mode", mode, "--json").stdout)["rows"]
+        assert rows[0]["best_epoch"] == best
+        found = gwa("samples", demo.run, *rule, "--mode", mode, "--lowest", "3", "--json")
+        assert len(json.loads(found.stdout)) > 0
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [

@@ -116,6 +116,16 @@ def test_a_line_of_the_first_version_is_read(run, mean, separation):
     assert open_features(run.path).epochs[1].summary.expected == N + 1
 
 
+@pytest.mark.parametrize("name", ["expected", "separation"])
+def test_a_metric_of_the_first_version_may_have_the_name_of_a_field_of_today(run, name):
+    line = json.loads(OLD_LINE) | {name: 0.5}
+    (run.path / "epochs.jsonl").write_text(json.dumps(line) + "\n")
+    ((summary, metrics),) = run.epochs()
+    assert metrics == {"accuracy": 0.75, name: 0.5}
+    assert summary.expected is None
+    assert summary.separation != 0.5
+
+
 def test_a_line_has_every_field_of_the_summary(run):
     run.write_epoch(make_summary(0))
     run.write_epoch(make_summary(1)._replace(expected=None, separation=np.float32(0.5)))

@@ -20,6 +20,9 @@ if knows_flags:
     flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     os.environ.setdefault("XLA_FLAGS", flags)
 
+# Tracing and compiling make many objects and little garbage.
+gc.set_threshold(200_000, 20, 20)
+
 import pytest
 from backends import CASES, open_case
 from hypothesis import HealthCheck, settings

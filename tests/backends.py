@@ -56,6 +56,11 @@ class Case:
         return self.transform == "compile" or (self.library == "jax" and not self.transform)
 
     @property
+    def compiles(self) -> bool:
+        """Whether it belongs to the grid of compiled cases beside the one of the usual run."""
+        return self.slow or (self.transform == "jit" and self.option == "x64")
+
+    @property
     def result_dtype(self) -> str:
         """The promise for results: the input's dtype, but at least float32."""
         return "float64" if self.dtype == "float64" else "float32"

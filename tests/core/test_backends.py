@@ -20,7 +20,7 @@ PAIRS = [
         scenario,
         case,
         id=f"{scenario.name}-{case.name}",
-        marks=[pytest.mark.slow] if case.slow else [],
+        marks=[pytest.mark.slow] if case.compiles else [],
     )
     for scenario in SCENARIOS
     for case in CASES

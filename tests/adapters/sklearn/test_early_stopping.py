@@ -101,7 +101,7 @@ SKIPS = ("pandas is not installed", "SCIPY_ARRAY_API is not set")
             GWAEarlyStoppingClassifier(
                 MLPClassifier((32,), learning_rate_init=0.02),
                 rule=BestMetric(metric="epoch"),
-                max_epochs=40,
+                max_epochs=12,
             ),
             {},
         ),

@@ -17,7 +17,8 @@ try:
 except metadata.PackageNotFoundError:
     knows_flags = False
 if knows_flags:
-    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+    flags += "--xla_cpu_parallel_codegen_split_count=1"
     os.environ.setdefault("XLA_FLAGS", flags)
 
 # Tracing and compiling make many objects and little garbage.

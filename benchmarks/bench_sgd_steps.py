@@ -69,7 +69,7 @@ def texts() -> tuple[Any, Any]:
 
 
 def flipped(y: Any, rate: float, seed: int) -> tuple[Any, Any]:
-    """Return labels of which a share is any other class, and which these are."""
+    """Return labels with a share replaced by other classes, and which ones these are."""
     rng = np.random.default_rng(seed)
     wrong = rng.choice(len(y), round(rate * len(y)), replace=False)
     given, classes = y.copy(), int(y.max()) + 1

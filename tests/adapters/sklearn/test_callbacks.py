@@ -143,7 +143,7 @@ def test_a_rule_that_watches_what_is_not_measured_is_refused():
 
 
 def test_columns_keep_their_names_and_nothing_warns():
-    # A warning is an error here, those of scikit-learn about feature names too.
+    # A warning is an error here, also scikit-learn's about feature names.
     pandas = require("pandas")
     frame = pandas.DataFrame(X).add_prefix("pixel ")
     stopping = GWAStopping()

@@ -244,7 +244,7 @@ def test_a_rule_may_watch_a_signal(rule, signals, tmp_path):
     for history in (in_memory, on_disk):
         selected = select_epoch(history, rule, total_steps=60)
         assert (selected.step, selected.reason) == (fitted.best_epoch_, fitted.stopping_reason_)
-    # The weights are those of that epoch.
+    # The weights of that epoch.
     last = early(model, **{**options, "max_epochs": fitted.best_epoch_ + 1})
     last.set_params(rule=BestMetric(metric="epoch")).fit(X, Y)
     assert same_weights(fitted.estimator_, last.estimator_)
@@ -670,7 +670,7 @@ def test_numbers_of_numpy_are_numbers():
 @pytest.mark.parametrize("warm_start", [False, True])
 @pytest.mark.parametrize("kind", ["alone", "pipeline", "inside a pipeline"])
 def test_columns_keep_their_names_and_nothing_warns(kind, warm_start):
-    # A warning is an error here, those of scikit-learn about feature names too.
+    # A warning is an error here, also scikit-learn's about feature names.
     pandas = require("pandas")
     frame = pandas.DataFrame(X, columns=[f"column {i}" for i in range(8)])
     model, options = sgd(), {"max_epochs": 2, "warm_start": warm_start}

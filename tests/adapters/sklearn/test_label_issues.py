@@ -472,7 +472,7 @@ NAMED = {
 
 @pytest.mark.parametrize("name", NAMED)
 def test_columns_keep_their_names_and_nothing_warns(name):
-    # A warning is an error here, those of scikit-learn about feature names too.
+    # A warning is an error here, also scikit-learn's about feature names.
     pandas = require("pandas")
     x, y = load_wine(return_X_y=True)
     x = StandardScaler().fit_transform(x)

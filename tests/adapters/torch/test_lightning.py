@@ -330,7 +330,7 @@ class Values(L.Callback):
 def test_a_rule_on_a_logged_metric(metric, options, tmp_path):
     rule = BestMetric(metric=metric, mode="min", patience=2)
     callback, seen, weights = GWACallback("head", rule=rule), Values(metric), Weights()
-    # Other digits than those of the training, so that it does not fall for ever.
+    # Other digits than in the training, so that it does not fall for ever.
     held_out = Loader(rows=3 * ROWS)
     held_out.data = tuple(x[ROWS:] for x in held_out.data)
     held_out.rows = 2 * ROWS

@@ -4,7 +4,12 @@ The core computes and does nothing else: no I/O, no framework, no global state. 
 arrays out, of the same namespace and on the same device.
 """
 
-from gwa_core.alignment import alignment_from_logits, alignment_scores
+from gwa_core.agreement import Agreement, score_agreement
+from gwa_core.alignment import (
+    alignment_from_logit_gradients,
+    alignment_from_logits,
+    alignment_scores,
+)
 from gwa_core.attribution import LabelQuality, epoch_weights, label_quality, rank_samples
 from gwa_core.baseline_rules import BestMetric, GradientDisparity, LabelWave
 from gwa_core.estimator import exponential_window, glass_delta
@@ -30,6 +35,7 @@ from gwa_core.tracker import GWATracker
 __version__ = "0.1.0"
 
 __all__ = [
+    "Agreement",
     "BestMetric",
     "DipThenMax",
     "EarlyStopper",
@@ -48,6 +54,7 @@ __all__ = [
     "Rule",
     "Selection",
     "Summary",
+    "alignment_from_logit_gradients",
     "alignment_from_logits",
     "alignment_scores",
     "epoch_weights",
@@ -62,6 +69,7 @@ __all__ = [
     "rank_samples",
     "residual",
     "rule_for",
+    "score_agreement",
     "select_epoch",
     "select_step",
     "summarize",

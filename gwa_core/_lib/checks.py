@@ -143,13 +143,15 @@ def _check_classes(classes: int, loss: str) -> None:
         )
 
 
-def check_bias(xp: Any, bias: Array | None, classes: int) -> None:
-    """Check a (C,) bias."""
+def check_bias(xp: Any, bias: Array | None, classes: int, rows: int | None = None) -> None:
+    """Check a (C,) bias, or where `rows` is given an (N, C) one."""
     if bias is None:
         return
     _check_floating(xp, "bias", bias)
-    if tuple(bias.shape) != (classes,):
-        raise ValueError(f"`bias` must be (C,) = ({classes},), got shape {tuple(bias.shape)}")
+    shape = tuple(bias.shape)
+    if shape != (classes,) and (rows is None or shape != (rows, classes)):
+        per_row = "" if rows is None else f" or (N, C) = ({rows}, {classes})"
+        raise ValueError(f"`bias` must be (C,) = ({classes},){per_row}, got shape {shape}")
 
 
 def check_where(xp: Any, where: Array | None, rows: int) -> None:

@@ -198,15 +198,29 @@ def test_hook_and_offline_paths_agree():
     assert single.dtype == np.float32
 
 
-def test_logits_of_another_temperature_are_not_second_guessed():
-    # With `logits` given the weight only enters by its norm.
-    shuffled = {**HEAD, "weight": HEAD["weight"][::-1]}
+@pytest.mark.parametrize("loss", ["cross_entropy", "binary_cross_entropy"])
+def test_logits_of_something_else_are_refused(loss):
     logits = HEAD["latents"] @ HEAD["weight"].T + HEAD["bias"]
+    head = {**HEAD, "loss": loss}
+    if loss == "binary_cross_entropy":
+        head["targets"] = LABELS
+    without = {name: x for name, x in head.items() if name != "bias"}
+    with pytest.raises(ValueError, match=r"latents @ weight\.T.*has a bias"):
+        alignment_scores(**without, logits=logits)
+    with pytest.raises(ValueError, match="scaled or capped"):
+        alignment_scores(**head, logits=logits / 0.07)
+    with pytest.raises(ValueError, match="another head"):
+        alignment_scores(**{**head, "weight": HEAD["weight"][::-1]}, logits=logits)
+    # A row that does not count may hold anything, and bfloat16 rounds.
+    where = np.arange(N) > 0
+    odd = np.concatenate([logits[:1] + np.arange(C), logits[1:]])
     np.testing.assert_allclose(
-        alignment_scores(**shuffled, logits=logits),
-        alignment_scores(**HEAD, logits=logits),
+        alignment_scores(**head, logits=odd, where=where)[1:],
+        alignment_scores(**head)[1:],
         rtol=1e-12,
     )
+    rounded = (logits.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
+    assert np.isfinite(alignment_scores(**head, logits=rounded)).all()
 
 
 @pytest.mark.parametrize("kind", ["hard", "soft", "bce"])

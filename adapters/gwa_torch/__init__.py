@@ -17,6 +17,7 @@ from gwa_core import (
     select_epoch,
 )
 from gwa_torch.heads import find_head
+from gwa_torch.ids import with_ids
 from gwa_torch.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
 from gwa_torch.loader import alignment_scores
 from gwa_torch.monitor import GWAMonitor
@@ -43,4 +44,5 @@ __all__ = [
     "layer_gradient_norms",
     "rank_samples",
     "select_epoch",
+    "with_ids",
 ]

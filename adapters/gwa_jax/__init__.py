@@ -13,6 +13,8 @@ from gwa_core import (
     select_epoch,
 )
 from gwa_jax import signals
+from gwa_jax.agreement import check
+from gwa_jax.gradients import add_probe
 from gwa_jax.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
 from gwa_jax.runs import save
 from gwa_jax.scoring import head_scores
@@ -31,6 +33,8 @@ __all__ = [
     "MaxSeparation",
     "State",
     "add",
+    "add_probe",
+    "check",
     "end_epoch",
     "fetch",
     "head_scores",

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from flax import nnx
 from flax.nnx.tracers import TraceState
 
+from gwa_jax.gradients import add_probe
 from gwa_jax.scoring import Array
 
 __all__ = ["Calls", "Head", "branches", "find", "unknown", "watched"]
@@ -47,8 +48,9 @@ class Head(NamedTuple):
 class Calls:
     """The calls of one layer during one call of its model."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, probe: Array | None) -> None:
         self.name = name
+        self._probe = probe
         self.layer: Any = None
         self._seen: list[Head] = []
         self._trace = TraceState()  # type: ignore[no-untyped-call]
@@ -60,8 +62,10 @@ class Calls:
             raise self._not_linear(kind.__name__)
         self.layer = layer
 
-    def see(self, args: Any, kwargs: Any, logits: Array, kernel: Array, bias: Array | None) -> None:
-        """Take a call down."""
+    def see(
+        self, args: Any, kwargs: Any, logits: Array, kernel: Array, bias: Array | None
+    ) -> Array:
+        """Take a call down, and return its output with the probe added."""
         if not self._trace.is_valid():
             raise ValueError(f"the call of {self.name!r} must be seen, but is not; {UNSEEN}")
         latents: Array = args[0] if args else kwargs["inputs"]
@@ -75,7 +79,9 @@ class Calls:
         ):
             kind = _kind(self.layer).__name__
             raise self._not_linear(f"{kind} with kernel {tuple(kernel.shape)}")
+        logits = add_probe(logits, self._probe)
         self._seen.append(Head(latents, logits, kernel.reshape(features, classes), bias))
+        return logits
 
     def only(self) -> Head:
         """Return the one call that there should have been."""
@@ -127,7 +133,7 @@ def _telling(kind: type[nnx.Module]) -> type[nnx.Module]:
             for calls in _WATCHES.get():
                 if calls.layer is self:
                     bias = None if self.bias is None else self.bias[...]
-                    calls.see(args, kwargs, output, self.kernel[...], bias)
+                    output = calls.see(args, kwargs, output, self.kernel[...], bias)
             return output
 
     return Watched

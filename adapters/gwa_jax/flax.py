@@ -27,7 +27,12 @@ LINEN_HEADS = (linen.Dense, linen.DenseGeneral, linen.Conv)
 
 
 def call_with_head(
-    model: Callable[..., Any], name: str | nnx.Module, /, *args: Any, **kwargs: Any
+    model: Callable[..., Any],
+    name: str | nnx.Module,
+    /,
+    *args: Any,
+    logit_probe: Array | None = None,
+    **kwargs: Any,
 ) -> tuple[Any, Head]:
     """Call an NNX model, and return its output and what its head took and gave.
 
@@ -41,6 +46,9 @@ def call_with_head(
         `nnx.LinearGeneral` over the last axis, or an `nnx.Conv` of size one.
     *args, **kwargs
         Of the model.
+    logit_probe : array of shape (..., C), optional
+        Zeros that `gwa_jax.add_probe` adds to what the head returns, inside the model: the gradient
+        with respect to them is the `logit_gradients` of `update`, whatever follows the head.
 
     Returns
     -------
@@ -79,7 +87,7 @@ def call_with_head(
             "Linen there is `apply_with_head`"
         )
     path, layer = find(root, name)
-    calls = Calls(path)
+    calls = Calls(path, logit_probe)
     calls.watch(layer, NNX_HEADS)
     with watched(calls):
         output = model(*args, **kwargs)
@@ -92,6 +100,7 @@ def apply_with_head(
     name: str,
     /,
     *args: Any,
+    logit_probe: Array | None = None,
     **kwargs: Any,
 ) -> tuple[Any, Head]:
     """Apply a Linen model, and return its output and what its head took and gave.
@@ -110,6 +119,9 @@ def apply_with_head(
         `linen.Conv` of size one.
     *args, **kwargs
         Of ``apply``, such as ``rngs`` and ``mutable``.
+    logit_probe : array of shape (..., C), optional
+        Zeros that `gwa_jax.add_probe` adds to what the head returns, inside the model: the gradient
+        with respect to them is the `logit_gradients` of `update`, whatever follows the head.
 
     Returns
     -------
@@ -141,7 +153,7 @@ def apply_with_head(
     >>> output.shape, head.latents.shape, head.kernel.shape
     ((5, 2), (5, 8), (8, 2))
     """
-    calls = Calls(name)
+    calls = Calls(name, logit_probe)
     names = branches(variables.get("params", {}))
 
     def see(call: Any, args: Any, kwargs: Any, context: linen.module.InterceptorContext) -> Any:
@@ -149,7 +161,7 @@ def apply_with_head(
         if context.method_name == "__call__" and ".".join(layer.path) == name:
             calls.watch(layer, LINEN_HEADS)
             found = linen.meta.unbox(layer.variables["params"])
-            calls.see(args, kwargs, output, found["kernel"], found.get("bias"))
+            output = calls.see(args, kwargs, output, found["kernel"], found.get("bias"))
         return output
 
     if name not in names:
@@ -226,8 +238,9 @@ class GWAMetric(nnx.Metric):
         logits: Array,
         latents: Array,
         kernel: Array,
-        labels: Array,
+        labels: Array | None = None,
         bias: Array | None = None,
+        logit_gradients: Array | None = None,
         ids: Array | None = None,
         mask: Array | None = None,
         class_weights: Array | None = None,
@@ -240,7 +253,9 @@ class GWAMetric(nnx.Metric):
         logits, latents, kernel, bias
             From the forward pass, ``**head._asdict()`` of `call_with_head`.
         labels : integer array of shape (...,) or array of shape (..., C)
-            Class numbers, or probabilities.
+            Class numbers, or probabilities. Not needed with `logit_gradients`.
+        logit_gradients : array of shape (..., C), optional
+            Gradient of your loss with respect to the logits; see `gwa_jax.head_scores`.
         ids : integer array of shape (...,)
             Sample numbers in 0..num_samples-1, where `num_samples` was given; -1 is padding.
         mask : array of shape (...,), optional
@@ -262,6 +277,7 @@ class GWAMetric(nnx.Metric):
             targets=labels,
             logits=logits,
             bias=bias,
+            logit_gradients=logit_gradients,
             ids=ids,
             where=None if mask is None else mask.astype(bool),
             loss=self.loss,

@@ -9,10 +9,16 @@ from typing import Any, Literal, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from gwa_core import alignment_from_logits, alignment_scores, weighted_targets
+from gwa_core import (
+    alignment_from_logit_gradients,
+    alignment_from_logits,
+    gradient_norms,
+    weighted_targets,
+)
+from gwa_jax._product import check_on_host
 from gwa_jax._tracing import automatic, lenient, spec
 
-__all__ = ["Array", "Loss", "head_scores"]
+__all__ = ["Array", "Loss", "batch_scores", "head_scores", "loss_options"]
 
 Array: TypeAlias = jax.Array
 Loss: TypeAlias = Literal["cross_entropy", "binary_cross_entropy"]
@@ -25,9 +31,10 @@ def head_scores(
     *,
     latents: Array,
     kernel: Array,
-    targets: Array,
+    targets: Array | None = None,
     logits: Array | None = None,
     bias: Array | None = None,
+    logit_gradients: Array | None = None,
     loss: Loss = "cross_entropy",
     label_smoothing: float = 0.0,
     class_weights: Array | None = None,
@@ -35,7 +42,8 @@ def head_scores(
 ) -> Array:
     r"""Return γ of a batch, the alignment of each sample's negative head gradient with the head.
 
-    .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}
+    .. math:: \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|},
+       \qquad r_i = -\frac{\partial \mathcal L}{\partial \ell_i}
 
     Give the parameters that the forward pass used, those before the optimiser's update.
 
@@ -45,12 +53,17 @@ def head_scores(
         Inputs of the head; tokens and pixels are samples.
     kernel : array of shape (D, C)
         Weight of the head as Flax and Haiku have it. Equinox has (C, D): pass ``weight.T``.
-    targets : integer array of shape (...,) or array of shape (..., C)
-        Class numbers, or probabilities. A class number outside 0..C-1 gives nan.
+    targets : integer array of shape (...,) or array of shape (..., C), optional
+        Class numbers, or probabilities. A class number outside 0..C-1 gives nan. Not needed, and
+        not read, with `logit_gradients`.
     logits : array of shape (..., C), optional
         Outputs of the head, bias included. Without them they are made in blocks of rows.
     bias : array of shape (C,), optional
         Bias of the head, to be taken off the logits.
+    logit_gradients : array of shape (..., C), optional
+        Gradient of your own loss with respect to the logits, one row a sample, as `add_probe` or
+        ``jax.grad`` of the loss gives it. The scores are then right for any loss, and `loss`,
+        `label_smoothing` and `class_weights` play no part. The scale of a row does not matter.
     loss : {"cross_entropy", "binary_cross_entropy"}
         Softmax or sigmoid, default softmax.
     label_smoothing : float
@@ -64,15 +77,20 @@ def head_scores(
     Returns
     -------
     array of shape (...,)
-        In [-1, 1], float32 (float64 for float64 input). No gradient flows through it.
+        In [-1, 1], float32 (float64 for float64 input). nan where a row of `logit_gradients` is 0:
+        it has no direction. No gradient flows through it.
 
     Raises
     ------
     TypeError, ValueError
-        On shapes, dtypes and options that do not fit.
+        On shapes, dtypes and options that do not fit. Outside jit on a CPU, also if a row of
+        `logits` is not the product of latents and kernel plus bias.
 
     Notes
     -----
+    Without `logit_gradients` the loss must be the one that the options say, applied to these logits.
+    `check` compares the two.
+
     Cost: one read of logits, latents and kernel. Without logits they are a product with the kernel
     in its own dtype, and where they are larger than 160 MiB they are made in blocks, so that the
     whole (N, C) is never there. Runs under jit, vmap, scan and shard_map, and on global arrays of
@@ -90,21 +108,75 @@ def head_scores(
     >>> head_scores(latents=latents, kernel=jnp.eye(2), targets=jnp.asarray([0, 0])).round(3)
     Array([ 0.5, -0.5], dtype=float32)
     """
-    _check_shapes(latents, kernel, targets, logits, where)
+    scores = batch_scores(
+        latents,
+        kernel,
+        targets,
+        logits=logits,
+        bias=bias,
+        logit_gradients=logit_gradients,
+        loss=loss,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        where=where,
+    )
+    check_on_host(latents, kernel, logits, bias, where)
+    return scores
+
+
+def batch_scores(
+    latents: Array,
+    kernel: Array,
+    targets: Array | None,
+    *,
+    logits: Array | None,
+    bias: Array | None,
+    logit_gradients: Array | None,
+    loss: Loss,
+    label_smoothing: float,
+    class_weights: Array | None,
+    where: Array | None = None,
+) -> Array:
+    """Return the scores of a batch from arrays whose values nobody looks at."""
+    _check_shapes(latents, kernel, targets, logits, logit_gradients, where)
     _check_class_weights(class_weights, kernel.shape[1], loss)
+    if logit_gradients is not None:
+        targets = class_weights = None
     scores: Array = _scores(
-        latents, kernel, targets, logits, bias, class_weights, where, loss, float(label_smoothing)
+        latents,
+        kernel,
+        targets,
+        logits,
+        bias,
+        logit_gradients,
+        class_weights,
+        where,
+        loss,
+        float(label_smoothing),
     )
     return scores
 
 
 def _check_shapes(
-    latents: Array, kernel: Array, targets: Array, logits: Array | None, where: Array | None
+    latents: Array,
+    kernel: Array,
+    targets: Array | None,
+    logits: Array | None,
+    logit_gradients: Array | None,
+    where: Array | None,
 ) -> None:
     """Check what reshaping would hide."""
-    given = {"latents": latents, "kernel": kernel, "targets": targets}
-    for name, x in (given | {"logits": logits, "where": where}).items():
-        if (name in given or x is not None) and not hasattr(x, "shape"):
+    needed = {"latents": latents, "kernel": kernel}
+    if logit_gradients is None:
+        needed["targets"] = targets
+    given = needed | {"logits": logits, "logit_gradients": logit_gradients, "where": where}
+    if logit_gradients is None and targets is None:
+        raise TypeError(
+            "`targets` must be an array, got None; without targets give `logit_gradients`, the "
+            "gradient of your loss"
+        )
+    for name, x in given.items():
+        if (name in needed or x is not None) and not hasattr(x, "shape"):
             raise TypeError(f"`{name}` must be an array, got {type(x).__name__}")
     if kernel.ndim != 2 or latents.ndim < 1 or kernel.shape[0] != latents.shape[-1]:
         d = latents.shape[-1] if latents.ndim else "D"
@@ -120,13 +192,15 @@ def _check_shapes(
         raise ValueError(
             f"`latents` must have at least one sample, got shape {tuple(latents.shape)}"
         )
-    hard = jnp.issubdtype(targets.dtype, jnp.integer) and targets.shape == shape
-    one = classes == 1 and targets.shape == shape
     expected = {
-        "targets": (shape if hard or one else (*shape, classes), targets),
         "logits": ((*shape, classes), logits),
+        "logit_gradients": ((*shape, classes), logit_gradients),
         "where": (shape, where),
     }
+    if logit_gradients is None and targets is not None:
+        hard = jnp.issubdtype(targets.dtype, jnp.integer) or classes == 1
+        wanted = shape if hard and targets.shape == shape else (*shape, classes)
+        expected = {"targets": (wanted, targets)} | expected
     for name, (wanted, x) in expected.items():
         if x is not None and tuple(x.shape) != wanted:
             also = f"{shape} class numbers or {wanted}" if name == "targets" else f"{wanted}"
@@ -156,22 +230,24 @@ def _check_class_weights(weights: Array | None, classes: int, loss: str) -> None
         )
 
 
-@functools.partial(jax.jit, static_argnums=(7, 8))
+@functools.partial(jax.jit, static_argnums=(8, 9))
 @lenient
 def _scores(
     latents: Array,
     kernel: Array,
-    targets: Array,
+    targets: Array | None,
     logits: Array | None,
     bias: Array | None,
+    logit_gradients: Array | None,
     class_weights: Array | None,
     where: Array | None,
     loss: Loss,
     label_smoothing: float,
 ) -> Array:
     """Score arrays that fit together."""
-    given = jax.lax.stop_gradient((latents, kernel, targets, logits, bias, class_weights))
+    arrays = latents, kernel, targets, logits, bias, logit_gradients, class_weights
     score = functools.partial(_flat_scores, loss=loss, label_smoothing=label_smoothing)
+    given = jax.lax.stop_gradient(arrays)
     scores: Array = automatic(score, spec(latents, leave=1), *given, where)
     return scores
 
@@ -179,9 +255,10 @@ def _scores(
 def _flat_scores(
     latents: Array,
     kernel: Array,
-    targets: Array,
+    targets: Array | None,
     logits: Array | None,
     bias: Array | None,
+    logit_gradients: Array | None,
     class_weights: Array | None,
     where: Array | None,
     *,
@@ -192,44 +269,54 @@ def _flat_scores(
     features, classes = kernel.shape
     latents = latents.reshape(-1, features)
     rows = latents.shape[0]
-    targets = targets.reshape(rows) if targets.size == rows else targets.reshape(rows, classes)
-    where = None if where is None else where.reshape(rows)
-
-    def of_loss(target: Array) -> dict[str, Any]:
-        options: dict[str, Any] = {"targets": target, "label_smoothing": label_smoothing}
-        if class_weights is not None and (target.ndim == 2 or label_smoothing > 0.0):
-            options = {"targets": weighted_targets(class_weights=class_weights, **options)}
-        return options | {"bias": bias, "loss": loss}
-
-    if logits is not None:
-        logits = logits.reshape(rows, classes)
-        scores: Array = alignment_scores(
-            latents=latents, weight=kernel.T, logits=logits, where=where, **of_loss(targets)
-        )
-        return scores.reshape(shape)
-    # In the kernel's dtype, as the model makes them, but not rounded to it.
+    # In the kernel's dtype, as the model makes logits, but not rounded to it.
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    weight_norm = jnp.linalg.norm(kernel.astype(wide))
+    weight_norm = gradient_norms(gradient_norms(kernel)[None])[0]
 
-    def block(rows: tuple[Array, Array]) -> Array:
-        z, target = rows
-        product = jnp.dot(z.astype(kernel.dtype), kernel, preferred_element_type=wide)
-        made: Array = alignment_from_logits(
-            logits=product if bias is None else product + bias.astype(wide),
-            latent_norms=jnp.linalg.norm(z.astype(wide), axis=1),
-            weight_norm=weight_norm,
-            **of_loss(target),
+    def score(z: Array, of_loss: Array, logits: Array | None = None) -> Array:
+        """Score rows by their targets, or by their gradients."""
+        if logits is None:
+            logits = jnp.dot(z.astype(kernel.dtype), kernel, preferred_element_type=wide)
+            logits = logits if bias is None else logits + bias.astype(wide)
+        head = {
+            "logits": logits,
+            "latent_norms": gradient_norms(z),
+            "weight_norm": weight_norm,
+            "bias": bias,
+        }
+        found: Array = (
+            alignment_from_logits(
+                **head, **loss_options(of_loss, loss, label_smoothing, class_weights)
+            )
+            if logit_gradients is None
+            else alignment_from_logit_gradients(**head, logit_gradients=of_loss)
         )
-        return made
+        return found
 
+    of_loss: Any = targets if logit_gradients is None else logit_gradients
+    of_loss = of_loss.reshape(rows) if of_loss.size == rows else of_loss.reshape(rows, classes)
+    if logit_gradients is not None:
+        of_loss = of_loss.reshape(rows, classes)
     step = max(1, BLOCK_BYTES // (classes * wide.itemsize))
     # Whole tiles of a matrix product.
     step = step // 128 * 128 or step
-    if rows <= step:
-        scores = block((latents, targets))
+    if logits is not None:
+        scores = score(latents, of_loss, logits.reshape(rows, classes))
+    elif rows <= step:
+        scores = score(latents, of_loss)
     else:
         scores = jax.lax.map(
-            lambda row: block((row[0][None], row[1][None]))[0], (latents, targets), batch_size=step
+            lambda row: score(row[0][None], row[1][None])[0], (latents, of_loss), batch_size=step
         )
-    scores = scores if where is None else jnp.where(where, scores, jnp.nan)
+    scores = scores if where is None else jnp.where(where.reshape(rows), scores, jnp.nan)
     return scores.reshape(shape)
+
+
+def loss_options(
+    targets: Array, loss: Loss, label_smoothing: float, class_weights: Array | None
+) -> dict[str, Any]:
+    """Return what the core must know of a loss; class weights are a matter of the targets."""
+    options: dict[str, Any] = {"targets": targets, "label_smoothing": label_smoothing}
+    if class_weights is not None and (targets.ndim == 2 or label_smoothing > 0.0):
+        options = {"targets": weighted_targets(class_weights=class_weights, **options)}
+    return options | {"loss": loss}

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 
 from gwa_core import Moments
 from gwa_core.attribution import QualitySums
+from gwa_jax._product import check_on_host, on_host
 from gwa_jax._rows import NEVER, check_rows, check_size, count, place, seen
 from gwa_jax._tracing import automatic, everywhere, lenient, spec
-from gwa_jax.scoring import Array, Loss, head_scores
+from gwa_jax.scoring import Array, Loss, batch_scores
 
 __all__ = ["State", "add", "empty", "init", "merge", "update"]
 
@@ -105,9 +106,10 @@ def update(
     *,
     latents: Array,
     kernel: Array,
-    targets: Array,
+    targets: Array | None = None,
     logits: Array | None = None,
     bias: Array | None = None,
+    logit_gradients: Array | None = None,
     ids: Array | None = None,
     where: Array | None = None,
     loss: Loss = "cross_entropy",
@@ -121,8 +123,9 @@ def update(
     ----------
     state : State
         From `init` or the update before; a step may donate it.
-    latents, kernel, targets, logits, bias, loss, label_smoothing, class_weights
-        See `head_scores`; the kernel is (D, C), the one that the forward pass used.
+    latents, kernel, targets, logits, bias, logit_gradients, loss, label_smoothing, class_weights
+        See `head_scores`; the kernel is (D, C), the one that the forward pass used. With
+        `logit_gradients` the scores are right for any loss, and need no targets.
     ids : integer array of the samples' shape
         Sample numbers in 0..num_samples-1, where the state has `num_samples`. A sample counts once
         an epoch, with its first score. Rows with the id -1 are padding and do not count.
@@ -142,7 +145,9 @@ def update(
     ------
     TypeError, ValueError
         On shapes, dtypes and options that do not fit, and on ids out of range where they are a
-        NumPy array. In a JAX array, ids out of range are counted in `omitted`.
+        NumPy array. In a JAX array, ids out of range are counted in `omitted`. Outside jit on a CPU,
+        also if in the first batch of an epoch a row of `logits` is not latents times kernel plus
+        bias; elsewhere `check` tells.
 
     Notes
     -----
@@ -164,17 +169,26 @@ def update(
     >>> gwa_jax.scores(state).round(3)
     Array([ nan, -0.5,  nan,  0.5], dtype=float32)
     """
-    found = head_scores(
-        latents=latents,
-        kernel=kernel,
-        targets=targets,
+    found = batch_scores(
+        latents,
+        kernel,
+        targets,
         logits=logits,
         bias=bias,
+        logit_gradients=logit_gradients,
         loss=loss,
         label_smoothing=label_smoothing,
         class_weights=class_weights,
     )
+    if logits is not None and _begins(state):
+        check_on_host(latents, kernel, logits, bias, where)
     return add(state, found, ids=ids, where=where, axis_name=axis_name)
+
+
+def _begins(state: State) -> bool:
+    """Tell whether an epoch has no batch yet, where that can be looked at."""
+    rows = state.rows if state.order.shape[-1] else state.moments.count
+    return on_host(rows) and rows.ndim == 0 and float(rows) == 0.0
 
 
 def add(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -108,4 +110,7 @@ def _tangents(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tu
 
 def _varying(x: Array) -> frozenset[str]:
     """Return the axes of `shard_map` over which an array differs."""
-    return frozenset(getattr(jax.typeof(x), "vma", ()))
+    kind: Any = jax.typeof(x)
+    # JAX 0.8 has it on the type itself.
+    manual = getattr(kind, "manual_axis_type", None)
+    return frozenset(getattr(kind, "vma", ()) if manual is None else manual.varying)

@@ -98,11 +98,15 @@ def equinox_step(eqx, optimizer, watch, traced):
     def step(model, opt_state, state, x, targets, ids):
         traced.append(1)
 
-        def loss_fn(model):
+        def loss_fn(parts):
+            model, probe = parts
             logits, latents = jax.vmap(model)(x)
+            logits = gwa_jax.add_probe(logits, probe)
             return cross_entropy(logits, targets).mean(), (logits, latents)
 
-        (_, (logits, latents)), grads = eqx.filter_value_and_grad(loss_fn, has_aux=True)(model)
+        probe = jnp.zeros((ROWS, CLASSES)) if watch == "probe" else None
+        backward = eqx.filter_value_and_grad(loss_fn, has_aux=True)
+        (_, (logits, latents)), (grads, g) = backward((model, probe))
         if watch:
             state = gwa_jax.update(
                 state,
@@ -110,7 +114,8 @@ def equinox_step(eqx, optimizer, watch, traced):
                 kernel=model.head.weight.T,
                 bias=model.head.bias,
                 logits=logits,
-                targets=targets,
+                logit_gradients=g,
+                targets=targets if g is None else None,
                 ids=ids,
             )
         updates, opt_state = optimizer.update(grads, opt_state, model)
@@ -127,6 +132,9 @@ def test_equinox(eqx):
     assert len(traced) == 1
     plain, _ = trained(equinox_step(eqx, optimizer, False, []), carry, IDS)
     same_bits(watched[:2], plain[:2])
+    probed, same_scores = trained(equinox_step(eqx, optimizer, "probe", []), carry, IDS)
+    same_bits(probed[:2], plain[:2])
+    assert_allclose(same_scores, scores, rtol=1e-5, atol=1e-6)
     expected = equinox_oracle(
         eqx, model, lambda m: m.head.weight, *data(), logits=lambda m, x: m(x)[0]
     )

@@ -212,7 +212,7 @@ def as_outside(step, *args):
 
 
 def steps(watch, count=4):
-    """Train, with or without the capture; return all numbers of the training."""
+    """Train, with the capture, a probe in it, or neither; return all numbers of the training."""
     model = Net(seed=3)
     optimizer = nnx.Optimizer(model, optax.adam(0.05), wrt=nnx.Param)
     metric = GWAMetric(ROWS * count)
@@ -226,10 +226,20 @@ def steps(watch, count=4):
             output, head = call_with_head(model, "head", x) if watch else (model(x), None)
             return cross_entropy(output, targets).mean(), head
 
-        (loss, head), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
+        def probed(model, probe):
+            output, head = call_with_head(model, "head", x, logit_probe=probe)
+            return cross_entropy(output, targets).mean(), head
+
+        scored = {"labels": targets}
+        if watch == "probe":
+            backward = nnx.value_and_grad(probed, argnums=(0, 1), has_aux=True)
+            (loss, head), (grads, g) = backward(model, jnp.zeros((ROWS, CLASSES)))
+            scored = {"logit_gradients": g}
+        else:
+            (loss, head), grads = nnx.value_and_grad(loss_fn, has_aux=True)(model)
         optimizer.update(model, grads)
         if watch:
-            metric.update(**head._asdict(), labels=targets, ids=ids)
+            metric.update(**head._asdict(), **scored, ids=ids)
         return loss, grads
 
     told, compiled = [], None
@@ -245,12 +255,55 @@ def steps(watch, count=4):
 @pytest.mark.usefixtures("_promotion")
 def test_training_is_the_same_to_the_last_bit():
     plain, _, _ = steps(watch=False)
-    watched, metric, traced = steps(watch=True)
-    assert len(plain) == len(watched) > 20
-    for a, b in zip(plain, watched, strict=True):
-        assert_array_equal(np.asarray(a), np.asarray(b))
-    assert len(traced) == 1
-    assert bool(jnp.isfinite(metric.scores()).all())
+    kept = []
+    for watch in (True, "probe"):
+        watched, metric, traced = steps(watch)
+        assert len(plain) == len(watched) > 20
+        for a, b in zip(plain, watched, strict=True):
+            assert_array_equal(np.asarray(a), np.asarray(b))
+        assert len(traced) == 1
+        kept.append(metric.scores())
+    assert_allclose(*kept, rtol=1e-5, atol=1e-6)
+
+
+def capped(head, targets):
+    """Return the gradient of the mean loss of soft-capped logits, written out."""
+    logits = np.asarray(head.logits, np.float64)
+    cap = np.tanh(logits / 0.5)
+    p = np.exp(0.5 * cap) / np.exp(0.5 * cap).sum(1, keepdims=True)
+    return (p - np.eye(CLASSES)[np.asarray(targets)]) * (1.0 - cap**2) / len(targets)
+
+
+@pytest.mark.parametrize("library", ["nnx", "linen"])
+def test_a_probe_stands_at_the_head_and_not_at_the_end_of_the_model(library):
+    x, targets = data()
+    probe = jnp.zeros((ROWS, CLASSES))
+    if library == "nnx":
+
+        class Capped(Net):
+            def __call__(self, x):
+                return 0.5 * jnp.tanh(super().__call__(x) / 0.5)
+
+        def loss_fn(model, probe):
+            output, head = call_with_head(model, "head", x, logit_probe=probe)
+            return cross_entropy(output, targets).mean(), head
+
+        g, head = nnx.grad(loss_fn, argnums=1, has_aux=True)(Capped(), probe)
+    else:
+
+        class Capped(linen.Module):
+            @linen.compact
+            def __call__(self, x):
+                return 0.5 * jnp.tanh(linen.Dense(CLASSES, name="head")(x) / 0.5)
+
+        variables = Capped().init(jax.random.key(0), x)
+
+        def loss_fn(probe):
+            output, head = apply_with_head(Capped(), variables, "head", x, logit_probe=probe)
+            return cross_entropy(output, targets).mean(), head
+
+        g, head = jax.grad(loss_fn, has_aux=True)(probe)
+    assert_allclose(g, capped(head, targets), rtol=1e-4, atol=1e-6)
 
 
 def test_the_models_own_computation_gets_nothing_added():
@@ -636,19 +689,23 @@ def linen_steps(watch, count=4):
     def step(state, stats, gwa, x, targets, key):
         traced.append(1)
 
-        def loss_fn(params):
+        def loss_fn(params, probe):
             given = {"params": params, "batch_stats": stats}
             options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": key}}
             if watch:
+                options["logit_probe"] = probe
                 out, head = apply_with_head(state.apply_fn, given, "head", x, **options)
             else:
                 out, head = state.apply_fn(given, x, **options), None
             logits, changed = out
             return cross_entropy(logits, targets).mean(), (changed["batch_stats"], head)
 
-        (loss, (stats, head)), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        probe = jnp.zeros((ROWS, CLASSES)) if watch else None
+        backward = jax.value_and_grad(loss_fn, (0, 1) if watch else 0, has_aux=True)
+        (loss, (stats, head)), grads = backward(state.params, probe)
         if watch:
-            gwa = gwa_jax.update(gwa, **head._asdict(), targets=targets)
+            grads, g = grads
+            gwa = gwa_jax.update(gwa, **head._asdict(), logit_gradients=g)
         return state.apply_gradients(grads=grads), stats, gwa, (loss, grads)
 
     stats, gwa, told = variables["batch_stats"], gwa_jax.init(), []

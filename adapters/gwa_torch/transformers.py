@@ -6,7 +6,6 @@ The labels are taken on their way to the loss, and the loss is left as it is: th
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 import warnings
@@ -14,9 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import nn
 
 from gwa_core import EarlyStopper, Rule
+from gwa_torch._methods import Methods
 from gwa_torch._trainers import (
     Watched,
     begin_stopper,
@@ -32,7 +33,9 @@ try:
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
     from gwa_torch._checkpoints import checkpoint_beside, load_renamed, read_state, write_state
-    from gwa_torch._transformers import Tap, bare, loss_of
+    from gwa_torch._transformers import Tap, loss_of
+    from gwa_torch._transformers_ids import label_column
+    from gwa_torch._transformers_targets import bare
 except ImportError as error:
     raise ImportError(
         "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]>=4.46'"
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["GWACallback"]
+
+# Where a trainer has the callback that was made for it last.
+ATTRIBUTE = "_gwa_callback"
 
 
 class GWACallback(Watched, TrainerCallback):
@@ -146,10 +152,6 @@ class GWACallback(Watched, TrainerCallback):
                 f"`trainer` must be a Trainer of Transformers, got {type(trainer).__name__}; say "
                 "trainer.add_callback(GWACallback(trainer))"
             )
-        if any(isinstance(other, GWACallback) for other in trainer.callback_handler.callbacks):
-            raise ValueError(
-                "`trainer` must have one GWACallback, got a second one; make a new Trainer for it"
-            )
         check_options(options)
         metric = trainer.args.metric_for_best_model
         if rule is not None and restore_best and metric is not None:
@@ -170,23 +172,82 @@ class GWACallback(Watched, TrainerCallback):
         self.stopper: EarlyStopper | None = None
         self._head = head
         self._options = options
-        self._tap = Tap(trainer, None if num_samples is None else ids, infer="loss" not in options)
+        self._tap = Tap(
+            trainer,
+            None if num_samples is None else ids,
+            infer="loss" not in options,
+            formula=options.get("residual") == "formula",
+        )
         # The checkpoint that the run goes on from.
         self._resumed: Path | None = None
         # The batches of a whole epoch, where the data have a length.
         self._batches: int | None = None
         # Where the checkpoint of an ended epoch will be whose metric is still to come.
         self._undecided: Path | None = None
-        self.trainer.train = functools.partial(self._train, trainer.train)
+        # Whether it was among the trainer's callbacks.
+        self._added = False
+        self._methods = Methods(trainer)
+        self._attach()
+
+    def _attach(self) -> None:
+        """Go around methods of the trainer, in place of a callback that was made before."""
+        before = vars(self.trainer).get(ATTRIBUTE)
+        others = [x for x in self.trainer.callback_handler.callbacks if isinstance(x, GWACallback)]
+        for other in {*others, *([] if before is None else [before])}:
+            while other in self.trainer.callback_handler.callbacks:
+                self.trainer.callback_handler.remove_callback(other)
+            other._detach()
+        around = {
+            "train": self._train,
+            "prediction_step": self._prediction_step,
+            "remove_callback": self._remove,
+            "pop_callback": self._remove,
+        }
+        for name, function in around.items():
+            self._methods.wrap(name, function)
+        setattr(self.trainer, ATTRIBUTE, self)
+
+    def _detach(self) -> None:
+        """Leave the trainer as it was."""
+        self._methods.restore()
+        self._tap.close()
+        if vars(self.trainer).get(ATTRIBUTE) is self:
+            delattr(self.trainer, ATTRIBUTE)
+
+    @property
+    def _is_added(self) -> bool:
+        return self in self.trainer.callback_handler.callbacks
+
+    def _remove(self, remove: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        """Remove a callback; where it is this one, leave the trainer as it was."""
+        before = self._is_added
+        removed = remove(*args, **more)
+        if before and not self._is_added:
+            self._detach()
+        return removed
+
+    def _prediction_step(
+        self, step: Callable[..., Any], model: Any, inputs: Any, *args: Any, **more: Any
+    ) -> Any:
+        """Leave the ids out of what a model is evaluated on."""
+        return step(model, self._tap.without_ids(inputs), *args, **more)
 
     def _train(
         self, train: Callable[..., Any], resume_from_checkpoint: Any = None, *args: Any, **more: Any
     ) -> Any:
-        if self not in self.trainer.callback_handler.callbacks:
-            raise RuntimeError(
-                "`trainer` must have the GWACallback that was made for it, got none; say "
-                "trainer.add_callback(GWACallback(trainer))"
-            )
+        if not self._is_added:
+            if not self._added:
+                raise RuntimeError(
+                    "`trainer` must have the GWACallback that was made for it, got none; say "
+                    "trainer.add_callback(gwa) with the one that was made last"
+                )
+            # It was taken out of the handler, past the trainer.
+            self._detach()
+            return train(resume_from_checkpoint, *args, **more)
+        self._added = True
+        handler = self.trainer.callback_handler
+        while handler.callbacks.count(self) > 1:
+            handler.callbacks.remove(self)
         own, found = self.trainer.args, resume_from_checkpoint
         if found is True:
             found = get_last_checkpoint(own.output_dir)  # type: ignore[no-untyped-call]
@@ -194,11 +255,12 @@ class GWACallback(Watched, TrainerCallback):
         before = own.load_best_model_at_end
         # The trainer itself then loads the checkpoint that its state calls the best.
         own.load_best_model_at_end = before or self.restore_best
+        self._tap.attach()
         try:
             return train(resume_from_checkpoint, *args, **more)
         finally:
             own.load_best_model_at_end = before
-            self._tap.close()
+            self._tap.detach()
 
     def on_train_begin(
         self,
@@ -210,7 +272,13 @@ class GWACallback(Watched, TrainerCallback):
         **more: Any,
     ) -> TrainerControl:
         """Watch the head, and take over the state of a checkpoint."""
-        head = resolve_head(self._head, bare(model))
+        if self.num_samples is not None and getattr(args, "packing", False):
+            raise ValueError(
+                f"`num_samples` must be None with packing=True, got {self.num_samples}; a packed "
+                "row has parts of several samples, and no number of its own. There is GWA without "
+                "scores by sample"
+            )
+        head = self._resolve(model)
         options = dict(self._options)
         if "loss" not in options:
             options["loss"] = loss_of(model, head_size(head)[0])
@@ -223,13 +291,28 @@ class GWACallback(Watched, TrainerCallback):
             self.rule, None if endless else state.num_train_epochs, self.monitor
         )
         self._batches, self._undecided = _length(train_dataloader), None
-        self._tap.open(self.monitor)
+        keep = self.run_folder is not None
+        self._tap.open(self.monitor, train_dataloader, keep_labels=keep)
         if self._resumed is not None:
             self._load(model, self._resumed)
             self._restore(self._resumed, args, state, control)
         elif self.run_folder is not None:
             check_new_run(self.run_folder)
         return control
+
+    def _resolve(self, model: Any) -> Any:
+        """Return the head, or say what PEFT has made of it."""
+        try:
+            return resolve_head(self._head, bare(model))
+        except ValueError as error:
+            configs = getattr(model, "peft_config", {})
+            several = configs.values() if isinstance(configs, dict) else ()
+            if not any(getattr(config, "trainable_token_indices", None) for config in several):
+                raise
+            raise ValueError(
+                f"{error}. Here `trainable_token_indices` also trains rows of the head, which is "
+                "tied to the embedding; untie them, or train the embedding by `modules_to_save`"
+            ) from error
 
     def _restore(
         self,
@@ -245,6 +328,8 @@ class GWACallback(Watched, TrainerCallback):
             # The trainer begins that epoch again.
             kept["monitor"]["epoch"] = None
         monitor.load_state_dict(kept["monitor"])
+        if self._tap.labels is not None:
+            self._tap.labels.load(kept.get("labels"))
         if (stopper is None) != (kept["stopper"] is None):
             raise ValueError(
                 f"`rule` must be the one of the resumed run, got {self.rule!r}; the run began "
@@ -298,7 +383,7 @@ class GWACallback(Watched, TrainerCallback):
         self._hooked.end_epoch(step=state.global_step, batches=self._batches)
         self._tap.fresh = False
         if self.run_folder is not None:
-            self._hooked.save(self.run_folder)
+            self._hooked.save(self.run_folder, targets=self._given())
         # To log means to be done with what was to be logged; the loss may wait for it, too.
         wanted = control.should_log
         self.trainer.log(log_values(self._hooked, self.prefix))
@@ -312,6 +397,16 @@ class GWACallback(Watched, TrainerCallback):
         if self._signal in known or self._signal in self._new_logs(state):
             self._decide(state, control)
         self._give_up(args, state)
+
+    def _given(self) -> torch.Tensor | None:
+        """Return the label of each sample the first time that all of them are wanted."""
+        seen, self._tap.labels = self._tap.labels, None
+        if seen is None:
+            return None
+        column = label_column(self.trainer.train_dataset, self.trainer.label_names, self._tap.ids)
+        if column is not None:
+            seen.fill(*column)
+        return seen.known(self._hooked.process_group)
 
     @property
     def _signal(self) -> str:
@@ -399,6 +494,7 @@ class GWACallback(Watched, TrainerCallback):
             kept = {
                 "monitor": self._hooked.state_dict(),
                 "stopper": None if self.stopper is None else self.stopper.state_dict(),
+                "labels": None if self._tap.labels is None else self._tap.labels.state(),
             }
             write_state(kept, self._checkpoint(state))
 

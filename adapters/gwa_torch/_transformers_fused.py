@@ -1,0 +1,179 @@
+"""Scores of a head inside a fused loss, which hands out neither logits nor calls the head."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch import nn
+
+from gwa_core import alignment_from_logit_gradients
+from gwa_torch._transformers_passes import Passes
+from gwa_torch._transformers_targets import Aimed, bare
+from gwa_torch.heads import head_weight
+from gwa_torch.monitor import GWAMonitor
+from gwa_torch.scoring import frobenius_norm, head_scores
+
+__all__ = ["body_of", "is_fused", "score_fused"]
+
+# How many tokens are compared with what the model says of them.
+LOOK = 64
+
+# Bytes of the logits that are made at once.
+BLOCK_BYTES = 64 * 1024 * 1024
+
+
+def body_of(model: Any, head: nn.Module) -> nn.Module | None:
+    """Return what a language model has before its head, or None where that is not known."""
+    inner = bare(model)
+    body = getattr(inner, "base_model", None)
+    answer = getattr(inner, "get_output_embeddings", lambda: None)()
+    return body if answer is head and isinstance(body, nn.Module) and body is not inner else None
+
+
+def is_fused(passes: Passes) -> bool:
+    """Tell whether the passes were of TRL's fused head, which has probabilities and no logits."""
+    return len(passes.latents) == 1 and passes.field("log_probs") is not None
+
+
+class Change(NamedTuple):
+    """What a language model does to the logits of its head: a factor, then a soft cap."""
+
+    factor: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, model: Any) -> Self:
+        """Read it from the configuration, whose names differ between models."""
+        config = getattr(bare(model), "config", None)
+        text = getattr(config, "get_text_config", lambda: config)()
+        cap = getattr(text, "final_logit_softcapping", None)
+        for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
+            if (factor := getattr(text, name, None)) is not None:
+                return cls(factor, cap)
+        divisor = getattr(text, "logits_scaling", None)
+        if divisor is None:
+            return cls(1.0, cap)
+        return cls(divisor if text.model_type == "hyperclovax" else 1 / divisor, cap)
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the logits stay as they are."""
+        return self.factor == 1.0 and self.cap is None
+
+    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
+        """Return what the loss is computed of."""
+        logits = logits * self.factor
+        return logits if self.cap is None else self.cap * torch.tanh(logits / self.cap)
+
+
+class _Head(NamedTuple):
+    """Weight, bias, and what comes after them."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    change: Change
+
+    def logits(self, latents: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(latents.to(self.weight.dtype), self.weight, self.bias).float()
+
+
+def score_fused(
+    monitor: GWAMonitor, model: Any, aimed: Aimed, passes: Passes, *, look: bool
+) -> None:
+    """Score the tokens of a batch from what went into the head.
+
+    Parameters
+    ----------
+    monitor : GWAMonitor
+        Gets the scores.
+    model : Module
+        The model.
+    aimed : Aimed
+        Labels (B, S), already those of the next tokens.
+    passes : Passes
+        What was seen of the model.
+    look : bool
+        Whether to wait for the device and see that the model's probabilities are the head's.
+
+    Raises
+    ------
+    ValueError
+        If they are not, or there are signals to follow.
+    """
+    if monitor.signals is not None:
+        raise ValueError(
+            f"`signals` must be left out here, got {', '.join(monitor.signals.names)}; they need "
+            "logits, and the fused head of this trainer makes none"
+        )
+    said = passes.field("log_probs")
+    assert said is not None  # noqa: S101  # asked before
+    # There may be one column less: nothing follows the last token.
+    width = said.shape[1]
+    latents, targets = passes.latents[0][:, :width], aimed.targets[:, :width]
+    counted = targets != monitor.options.ignore_index
+    ids = None if aimed.ids is None else aimed.ids[:, :width][counted]
+    latents, targets = latents[counted.to(latents.device)], targets[counted].to(latents.device)
+    parts: dict[str, Any] = {"weight": head_weight(monitor.head), "bias": monitor.head.bias}
+    head = _Head(**{name: _whole(x) for name, x in parts.items()}, change=Change.of(model))
+    if look:
+        _check_probabilities(latents, targets, head, said.detach()[counted.to(said.device)])
+    if monitor._keeper.batches % monitor.every or not len(targets):
+        monitor._keeper.batches += 1
+        return
+    if head.change.nothing:
+        scores = head_scores(latents=latents, targets=targets, weight=head.weight, bias=head.bias)
+    else:
+        scores = _by_gradient(latents, targets, head)
+    monitor.add(scores, ids)
+
+
+def _whole(x: Any) -> Any:
+    # Every rank takes part.
+    x = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return None if x is None else x.detach()
+
+
+def _by_gradient(latents: torch.Tensor, targets: torch.Tensor, head: _Head) -> torch.Tensor:
+    """Score by the gradient at the head's own logits, in blocks of rows."""
+    norm = frobenius_norm(head.weight)
+    bias = None if head.bias is None else head.bias.float()
+    step = max(1, BLOCK_BYTES // (4 * head.weight.shape[0]))
+    scores = []
+    # Mixed precision would round what the core keeps exact.
+    with torch.enable_grad(), torch.autocast(latents.device.type, enabled=False):
+        for z, t in zip(latents.split(step), targets.split(step), strict=True):
+            logits = head.logits(z).requires_grad_()
+            loss = nn.functional.cross_entropy(head.change(logits), t, reduction="sum")
+            (gradient,) = torch.autograd.grad(loss, logits)
+            scores.append(
+                alignment_from_logit_gradients(
+                    logit_gradients=gradient,
+                    logits=logits.detach(),
+                    latent_norms=torch.linalg.vector_norm(z.float(), dim=1),
+                    weight_norm=norm,
+                    bias=bias,
+                )
+            )
+    return torch.cat(scores)
+
+
+@torch.no_grad()
+def _check_probabilities(
+    latents: torch.Tensor, targets: torch.Tensor, head: _Head, said: torch.Tensor
+) -> None:
+    targets, said = targets[:LOOK], said[:LOOK].float()
+    logits = head.change(head.logits(latents[:LOOK]))
+    own = -nn.functional.cross_entropy(logits, targets, reduction="none")
+    kind = latents.device.type
+    mixed = torch.is_autocast_enabled(kind)
+    dtype = torch.get_autocast_dtype(kind) if mixed else latents.dtype
+    # A GPU may round the factors of float32 products to ten bits.
+    near = 4 * max(torch.finfo(dtype).eps, 2.0**-11)
+    off = (own - said).abs()
+    if bool((off > near * (1 + logits.abs().amax(-1))).any()):
+        raise ValueError(
+            "`head` must make what the loss is computed of, got log-probabilities that differ by "
+            f"up to {float(off.max()):.3g}; the fused head of this trainer changes its logits in a "
+            "way that is not known here (temperature), or has another weight"
+        )

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeAlias
 
@@ -22,8 +25,14 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # the same model have longer names, so that these come first.
 NAMES = ("fc", "classifier", "head", "heads", "classification_head", "score", "lm_head")
 
+# Words in the name of a layer that make it one more head. Bodies have layers called fc, too.
+WORDS = {"classifier", "classifiers", "head", "heads", "logits", "score", "scores"}
+
 # Subclasses of nn.Linear with a forward of their own that computes the same.
 SAME_FORWARD = ("timm.layers.linear",)
+
+# An error shows so many names.
+MOST_NAMES = 8
 
 
 def find_head(model: nn.Module) -> Head:
@@ -32,20 +41,22 @@ def find_head(model: nn.Module) -> Head:
     Parameters
     ----------
     model : Module
-        Also wrapped by DataParallel, DDP or ``torch.compile``.
+        Also wrapped by DataParallel, DDP, PEFT or ``torch.compile``.
 
     Returns
     -------
     Linear or 1×1 convolution
         In this order: what ``model.get_classifier()`` (timm) or ``model.get_output_embeddings()``
         (transformers) answer; the module of a name in use (``fc``, ``classifier``, ``head``,
-        ``score``, ...), or the last layer in it; else the last linear layer of the model.
+        ``score``, ...), or the last layer in it; else the last linear layer of the model. A model
+        in an attribute of another, such as a LightningModule, is searched in the same way.
 
     Raises
     ------
     ValueError
         If there is none, or the model says that its head is something else: none at all (as timm's
-        ``num_classes=0``), or a layer that is not linear.
+        ``num_classes=0``), or a layer that is not linear. If several layers could be the head, such
+        as two classifiers, or the leaves of a hierarchical softmax. If an adapter (LoRA) is on it.
 
     Notes
     -----
@@ -58,25 +69,7 @@ def find_head(model: nn.Module) -> Head:
     >>> find_head(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 10)))
     Linear(in_features=16, out_features=10, bias=True)
     """
-    bare = unwrap(model)
-    for method in ("get_classifier", "get_output_embeddings"):
-        found = getattr(bare, method, lambda: None)()
-        # Some models of timm answer with several heads.
-        if isinstance(found, nn.Module):
-            return _answered(found, f"{type(bare).__name__}.{method}()")
-    modules = dict(bare.named_modules())
-    for name in NAMES:
-        if name in modules and (last := _last_linear(modules[name])) is not None:
-            return last
-        if isinstance(modules.get(name), nn.Identity):
-            return _answered(modules[name], f"{type(bare).__name__}.{name}")
-    last = _last_linear(bare)
-    if last is None:
-        raise ValueError(
-            f"`model` must have a linear layer or a 1×1 convolution, got {type(model).__name__} "
-            "with none; pass the head itself to GWAMonitor"
-        )
-    return last
+    return _find(unwrap(model), "")
 
 
 def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -> Head:
@@ -85,7 +78,8 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
     Parameters
     ----------
     head : Module or str, optional
-        The head, its name in `model`, or None to search `model`.
+        The head, its name in `model`, or None to search `model`. Of a head that PEFT trains by
+        ``modules_to_save``, the copy that it trains.
     model : Module, optional
         Where to look.
 
@@ -96,7 +90,8 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
     Raises
     ------
     TypeError, ValueError
-        If there is no such module, or it is not linear.
+        If there is no such module, or it is not linear. If an adapter (LoRA) is on it, or its
+        weight is quantised or another subclass of a tensor.
     """
     if head is None or isinstance(head, str):
         if model is None:
@@ -104,38 +99,65 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
                 f"`model` must be given where `head` is a name or None, got head={head!r}; "
                 "or pass the module itself, such as GWAMonitor(model.fc)"
             )
-        if head is None:
-            return find_head(model)
-        try:
-            head = unwrap(model).get_submodule(head)
-        except AttributeError as error:
-            linear = [name for name, module in unwrap(model).named_modules() if _fits(module)]
-            near = difflib.get_close_matches(head, linear, n=3) or linear[-8:]
-            raise ValueError(
-                f"`head` must be the name of a module of {type(unwrap(model)).__name__}, got "
-                f"{head!r}; linear layers in it: {', '.join(near) or 'none'}"
-            ) from error
+        head = find_head(model) if head is None else _named(head, model)
     if not isinstance(head, nn.Module):
         raise TypeError(f"`head` must be a module or its name, got {type(head).__name__}")
+    head = _trained_copy(head) or head
     if not _fits(head):
+        raise ValueError(_refusal(head, ""))
+    _check_weight(head)
+    return head  # type: ignore[return-value]
+
+
+def _named(name: str, model: nn.Module) -> nn.Module:
+    """Return the module of a name, which must not be a part of an adapter."""
+    inner = unwrap(model)
+    try:
+        head = inner.get_submodule(name)
+    except AttributeError as error:
+        linear = [name for name, module in inner.named_modules() if _fits(module)]
+        near = difflib.get_close_matches(name, linear, n=3) or linear[-MOST_NAMES:]
         raise ValueError(
-            "`head` must be an nn.Linear or a 1×1 convolution with its own forward, got "
-            f"{type(head).__name__}; the alignment is defined for the last linear layer before "
-            "the loss, so pass that one (`find_head(model)` looks for it)"
-        )
+            f"`head` must be the name of a module of {type(inner).__name__}, got "
+            f"{name!r}; linear layers in it: {', '.join(near) or 'none'}"
+        ) from error
+    parts = name.split(".")
+    for stop in range(1, len(parts)):
+        holder = inner.get_submodule(".".join(parts[:stop]))
+        if _adapts(holder):
+            raise ValueError(_refusal(holder, name))
+    return head
+
+
+def _check_weight(head: nn.Module) -> None:
     # A parametrised layer has no such parameter, and to read its weight may change it.
     weight: Any = head._parameters.get("weight")
+    if weight is None:
+        return
     if isinstance(weight, nn.parameter.UninitializedParameter):
         raise ValueError(  # noqa: TRY004
             f"`head` must have its weight, got a {type(head).__name__} that has none yet; run the "
             "model once before"
         )
-    if weight is not None and weight.ndim < 2:
+    if weight.ndim < 2:
         raise ValueError(
             f"`head` must have its weight (C, D), got one of shape {tuple(weight.shape)}; FSDP1 "
             "flattens parameters, FSDP2 (`fully_shard`) keeps them"
         )
-    return head  # type: ignore[return-value]
+    # A DTensor is its local parts.
+    weight = getattr(weight, "_local_tensor", weight)
+    usual = type(weight).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
+    if not usual and not type(weight).__module__.startswith("torch._subclasses"):
+        raise ValueError(
+            f"`head` must have a weight that is a plain tensor, got a {type(weight).__name__}; "
+            "quantised weights are rounded as they are read, so leave the head out of the "
+            "quantisation"
+        )
+    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
+        raise ValueError(
+            f"`head` must have a floating weight of 16 bits or more, got {weight.dtype}; leave the "
+            "head out of the quantisation"
+        )
 
 
 def head_weight(head: nn.Module) -> torch.Tensor:
@@ -212,20 +234,216 @@ def _fits(module: Any) -> bool:
     return forward in kinds and ones and module.groups == 1 and bare
 
 
-def _answered(found: nn.Module, source: str) -> Head:
-    """Return the head in what a model calls its head; guessing past that would find a wrong one."""
-    last = _last_linear(found)
+def _find(model: nn.Module, path: str) -> Head:
+    """Return the head of a model, which is found at a path of the user's."""
+    if type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
+        inner = model.get_base_model()  # type: ignore[operator]
+        return _find(inner, _join(path, _name_of(inner, model)))
+    if _adapts(model) or isinstance(model, nn.AdaptiveLogSoftmaxWithLoss):
+        raise ValueError(_refusal(model, path))
+    for method in ("get_classifier", "get_output_embeddings"):
+        found = getattr(model, method, lambda: None)()
+        if isinstance(found, (tuple, list)):
+            names = [name for x in found for name, _ in [*_layers(x, _name_of(x, model))][-1:]]
+            if len(set(names)) > 1:
+                raise ValueError(_several(model, (_join(path, name) for name in names)))
+            found = found[0] if found else None
+        if isinstance(found, nn.Module):
+            return _answered(found, model, path, f"{method}()")
+    children = dict(model.named_children())
+    for name in NAMES:
+        if isinstance(children.get(name), nn.Identity):
+            return _answered(children[name], model, path, name)
+        if name in children and (last := _last(children[name], name, path)) is not None:
+            break
+    else:
+        holding = [name for name, child in children.items() if any(_layers(child))]
+        if len(holding) == 1 and not _fits(model) and not _replaces(model):
+            return _find(children[holding[0]], _join(path, holding[0]))
+        last = _last(model, "", path)
     if last is None:
         raise ValueError(
-            f"`model` must have a linear head, got {type(found).__name__} from {source}; a model "
-            "made without a head (num_classes=0) gives features only, so pass the layer that the "
-            "loss is computed from to GWAMonitor"
+            f"`model` must have a linear layer or a 1×1 convolution, got {_kind(model)} "
+            "with none; pass the head itself to GWAMonitor"
         )
-    return last
+    name, head = last
+    named = name.partition(".")[0] in NAMES
+    if rivals := _rivals(name, head, model, named=named):
+        found = [name, *rivals] if named else [*rivals, name]
+        raise ValueError(_several(model, (_join(path, name) for name in found)))
+    return head
 
 
-def _last_linear(module: nn.Module) -> Head | None:
-    for inner in reversed(list(module.modules())):
-        if _fits(inner):
-            return inner  # type: ignore[return-value]
-    return None
+def _answered(found: nn.Module, model: nn.Module, path: str, source: str) -> Head:
+    """Return the head in what a model calls its head; guessing past that would find a wrong one."""
+    path = _join(path, _name_of(found, model))
+    last = _last(found, "", path)
+    if last is None:
+        raise ValueError(
+            f"`model` must have a linear head, got {_kind(found)} from {_kind(model)}.{source}; a "
+            "model made without a head (num_classes=0) gives features only, so pass the layer that "
+            "the loss is computed from to GWAMonitor"
+        )
+    name, head = last
+    if rivals := _rivals(name, head, found, named=True):
+        raise ValueError(_several(model, (_join(path, other) for other in [*rivals, name])))
+    return head
+
+
+def _rivals(name: str, head: Head, model: nn.Module, *, named: bool) -> list[str]:
+    """Return the names of the layers that could be the head as well as this one.
+
+    They stand beside it, or beside a module that holds it, and do not feed it. What has a name in
+    use is the head, unless another layer of its size has one like it.
+    """
+    rivals: list[str] = []
+    scope, path = model, ""
+    for part in name.split(".") if name else ():
+        scope = _trained_copy(scope) or scope
+        groups = {key: list(_layers(child, key)) for key, child in scope.named_children()}
+        # The order in a Sequential is known.
+        for key in () if isinstance(scope, nn.Sequential) else groups:
+            if key == part or not groups[key]:
+                continue
+            other, layer = groups[key][-1]
+            same = [a == b for a, b in zip(head_size(head), _size(layer), strict=True)]
+            titled = _titled(key)
+            if isinstance(scope, (nn.ModuleList, nn.ModuleDict)):
+                alike = any(same)
+            elif named:
+                # An auxiliary classifier beside a head that has a name in use is a known thing.
+                titled = titled and "aux" not in key.lower()
+                alike = all(same) and (titled or other == key)
+            else:
+                alike = same[1] and (same[0] or titled)
+            if alike and layer is not head and (titled or not _chained(groups, key, part)):
+                rivals.append(_join(path, other))
+        scope, path = scope.get_submodule(part), _join(path, part)
+    # Auxiliary classifiers elsewhere, of other widths.
+    for other, layer in () if named else _layers(model):
+        called = _titled(other.rpartition(".")[2]) and other not in rivals
+        if called and layer is not head and _size(layer)[0] == head_size(head)[0]:
+            rivals.append(other)
+    return rivals
+
+
+def _size(layer: nn.Module) -> tuple[int, int]:
+    """Return (C, D), or zeros for what is no linear layer."""
+    return head_size(layer) if _fits(layer) else (0, 0)
+
+
+def _chained(groups: dict[str, list[tuple[str, nn.Module]]], one: str, other: str) -> bool:
+    """Tell whether the layers from one to the other can feed each other, as those of a body."""
+    keys = [key for key in groups if groups[key]]
+    start, stop = sorted((keys.index(one), keys.index(other)))
+    between = [groups[key] for key in keys[start : stop + 1]]
+    return all(
+        _size(before[-1][1])[0] == _size(after[0][1])[1] > 0
+        for before, after in itertools.pairwise(between)
+    )
+
+
+def _layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """Yield names and modules of what could be a head, or stands in the place of one."""
+    module = _trained_copy(module) or module
+    if _fits(module) or _replaces(module):
+        yield name, module
+        return
+    for key, child in module.named_children():
+        yield from _layers(child, _join(name, key))
+
+
+def _last(module: nn.Module, name: str, path: str) -> tuple[str, Head] | None:
+    """Return name and module of the last linear layer, unless something else stands there."""
+    last = None
+    for last in _layers(module, name):  # noqa: B007
+        pass
+    if last is not None and not _fits(last[1]):
+        raise ValueError(_refusal(last[1], _join(path, last[0])))
+    return last  # type: ignore[return-value]
+
+
+def _trained_copy(module: nn.Module) -> nn.Module | None:
+    """Return what PEFT trains instead of a module of ``modules_to_save``."""
+    copies: Any = getattr(module, "modules_to_save", None)
+    if not isinstance(copies, nn.ModuleDict) or not hasattr(module, "original_module"):
+        return None
+    active: Any = module.active_adapters
+    if not active or active[0] not in copies:
+        return module.original_module  # type: ignore[return-value]
+    return copies[active[0]]
+
+
+def _adapts(module: nn.Module) -> bool:
+    """Tell whether a module adds an adapter to a layer: PEFT's, or one with LoRA's usual names."""
+    own = {key.lower() for key in (*module._modules, *module._parameters)}
+    return isinstance(getattr(module, "base_layer", None), nn.Module) or "lora_a" in own
+
+
+def _replaces(module: nn.Module) -> bool:
+    """Tell whether a module that is no plain linear layer stands in the place of one."""
+    if _adapts(module) or isinstance(module, (nn.Linear, nn.AdaptiveLogSoftmaxWithLoss)):
+        return True
+    if "linear" in type(module).__name__.lower():
+        return not any(_fits(inner) for inner in module.modules())
+    weight = module._parameters.get("weight")
+    own = not type(module).__module__.startswith("torch.nn.") and not isinstance(
+        module, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
+    )
+    lazy = isinstance(weight, nn.parameter.UninitializedParameter)
+    return own and weight is not None and not lazy and weight.ndim == 2
+
+
+def _refusal(module: nn.Module, name: str) -> str:
+    """Return why a module is no head."""
+    what = f"{name} ({_kind(module)})" if name else _kind(module)
+    if _adapts(module):
+        return (
+            f"`head` must be a layer without an adapter, got {what}: its weight is the base "
+            "layer's plus the adapter's, and no parameter; leave it out of `target_modules` and "
+            "train it by `modules_to_save`, or merge the adapter (`merge_and_unload`)"
+        )
+    if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
+        return (
+            f"`head` must give logits of all classes, got {what}, whose classes are split over "
+            "several layers; its first layer, `head`, can be named with residual='backward'"
+        )
+    arrays = (*module.parameters(), *module.buffers())
+    path = f"{type(module).__module__}.{type(module).__name__}".lower()
+    if "quant" in path or not all(x.is_floating_point() for x in arrays):
+        return (
+            f"`head` must have a floating weight, got {what}, which is quantised; leave the head "
+            "out of the quantisation"
+        )
+    return (
+        "`head` must be an nn.Linear or a 1×1 convolution with its own forward, got "
+        f"{what}; the alignment is defined for the last linear "
+        "layer before the loss, so pass that one (`find_head(model)` looks for it)"
+    )
+
+
+def _several(model: nn.Module, names: Iterable[str]) -> str:
+    found = list(dict.fromkeys(names))
+    more = f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
+    return (
+        f"`model` must have one layer that can be the head, got {_kind(model)} with "
+        f"{', '.join(found[:MOST_NAMES])}{more}; pass the one that your loss is computed from, "
+        f"such as GWAMonitor({found[0]!r}, model=model)"
+    )
+
+
+def _titled(name: str) -> bool:
+    """Tell whether a layer is called a head."""
+    return not WORDS.isdisjoint(re.findall("[a-z]+", name.lower()))
+
+
+def _kind(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _name_of(module: object, model: nn.Module) -> str:
+    return next((name for name, inner in model.named_modules() if inner is module), "")
+
+
+def _join(*parts: str) -> str:
+    return ".".join(part for part in parts if part)

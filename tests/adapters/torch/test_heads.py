@@ -22,7 +22,6 @@ TIMM = {
     "efficientnet_lite0": "classifier",
     "convnextv2_pico": "head.fc",
     "mobilenetv3_small_100": "classifier",  # a subclass of nn.Linear with a forward of its own
-    "deit_tiny_distilled_patch16_224": "head",  # answers with two heads
     "dpn68": "classifier",  # a 1×1 convolution
 }
 
@@ -79,6 +78,15 @@ def test_the_head_of_timm_models(name):
     assert resolve_head(TIMM[name], model) is find_head(model)
 
 
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "levit_128s"])
+def test_distilled_models_of_timm_have_two_heads(name):
+    model = on_meta(library("timm").create_model, name, pretrained=False, num_classes=7)
+    with pytest.raises(
+        ValueError, match=r"one layer that can be the head, got .* with head.*_dist"
+    ):
+        find_head(model)
+
+
 @pytest.mark.parametrize("name", TORCHVISION)
 def test_the_head_of_torchvision_models(name):
     models = library("torchvision").models
@@ -97,6 +105,16 @@ def test_the_head_of_transformers_models(name):
     assert found(model) == expected
     if expected != "lm_head":
         assert find_head(model).weight.shape[0] == 7
+
+
+def test_distilled_models_of_transformers_have_two_heads():
+    transformers = library("transformers")
+    model = on_meta(
+        transformers.DeiTForImageClassificationWithTeacher,
+        transformers.DeiTConfig(**SMALL, num_labels=7),
+    )
+    with pytest.raises(ValueError, match="with cls_classifier, distillation_classifier; pass the"):
+        find_head(model)
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vit_tiny_patch16_224"])
@@ -152,6 +170,313 @@ def test_your_own_model():
     assert find_head(Own(head=sketched)) is sketched.linear
 
 
+class Attributes(nn.Module):
+    """Layers by name, in this order."""
+
+    def __init__(self, **layers):
+        super().__init__()
+        for name, layer in layers.items():
+            setattr(self, name, layer)
+
+
+def mlp(features=8, classes=3):
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, classes))
+
+
+SEVERAL = {
+    # Two classifiers, with names in use or without.
+    "two names": (
+        Attributes(body=nn.Linear(4, 8), classifier=nn.Linear(8, 3), head=nn.Linear(8, 3)),
+        ["classifier", "head"],
+    ),
+    "distilled": (
+        Attributes(head=nn.Linear(8, 3), head_dist=nn.Linear(8, 3)),
+        ["head", "head_dist"],
+    ),
+    "any names": (
+        Attributes(body=nn.Linear(4, 8), first=nn.Linear(8, 3), second=nn.Linear(8, 3)),
+        ["first", "second"],
+    ),
+    "teacher": (
+        Attributes(student=mlp(), teacher=mlp(), loss=nn.MSELoss()),
+        ["student.2", "teacher.2"],
+    ),
+    "inside": (
+        Attributes(model=Attributes(body=nn.Linear(4, 8), a=nn.Linear(8, 3), b=nn.Linear(8, 3))),
+        ["model.a", "model.b"],
+    ),
+    # Tasks of different widths.
+    "tasks": (
+        Attributes(
+            body=nn.Linear(4, 8),
+            tasks=nn.ModuleDict({"colour": nn.Linear(8, 3), "shape": nn.Linear(8, 5)}),
+        ),
+        ["tasks.colour", "tasks.shape"],
+    ),
+    "titles": (
+        Attributes(colour_head=nn.Linear(8, 3), shape_head=nn.Linear(8, 5)),
+        ["colour_head", "shape_head"],
+    ),
+    # The leaves of a hierarchical softmax; branches whose logits are added.
+    "leaves": (
+        Attributes(root=nn.Linear(8, 2), leaves=nn.ModuleList([nn.Linear(8, 4) for _ in "ab"])),
+        ["leaves.0", "leaves.1"],
+    ),
+    "branches": (
+        Attributes(head=nn.ModuleList([nn.Linear(8, 3), mlp(16)])),
+        ["head.0", "head.1.2"],
+    ),
+    # An auxiliary classifier of another width, defined last.
+    "auxiliary": (
+        Attributes(
+            decode=Attributes(classifier=nn.Conv2d(8, 3, 1), lateral=nn.Conv2d(4, 8, 1)),
+            auxiliary=Attributes(convs=nn.Conv2d(4, 4, 3), classifier=nn.Conv2d(4, 3, 1)),
+        ),
+        ["decode.classifier", "auxiliary.classifier"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+def test_one_of_several_heads_is_not_guessed(name):
+    model, names = SEVERAL[name]
+    with pytest.raises(
+        ValueError, match="one layer that can be the head, got Attributes with"
+    ) as e:
+        find_head(model)
+    message = str(e.value)
+    listed = message.partition("with ")[2].partition(";")[0].split(", ")
+    assert set(listed) == set(names)
+    # What the sentence says to do works.
+    assert f"GWAMonitor({listed[0]!r}, model=model)" in message
+    for one in names:
+        assert resolve_head(one, model) is model.get_submodule(one)
+
+
+def test_a_model_that_answers_with_several_heads():
+    class Two(Attributes):
+        def get_classifier(self):
+            return self.a, self.b
+
+    with pytest.raises(ValueError, match=r"got Two with a, b\.1; pass the one"):
+        find_head(Two(a=nn.Linear(8, 3), b=nn.Sequential(nn.BatchNorm1d(8), nn.Linear(8, 3))))
+    one = nn.Linear(8, 3)
+    assert find_head(Two(a=one, b=one)) is one
+
+
+def test_many_names_are_cut_short():
+    model = Attributes(leaves=nn.ModuleList([nn.Linear(8, 4) for _ in range(20)]))
+    with pytest.raises(ValueError, match=r"leaves.7 and 12 more; pass"):
+        find_head(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        # Bodies of equal widths, whatever holds them.
+        (Attributes(a=nn.Linear(8, 8), b=nn.Linear(8, 8), c=nn.Linear(8, 3)), "c"),
+        (Attributes(a=nn.Linear(8, 8), b=nn.Linear(8, 8)), "b"),
+        (
+            Attributes(
+                up=nn.Linear(3, 8), down=nn.Linear(8, 3), to=nn.Linear(3, 8), out=nn.Linear(8, 3)
+            ),
+            "out",
+        ),
+        (
+            Attributes(layers=nn.ModuleList([nn.Linear(4, 8), nn.Linear(8, 8), nn.Linear(8, 3)])),
+            "layers.2",
+        ),
+        (
+            Attributes(layers=nn.ModuleList([nn.Linear(8, 4), nn.Linear(4, 8), nn.Linear(8, 3)])),
+            "layers.2",
+        ),
+        (nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 3)), "3"),
+        # A name in use is clear where others have another size, or are auxiliary classifiers.
+        (Attributes(fc=nn.Linear(8, 3), aux=mlp(), box_head=nn.Linear(8, 4)), "fc"),
+        (Attributes(head=nn.Linear(8, 3), aux_head=mlp()), "head"),
+        # A model inside another has its own answer.
+        (Attributes(model=Attributes(fc=nn.Linear(8, 3), projector=nn.Linear(8, 2))), "model.fc"),
+    ],
+)
+def test_bodies_and_clear_names_are_not_refused(model, expected):
+    assert found(model) == expected
+
+
+def test_the_tail_of_an_adaptive_softmax_is_no_head():
+    loss = nn.AdaptiveLogSoftmaxWithLoss(8, 20, [5, 10], div_value=2.0)
+    for model, name in ((Attributes(body=nn.Linear(4, 8), loss=loss), "loss"), (loss, "")):
+        what = "loss (AdaptiveLogSoftmaxWithLoss)" if name else "AdaptiveLogSoftmaxWithLoss"
+        with pytest.raises(ValueError, match="must give logits of all classes, got") as e:
+            find_head(model)
+        assert f"got {what}, whose classes are split" in str(e.value)
+    assert resolve_head("loss.head", Attributes(loss=loss)) is loss.head
+
+
+class Overridden(nn.Linear):
+    def forward(self, x):
+        return F.linear(F.normalize(x), F.normalize(self.weight))
+
+
+class Cosine(nn.Module):
+    """No subclass of a linear layer, but in the place of one."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 8))
+
+
+@pytest.mark.parametrize(
+    "layer", [Overridden(8, 3), Cosine()], ids=lambda layer: type(layer).__name__
+)
+def test_what_stands_in_the_place_of_the_head_is_not_passed_over(layer):
+    # A guess would find the body.
+    for model, name in (
+        (nn.Sequential(nn.Linear(4, 8), nn.ReLU(), layer), "2"),
+        (Attributes(fc=layer, body=nn.Linear(4, 8)), "fc"),
+        (
+            Attributes(body=nn.Linear(4, 8), classifier=nn.Sequential(nn.Linear(8, 8), layer)),
+            "classifier.1",
+        ),
+    ):
+        with pytest.raises(
+            ValueError, match=rf"`head` must be .*, got {name} \({type(layer).__name__}\)"
+        ):
+            find_head(model)
+
+
+def llama(kind="LlamaForCausalLM", **options):
+    transformers = library("transformers")
+    size = {**SMALL, "num_key_value_heads": 2, "vocab_size": 12, "pad_token_id": 0, "num_labels": 3}
+    return getattr(transformers, kind)(transformers.LlamaConfig(**size, **options))
+
+
+def adapted(*args):
+    """Put an adapter on a model."""
+    with warnings.catch_warnings():
+        # Words of the library about its own names.
+        warnings.simplefilter("ignore", FutureWarning)
+        return library("peft").get_peft_model(*args)
+
+
+def test_an_adapter_on_the_head_is_refused():
+    peft = library("peft")
+    words = r"a layer without an adapter, got .*base layer's plus the adapter's.*`modules_to_save`"
+    lora = peft.LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "lm_head"])
+    model = adapted(llama(), lora)
+    path = "base_model.model.lm_head"
+    with pytest.raises(ValueError, match=rf"got {path} \(Linear\): its weight is the base"):
+        find_head(model)
+    with pytest.raises(ValueError, match=words):
+        resolve_head(model.get_submodule(path))
+    for part in ("", ".base_layer", ".lora_A.default", ".lora_B.default"):
+        with pytest.raises(ValueError, match=words):
+            resolve_head(path + part, model)
+    # What the sentence says to do works.
+    assert find_head(model.merge_and_unload()).weight.shape == (12, 16)
+    tokens = peft.LoraConfig(
+        task_type="CAUSAL_LM", target_modules=["q_proj"], trainable_token_indices=[1, 2]
+    )
+    with pytest.raises(ValueError, match=words):
+        find_head(adapted(llama(tie_word_embeddings=True), tokens))
+
+
+def test_a_head_beside_adapters_is_found():
+    peft = library("peft")
+    lora = {"target_modules": ["q_proj", "down_proj"]}
+    model = adapted(llama(), peft.LoraConfig(task_type="CAUSAL_LM", **lora))
+    assert find_head(model) is model.base_model.model.lm_head
+    # The copy that is trained, and not the module that it was made from.
+    for kind, name in (
+        ("LlamaForCausalLM", "lm_head"),
+        ("LlamaForSequenceClassification", "score"),
+    ):
+        saved = peft.LoraConfig(modules_to_save=[name], **lora)
+        model = adapted(llama(kind), saved)
+        wrapper = model.get_submodule(f"base_model.model.{name}")
+        trained = wrapper.modules_to_save["default"]
+        assert trained.weight.requires_grad
+        assert find_head(model) is trained
+        assert resolve_head(wrapper) is trained
+        assert resolve_head(f"base_model.model.{name}", model) is trained
+        # A model inside another.
+        assert find_head(Attributes(model=model)) is trained
+
+
+def test_an_adapter_of_your_own():
+    class Adapted(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(8, 3)
+            self.lora_a, self.lora_b = nn.Linear(8, 2), nn.Linear(2, 3)
+
+    with pytest.raises(ValueError, match=r"without an adapter, got head \(Adapted\)"):
+        find_head(Attributes(body=nn.Linear(4, 8), head=Adapted()))
+
+
+class Coded(torch.Tensor):
+    """A weight as torchao has it: a subclass that computes by itself."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].inner)
+        raise NotImplementedError(func)
+
+
+def test_quantised_weights_are_refused_before_anything_runs():
+    head = nn.Linear(8, 3)
+    head.weight = nn.Parameter(Coded(torch.ones(3, 8)))
+    integer = nn.Linear(8, 3)
+    integer.weight = nn.Parameter(torch.ones(3, 8, dtype=torch.int8), requires_grad=False)
+    eight = nn.Linear(8, 3)
+    eight.weight = nn.Parameter(torch.ones(3, 8).to(torch.float8_e4m3fn), requires_grad=False)
+    for layer, words in (
+        (head, r"plain tensor, got a Coded; .* leave the head out of the quantisation"),
+        (integer, r"a floating weight of 16 bits or more, got torch.int8"),
+        (eight, r"a floating weight of 16 bits or more, got torch.float8_e4m3fn"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            GWAMonitor(layer)
+        with pytest.raises(ValueError, match=words):
+            GWAMonitor(None, model=nn.Sequential(nn.Linear(4, 8), layer))
+        assert not layer._forward_hooks
+
+
+def test_quantised_layers_are_refused():
+    from torch.ao.nn import quantized
+
+    with warnings.catch_warnings():
+        # Words of PyTorch about its own future.
+        warnings.simplefilter("ignore")
+        layer = quantized.Linear(8, 3)
+    with pytest.raises(ValueError, match=r"got Linear, which is quantised; leave the head out"):
+        resolve_head(layer)
+    with pytest.raises(ValueError, match=r"got 1 \(Linear\), which is quantised"):
+        find_head(nn.Sequential(nn.Linear(4, 8), layer))
+
+
+def test_a_distributed_weight_is_none_of_those(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.tensor import distribute_tensor, init_device_mesh
+
+    store = dist.FileStore(str(tmp_path / "store"), 1)
+    dist.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        head = nn.Linear(8, 3)
+        mesh = init_device_mesh("cpu", (1,))
+        head.weight = nn.Parameter(distribute_tensor(head.weight.detach(), mesh))
+        assert resolve_head(head) is head
+    finally:
+        dist.destroy_process_group()
+
+
 def test_no_linear_layer_at_all():
     with pytest.raises(
         ValueError, match=r"`model` must have a linear layer .* got Sequential with"
@@ -190,11 +515,6 @@ def test_distributed_wrappers_are_taken_off(tmp_path):
         assert resolve_head("fc", wrapped) is model.fc
     finally:
         dist.destroy_process_group()
-
-
-class Overridden(nn.Linear):
-    def forward(self, x):
-        return F.linear(F.normalize(x), F.normalize(self.weight))
 
 
 def test_a_module_of_that_name_is_no_wrapper():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -10,7 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from gwa_torch.heads import Head, head_weight, rows_last
+from gwa_core import JLSketch
+from gwa_torch._gradients import CompiledTap, Picked, Slots, SlotTap, Tap
+from gwa_torch.heads import Head, head_device, head_weight, rows_last
 from gwa_torch.scoring import frobenius_norm
 
 __all__ = ["Capture", "Forward", "Listener", "Recent", "same_memory", "whole"]
@@ -38,27 +42,48 @@ class Forward(NamedTuple):
     bias: torch.Tensor | None
     weight: torch.Tensor | None
     version: int | None
+    tap: Tap | SlotTap | Picked | None = None
 
     @property
     def samples(self) -> int:
         """How many samples, tokens or pixels there are."""
         return self.logits.numel() // self.logits.shape[-1]
 
+    def pick(self, rows: torch.Tensor, logits: torch.Tensor) -> Forward:
+        """Return the pass with some of its rows alone, whose logits these are.
+
+        Parameters
+        ----------
+        rows : integer tensor of shape (N,)
+            Which rows of the pass, its leading axes flattened.
+        logits : tensor of shape (N, C)
+            Their logits.
+        """
+        latents = self.latents.reshape(-1, self.latents.shape[-1])[rows]
+        tap = None if self.tap is None else Picked(self.tap, rows)  # type: ignore[arg-type]
+        return self._replace(logits=logits, latents=latents, version=None, tap=tap)
+
 
 class Listener:
     """A forward hook that copies of its module do not have: not a teacher's, not a saved one's."""
 
-    def __init__(self, function: Callable[..., None]) -> None:
-        self.function: Callable[..., None] | None = function
+    def __init__(self, function: Callable[..., Any] | None) -> None:
+        self.function = function
 
-    def __call__(self, *call: Any) -> None:
+    def __call__(self, *call: Any) -> Any:
         """Pass a call on."""
-        if self.function is not None:
-            self.function(*call)
+        return None if self.function is None else self.function(*call)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __deepcopy__(self, memo: Any) -> Listener:
         """Leave the monitor out of a copy."""
-        return {"function": None}
+        return Listener(None)
+
+    def __reduce__(self) -> Any:
+        """Become a call of the standard library that does nothing.
+
+        A saved model then loads without this package. Level 0 is never logged.
+        """
+        return functools.partial, (logging.getLogger(__package__).log, 0)
 
 
 class Recent:
@@ -96,14 +121,26 @@ class Capture:
     ----------
     head : Linear or 1×1 convolution
         The head.
-    keep_weight : bool
-        Keep a copy of the weight with each pass (sketches need it).
+    sketch : JLSketch, optional
+        Measure in K dimensions; a copy of the weight is kept with each pass.
+    gradients : bool
+        Whether gradients are asked for at all.
+
+    Attributes
+    ----------
+    tapping : bool
+        Whether the next passes bring the scores of their gradient. Compiled passes do so whenever
+        gradients are asked for, since a change would compile the model again.
     """
 
-    def __init__(self, head: Head, *, keep_weight: bool = False) -> None:
+    def __init__(
+        self, head: Head, *, sketch: JLSketch | None = None, gradients: bool = False
+    ) -> None:
         self.head = head
-        self.keep_weight = keep_weight
+        self.sketch = sketch
+        self.tapping = gradients
         self.paused = False
+        self._slots = Slots(head_device(head)) if gradients and sketch is None else None
         self._newest: _Link | None = None
         self._count = 0
         # Of a call that failed, for one more try; and beside passes that `logits` named.
@@ -136,16 +173,17 @@ class Capture:
         for forward in forwards:
             self._newest = _Link(forward, self._newest)
 
-    def _keep(self, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> None:
+    def _keep(self, module: nn.Module, args: Any, kwargs: Any, output: torch.Tensor) -> Any:
         if self.paused or not module.training or output.numel() == 0:
-            return
+            return None
+        compiling = torch.compiler.is_compiling()
         version = None
-        if not torch.compiler.is_compiling():
+        if not compiling:
             # Checkpointing runs the forward again inside backward; torch.func runs it on tensors
             # that must not leave it.
             functional = torch._C._functorch.peek_interpreter_stack() is not None
             if functional or torch._C._current_graph_task_id() != -1:
-                return
+                return None
             self._count += 1
             if self._count > MOST_WAITING:
                 self.forget()
@@ -155,19 +193,63 @@ class Capture:
                     "in `with monitor.pause():`, and call `monitor.close()` when done"
                 )
             version = None if output.is_inference() else output._version
+        differentiable = torch.is_grad_enabled() and output.requires_grad
         with torch.no_grad():
             bias: Any = module.bias
             weight = head_weight(module)
+            latents = rows_last(whole((args[0] if args else kwargs["input"]).detach()), module)
             forward = Forward(
                 rows_last(whole(output.detach()), module),
-                rows_last(whole((args[0] if args else kwargs["input"]).detach()), module),
+                latents,
                 frobenius_norm(weight),
                 # The optimiser's step writes into the parameters.
                 None if bias is None else whole(bias.detach()).clone(),
-                whole(weight).clone() if self.keep_weight else None,
+                whole(weight).clone() if self.sketch is not None else None,
                 version,
             )
+        changed = None
+        if differentiable and compiling:
+            changed, forward = self._tap_compiled(module, output, forward)
+        elif differentiable and self.tapping:
+            forward = self._tap(module, output, forward)
         self._newest = _Link(forward, self._newest)
+        return changed
+
+    def _tap(self, module: nn.Module, output: torch.Tensor, forward: Forward) -> Forward:
+        """Have the gradient scored when it arrives at the output."""
+        logits, latents = (x.reshape(-1, x.shape[-1]) for x in (forward.logits, forward.latents))
+        tap = Tap(logits, latents, forward.weight_norm, forward.bias, forward.weight, self.sketch)
+
+        def arrive(gradient: torch.Tensor) -> None:
+            rows = rows_last(whole(gradient), module)
+            tap.arrive(rows.reshape(-1, rows.shape[-1]))
+
+        output.register_hook(arrive)
+        return forward._replace(tap=tap)
+
+    def _tap_compiled(
+        self, module: nn.Module, output: torch.Tensor, forward: Forward
+    ) -> tuple[torch.Tensor | None, Forward]:
+        """Do the same within a graph; what has no room there has no tap."""
+        slots = self._slots
+        if slots is None or not slots.fit(forward.logits):
+            return None, forward
+        slots.count.add_(1)
+        number = slots.count.clone()
+        logits, latents = (x.reshape(-1, x.shape[-1]) for x in (forward.logits, forward.latents))
+        changed: torch.Tensor = CompiledTap.apply(
+            output,
+            logits,
+            latents,
+            forward.weight_norm,
+            forward.bias,
+            slots.scores,
+            slots.stamps,
+            number,
+            rows_last(output, module) is output,
+        )
+        made = rows_last(changed.detach(), module)
+        return changed, forward._replace(logits=made, tap=SlotTap(slots, number, logits.shape[0]))
 
     def _drain(self) -> list[Forward]:
         """Return the passes since the last call, and begin a new list."""

@@ -78,15 +78,39 @@ class Keeper:
         self._rows = self._common_rows = 0
         self._largest = 0
 
+    def count(self, rows: int) -> None:
+        """Count a batch that is scored, now or later."""
+        self._rows += rows
+        self._largest = max(self._largest, rows)
+
     def add(self, scores: torch.Tensor, flat: Flat) -> None:
-        """Add the scores of a batch."""
+        """Add the scores of a batch, or of several."""
         epoch = self._current() or self._new_epoch(scores.device)
         if epoch.device != scores.device:
             epoch.to(scores.device)
         epoch.add(scores, flat.ids, flat.where, self.group)  # type: ignore[arg-type]
-        self._rows += flat.samples
-        self._largest = max(self._largest, flat.samples)
         self.epoch, self.ended, self._whole = epoch, False, False
+
+    @property
+    def counted(self) -> int:
+        """Rows of this rank since the epoch began or the ranks exchanged theirs."""
+        return self._rows
+
+    def restart(self, *, whole: bool) -> bool:
+        """Forget the scores of the epoch, and unless all of them come again its rows, too.
+
+        Returns
+        -------
+        bool
+            False where other ranks have these scores already, and nothing can be forgotten.
+        """
+        if self._common_rows:
+            return False
+        if not self.ended:
+            self.epoch = None
+        if not whole:
+            self._begin()
+        return True
 
     def _current(self) -> BySample | ByStream | None:
         return None if self.ended else self.epoch

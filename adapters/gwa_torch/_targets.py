@@ -121,6 +121,11 @@ class Flat(NamedTuple):
         moved = (None if x is None else x.to(device, non_blocking=later) for x in self[:3])
         return Flat(*moved)  # type: ignore[arg-type]
 
+    def owned(self, device: torch.device) -> Flat:
+        """Move a copy to a device: the user may write into the tensors before it is needed."""
+        moved = self.to(device)
+        return Flat(*(None if x is None else x.clone() for x in moved[:3]))  # type: ignore[arg-type]
+
     def fitting(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the targets in a shape and dtype that the core takes."""
         targets = self.targets

@@ -17,6 +17,7 @@ from gwa_torch._capture import Capture, Forward, Listener, Recent, same_memory
 from gwa_torch._checks import check_count, check_real
 from gwa_torch._distributed import position
 from gwa_torch._keeper import Keeper
+from gwa_torch._residuals import Residuals, check_residual
 from gwa_torch._runs import write_run
 from gwa_torch._signals import Followed
 from gwa_torch.heads import head_size, head_sketch, resolve_head
@@ -64,6 +65,12 @@ class GWAMonitor:
     signals : str or iterable of str
         Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none. For class
         numbers, under a softmax or one sigmoid; merged over the ranks.
+    residual : {"auto", "formula", "backward"}
+        Where the residual r comes from. ``"formula"``: the closed form of `loss`, which is exact
+        where softmax saturates. ``"backward"``: the gradient that arrives at the output of the head,
+        whatever the loss is; targets and options of the loss are not needed. ``"auto"``, the default:
+        the closed form, compared with the gradient on the first batch of each epoch and now and then
+        later. Where they differ, it warns once and continues with the gradient.
     process_group : ProcessGroup, optional
         The data-parallel ranks, default all of them once ``torch.distributed`` is initialised.
 
@@ -74,6 +81,8 @@ class GWAMonitor:
     options : NamedTuple
         What the scores depend on: ``loss``, ``label_smoothing``, ``class_weights``,
         ``ignore_index``, and the number of ``classes``.
+    residual : {"formula", "backward"}
+        What is in use now.
     history : list of EpochSummary
         Ended epochs in order.
     label_quality : tensor of shape (N,) or None
@@ -130,8 +139,10 @@ class GWAMonitor:
         every: int = 1,
         criterion: nn.Module | None = None,
         signals: str | Iterable[str] = (),
+        residual: str = "auto",
         process_group: Any = None,
     ) -> None:
+        check_residual(residual)
         num_samples = None if num_samples is None else check_count("num_samples", num_samples)
         every = check_count("every", every)
         if criterion is not None and num_samples is not None:
@@ -164,7 +175,10 @@ class GWAMonitor:
             process_group=process_group,
         )
         self._nothing = "call `update` for every batch, and train with the model in train mode"
-        self._capture = Capture(linear, keep_weight=sketch is not None)
+        self._capture = Capture(linear, sketch=self.sketch, gradients=residual != "formula")
+        self._residuals = Residuals(
+            residual, self._capture, self._keeper, self._score, lambda: self.options
+        )
         self._loss_hook = None
         # The output that the criterion was called with last.
         self._last = Recent()
@@ -258,21 +272,17 @@ class GWAMonitor:
         if flat.samples == 0:
             return
         forwards = self._capture.take(flat.shape, logits)
+        self._residuals.settle()
         self._keeper.batches += 1
         if (self._keeper.batches - 1) % self.every:
             return
-        scores, start = [], 0
-        for forward in forwards:
-            stop = start + forward.samples
-            part = flat.part(start, stop)
-            scores.append(self._score(forward, part))
-            self._followed.follow(forward, part)
-            start = stop
-        device = scores[0].device
-        self._keeper.add(
-            torch.cat([part.to(device) for part in scores]) if len(scores) > 1 else scores[0],
-            flat.to(device),
-        )
+        if self._followed.tracked is not None:
+            start = 0
+            for forward in forwards:
+                stop = start + forward.samples
+                self._followed.follow(forward, flat.part(start, stop))
+                start = stop
+        self._residuals.put(forwards, flat)
 
     def _score(self, forward: Forward, flat: _targets.Flat) -> torch.Tensor:
         logits = forward.logits.reshape(-1, forward.logits.shape[-1])
@@ -321,7 +331,10 @@ class GWAMonitor:
             )
         flat = _targets.flatten(scores, ids, where)
         self._check_ids(ids)
+        self._residuals.settle()
+        self._residuals.flush()
         self._keeper.batches += 1
+        self._keeper.count(flat.samples)
         self._keeper.add(scores.detach(), flat.to(scores.device))
         # The head may have been called as well.
         self.skip()
@@ -369,7 +382,9 @@ class GWAMonitor:
         """
         # A rank may have none, and must meet the others all the same.
         whole = None if batches is None else check_count("batches", batches, least=0)
+        self._residuals.end_epoch()
         summary = self._keeper.end_epoch(step, whole, self._nothing)
+        self._residuals.begin_epoch()
         self.skip()
         return summary
 
@@ -378,7 +393,19 @@ class GWAMonitor:
 
         All ranks must call it. Without ``torch.distributed`` it changes nothing.
         """
+        self._settle()
         self._keeper.synchronize()
+
+    def _settle(self) -> None:
+        """Score what can be scored."""
+        with torch.no_grad():
+            self._residuals.settle(newest=True)
+            self._residuals.flush()
+
+    @property
+    def residual(self) -> str:
+        """What the scores are made of now: the closed form ("formula"), or the gradient ("backward")."""
+        return self._residuals.used
 
     @property
     def history(self) -> list[EpochSummary]:
@@ -392,6 +419,8 @@ class GWAMonitor:
         Not a number where a sample was not seen; None without `num_samples` or before the first
         batch. During an epoch, only what this rank saw.
         """
+        self._residuals.settle()
+        self._residuals.flush()
         return self._keeper.scores
 
     @property
@@ -464,7 +493,8 @@ class GWAMonitor:
         In the middle of an epoch under ``torch.distributed`` call `synchronize` on all ranks first;
         then the state of any rank serves all of them.
         """
-        return self._keeper.state_dict()
+        self._settle()
+        return self._keeper.state_dict() | {"residual": self.residual}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, also in the middle of an epoch.
@@ -480,6 +510,8 @@ class GWAMonitor:
             If it is of another version or training set; the monitor is unchanged then.
         """
         self._keeper.load_state_dict(state)
+        # A state of before had the closed form alone.
+        self._residuals.resume(state.get("residual", "formula"))
         self.skip()
 
     @contextlib.contextmanager

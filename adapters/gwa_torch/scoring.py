@@ -11,6 +11,7 @@ import torch
 
 from gwa_core import (
     JLSketch,
+    alignment_from_logit_gradients,
     alignment_from_logits,
     alignment_scores,
     weighted_targets,
@@ -142,13 +143,9 @@ def head_scores(
     if not targets.is_floating_point():
         # A byte may not hold the number of classes that it is compared with.
         targets = targets.long()
-    if class_weights is not None and (targets.ndim == 2 or label_smoothing > 0.0):
+    if class_weights is not None:
         _refuse_class_weights(loss)
-        weights = class_weights.to(torch.promote_types(class_weights.dtype, torch.float32))
-        targets = weighted_targets(
-            targets=targets, class_weights=weights, label_smoothing=label_smoothing
-        )
-        options["label_smoothing"] = 0.0
+        targets, options["label_smoothing"] = as_soft(targets, class_weights, label_smoothing)
     kind = latents.device.type
     # Mixed precision would round what the core keeps exact; asking first is faster than leaving it.
     mixed = torch.is_autocast_enabled(kind)
@@ -163,6 +160,65 @@ def head_scores(
         else:
             scores = _blockwise(latents, targets, weight, norm, bias, options)  # type: ignore[arg-type]
     return scores if where is None else torch.where(where, scores, torch.nan)
+
+
+@torch.no_grad()
+def gradient_scores(
+    gradients: torch.Tensor,
+    logits: torch.Tensor,
+    latents: torch.Tensor,
+    weight_norm: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """Return γ from the gradient at the logits, whatever the loss is.
+
+    Parameters
+    ----------
+    gradients, logits : tensor of shape (N, C)
+        Gradient of the loss by the logits, and the logits.
+    latents : tensor of shape (N, D)
+        Inputs of the head.
+    weight_norm : 0-D tensor
+        Frobenius norm of the head's weight at the forward pass.
+    bias : tensor of shape (C,), optional
+        Bias of the head at the forward pass.
+
+    Returns
+    -------
+    tensor of shape (N,)
+        As `gwa_core.alignment_from_logit_gradients`.
+    """
+    kind = logits.device.type
+    mixed = torch.is_autocast_enabled(kind)
+    with torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext():
+        narrow = all(x.dtype != torch.float64 for x in (gradients, logits, latents))
+        if has_triton(logits.device) and narrow:
+            from gwa_torch._triton import fused_gradient_scores
+
+            return fused_gradient_scores(gradients, logits, latents, weight_norm, bias)
+        wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
+        norms, host = torch.linalg.vector_norm(wide, dim=1), kind == "cpu"
+        give: Any = _numpy if host else (lambda x: x)
+        scores = alignment_from_logit_gradients(
+            logit_gradients=give(gradients),
+            logits=give(logits),
+            latent_norms=give(norms),
+            weight_norm=float(weight_norm) if host else weight_norm,
+            bias=None if bias is None else give(bias),
+        )
+    return torch.from_numpy(scores) if host else scores
+
+
+def as_soft(
+    targets: torch.Tensor, class_weights: torch.Tensor | None, label_smoothing: float
+) -> tuple[torch.Tensor, float]:
+    """Return targets in which class weights are contained, and the label smoothing that is left."""
+    if class_weights is None or (targets.ndim == 1 and label_smoothing == 0.0):
+        # Of one class number a weight changes the length of the gradient alone.
+        return targets, label_smoothing
+    weights = class_weights.to(torch.promote_types(class_weights.dtype, torch.float32))
+    soft = weighted_targets(targets=targets, class_weights=weights, label_smoothing=label_smoothing)
+    return soft, 0.0
 
 
 def _refuse_class_weights(loss: str) -> None:

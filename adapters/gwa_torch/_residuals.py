@@ -1,0 +1,356 @@
+"""Where the scores of a batch come from: the closed form of the loss, or the gradient itself."""
+
+from __future__ import annotations
+
+import math
+import sys
+import warnings
+from collections import deque
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from gwa_core import score_agreement
+from gwa_core.agreement import SHARE
+from gwa_torch._capture import Capture, Forward
+from gwa_torch._gradients import Arrival, SlotTap
+from gwa_torch._keeper import Keeper
+from gwa_torch._stage import Stage
+from gwa_torch._targets import Flat, LossOptions
+from gwa_torch.scoring import as_soft
+
+__all__ = ["RESIDUALS", "Residuals", "check_residual"]
+
+RESIDUALS = ("auto", "formula", "backward")
+
+# After the first checks, one batch in so many is checked.
+EVERY = 64
+
+# Rows of a batch that are checked, and the bytes that their logits may have.
+CHECKED_ROWS = 256
+CHECKED_BYTES = 1 << 26
+
+# Batches in which no row can tell, all of them saturated, until the next one is checked later.
+MOST_IDLE = 4
+
+# Batches that wait for a backward pass, as one backward of many small batches has them.
+MOST_WAITING = 256
+
+UNCHECKED = (
+    "no gradient arrived at the output of the head, so that the scores are those of loss={loss!r}, "
+    "unchecked. Usual causes: no backward pass; a model that was compiled with more than "
+    "16,384 rows or 16 million logits, or moved to another device after the monitor was made; "
+    "a checkpoint with use_reentrant=True around the head. If this is your loss, say "
+    "residual='formula'"
+)
+
+DIFFERENT = (
+    "the closed form of loss={loss!r} is not the gradient of your loss: in {differing:.0f} of "
+    "{rows:.0f} rows the scores differ, by up to {largest:.2g}. From now on they come from the "
+    "gradient (residual='backward'){past}. Usual causes: a temperature, scale or soft cap after "
+    "the head; labels that are not shifted; pos_weight; a class prior or mask; label smoothing, "
+    "mixup or distillation that `update` was not told of; another head"
+)
+
+
+def check_residual(residual: str) -> None:
+    """Refuse what is none of the three ways."""
+    if residual not in RESIDUALS:
+        raise ValueError(
+            f"`residual` must be one of {', '.join(map(repr, RESIDUALS))}, got {residual!r}"
+        )
+
+
+def _warn(message: str) -> None:
+    """Warn at the line of the user that led here."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and frame.f_globals["__name__"].startswith("gwa_torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
+
+
+class _Evidence(NamedTuple):
+    """Some rows of a pass, to score them in both ways."""
+
+    rows: slice
+    arrays: dict[str, Any]
+
+
+class _Batch(NamedTuple):
+    """A batch that waits for its backward pass."""
+
+    taps: list[Any]
+    flat: Flat
+    # Empty where the gradient is used in any case.
+    evidence: list[_Evidence]
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody is told when the gradient comes."""
+        return any(isinstance(tap, SlotTap) for tap in self.taps)
+
+    def scores(self) -> torch.Tensor | None:
+        """Return the scores of all rows, or None where some have not come."""
+        parts = [None if tap is None else tap.scores() for tap in self.taps]
+        if any(part is None for part in parts):
+            return None
+        device = parts[0].device  # type: ignore[union-attr]
+        return torch.cat([part.to(device) for part in parts])  # type: ignore[union-attr]
+
+
+class Residuals:
+    """Scores batches, and changes from the closed form to the gradient where the two differ.
+
+    Parameters
+    ----------
+    residual : {"auto", "formula", "backward"}
+        What the user said.
+    capture : Capture
+        The hook on the head.
+    keeper : Keeper
+        Where the scores go.
+    closed : callable
+        The scores of a pass and its targets by the closed form.
+    options : callable
+        What the closed form depends on.
+    """
+
+    def __init__(
+        self,
+        residual: str,
+        capture: Capture,
+        keeper: Keeper,
+        closed: Callable[[Forward, Flat], torch.Tensor],
+        options: Callable[[], LossOptions],
+    ) -> None:
+        self.asked = residual
+        self.used = "backward" if residual == "backward" else "formula"
+        self._capture = capture
+        self._keeper = keeper
+        self._closed = closed
+        self._options = options
+        self._stage = Stage(options)
+        self._waiting: deque[_Batch] = deque()
+        # Verdicts on their way from the device.
+        self._verdicts: deque[Arrival] = deque()
+        self._batches = 0
+        # Batches of the epoch scored from their gradient, until a verdict says that this was not
+        # needed; None after that.
+        self._beside: list[tuple[torch.Tensor, Flat]] | None = []
+        self._checked = self._said = False
+        self._missing = 0
+        # Checks in turn in which no row could tell.
+        self._idle = 0
+
+    @property
+    def _auto(self) -> bool:
+        return self.asked == "auto" and self.used == "formula"
+
+    def put(self, forwards: list[Forward], flat: Flat) -> None:
+        """Score a batch now, or when its gradient has come."""
+        parts, start = [], 0
+        for forward in forwards:
+            parts.append((forward, flat.part(start, start + forward.samples)))
+            start += forward.samples
+        self._keeper.count(flat.samples)
+        self._batches += 1
+        if self.used == "formula":
+            self._by_formula(parts, flat)
+        if self.used == "backward" or (self._auto and self._capture.tapping):
+            self._wait(parts, flat)
+        self._capture.tapping = not self._auto or self._is_due()
+
+    def _is_due(self) -> bool:
+        """Whether the next batch is checked."""
+        n = self._batches
+        often = n < EVERY and n & (n - 1) == 0
+        return self._beside is not None or often or n % EVERY == 0
+
+    def _wait(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> None:
+        """Have a batch wait for its backward pass, which may have been already."""
+        taps = [forward.tap for forward, _ in parts]
+        for tap in taps:
+            if tap is not None:
+                tap.own()
+        known = all(tap is not None for tap in taps)
+        evidence = [self._evidence(*part) for part in parts] if known and self._auto else []
+        self._waiting.append(_Batch(taps, flat.owned(parts[0][0].logits.device), evidence))
+        self.settle()
+
+    def _by_formula(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> None:
+        if len(parts) == 1 and self._stage.fits(*parts[0]):
+            if self._stage.full_for(*parts[0]):
+                self.flush()
+            self._stage.put(*parts[0])
+            return
+        self.flush()
+        scores = [self._closed(*part) for part in parts]
+        device = scores[0].device
+        self._keeper.add(
+            torch.cat([part.to(device) for part in scores]) if len(scores) > 1 else scores[0],
+            flat.to(device),
+        )
+
+    def flush(self) -> None:
+        """Score the rows that wait for others, to be scored together."""
+        if self._stage.rows:
+            self._keeper.add(*self._stage.take())
+
+    def _evidence(self, forward: Forward, flat: Flat) -> _Evidence:
+        """Copy some rows, so that the whole of a large batch need not be kept."""
+        logits = forward.logits.reshape(-1, forward.logits.shape[-1])
+        latents = forward.latents.reshape(logits.shape[0], -1)
+        most = min(CHECKED_ROWS, CHECKED_BYTES // (4 * logits.shape[1]))
+        rows = slice(None, None, math.ceil(logits.shape[0] / max(1, most)))
+        options, flat = self._options(), flat.to(logits.device)
+        latents = latents[rows].to(torch.promote_types(latents.dtype, torch.float32))
+        targets, smoothing = as_soft(
+            flat.fitting(logits)[rows], options.weights_on(logits.device), options.label_smoothing
+        )
+        unknown = (targets < 0) | (targets >= max(2, logits.shape[1]))
+        where = None if flat.where is None else flat.where[rows]
+        if targets.ndim == 1 and not targets.is_floating_point():
+            where = ~unknown if where is None else where & ~unknown
+            targets = torch.where(unknown, 0, targets)
+        return _Evidence(
+            rows,
+            {
+                "logits": logits[rows].clone(),
+                "latent_norms": torch.linalg.vector_norm(latents, dim=1),
+                "weight_norm": forward.weight_norm.clone(),
+                "targets": targets.clone(),
+                "bias": None if forward.bias is None else forward.bias.clone(),
+                "loss": options.loss,
+                "label_smoothing": smoothing,
+                "where": where,
+            },
+        )
+
+    def settle(self, *, newest: bool = False, last: bool = False) -> None:
+        """Take the scores of the backward passes that have come.
+
+        Parameters
+        ----------
+        newest : bool
+            Also of a compiled pass that came last, of which nobody can tell whether its backward
+            pass has been.
+        last : bool
+            Give up those that have not come.
+        """
+        while self._waiting:
+            batch = self._waiting[0]
+            if batch.silent and len(self._waiting) == 1 and not (newest or last):
+                break
+            scores = batch.scores()
+            if scores is None and not (last or self._is_late(batch)):
+                break
+            self._waiting.popleft()
+            self._take(batch, scores)
+        self._judge(wait=last)
+        if last:
+            self.flush()
+
+    def _is_late(self, batch: _Batch) -> bool:
+        """Whether a batch will have no gradient: it can have none, or a later one has come."""
+        if len(self._waiting) > MOST_WAITING or any(
+            tap is None or tap.error is not None for tap in batch.taps
+        ):
+            return True
+        # The batch that came last may be of the same backward pass.
+        return any(x.scores() is not None for x in list(self._waiting)[1:-1])
+
+    def _take(self, batch: _Batch, scores: torch.Tensor | None) -> None:
+        if self.used == "backward":
+            self._missing += scores is None
+            if scores is None:
+                scores = torch.full((batch.flat.samples,), torch.nan)
+            self._keeper.add(scores, batch.flat.to(scores.device))
+            return
+        if scores is None:
+            # What comes later cannot replace all of the epoch.
+            self._beside = None
+            return
+        if self._beside is not None:
+            self._beside.append((scores, batch.flat.to(scores.device)))
+        self._verdicts.append(Arrival(self._compare(batch)))
+
+    def _compare(self, batch: _Batch) -> torch.Tensor:
+        """Return rows that can tell, rows that differ, and by how much."""
+        found = []
+        for tap, evidence in zip(batch.taps, batch.evidence, strict=True):
+            scores = tap.plain()[evidence.rows]
+            agreement = score_agreement(scores, **evidence.arrays)
+            found.append(torch.stack([x.double() for x in agreement]).to(scores.device))
+        rows = torch.stack([x.to(found[0].device) for x in found])
+        return torch.cat([rows[:, :2].sum(0), rows[:, 2:].amax(0)])
+
+    def _judge(self, *, wait: bool) -> None:
+        while self._verdicts and (wait or self._verdicts[0].here):
+            rows, differing, largest = self._verdicts.popleft().get()
+            self._idle += not rows
+            if differing > SHARE * rows:
+                self._change(rows, differing, largest)
+            elif rows or self._idle == MOST_IDLE:
+                self._beside, self._idle = None, 0
+            self._checked |= bool(rows)
+
+    def _change(self, rows: float, differing: float, largest: float) -> None:
+        """Go over to the gradient, the batches of this epoch included."""
+        self.flush()
+        self.used, self._capture.tapping = "backward", True
+        beside, self._beside = self._beside, None
+        self._verdicts.clear()
+        whole = (
+            beside is not None
+            and sum(flat.samples for _, flat in beside)
+            + sum(batch.flat.samples for batch in self._waiting)
+            == self._keeper.counted
+        )
+        past = ""
+        if self._keeper.restart(whole=whole):
+            for scores, flat in beside if whole and beside else []:
+                self._keeper.add(scores, flat)
+            if not whole:
+                past = "; what this epoch had before is left out"
+        else:
+            past = "; what this epoch had before stays as it was"
+        warnings.warn(
+            DIFFERENT.format(
+                loss=self._options().loss,
+                rows=rows,
+                differing=differing,
+                largest=largest,
+                past=past,
+            ),
+            stacklevel=2,
+        )
+
+    def end_epoch(self) -> None:
+        """Be done with the epoch, and say what could not be checked."""
+        self.settle(last=True)
+        if self._auto and self._batches and not self._checked and not self._said:
+            self._said = True
+            _warn(UNCHECKED.format(loss=self._options().loss))
+        if self._missing:
+            _warn(
+                f"{self._missing} batches had no gradient at the output of the head, so that their "
+                "samples have no score; usual causes: no backward pass, or two through one "
+                "output; a compiled model with more than 16,384 rows a pass"
+            )
+            self._missing = 0
+
+    def resume(self, used: str) -> None:
+        """Go on as a run that was saved."""
+        self._stage.rows = 0
+        self._waiting.clear()
+        self._verdicts.clear()
+        if self.asked == "auto":
+            self.used = used
+        # The epoch may have had batches before.
+        self._beside, self._capture.tapping = None, self.asked != "formula"
+
+    def begin_epoch(self) -> None:
+        """Watch the first batch of the next epoch."""
+        if self._auto:
+            self._beside, self._capture.tapping = [], True

@@ -5,21 +5,30 @@ from __future__ import annotations
 import difflib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import nn
 
 from gwa_core import JLSketch
 from gwa_torch._checks import check_count
+from gwa_torch._linear import (
+    Head,
+    adapts,
+    check_weight,
+    fits,
+    join,
+    kind,
+    last_layer,
+    layers,
+    refusal,
+    replaces,
+    trained_copy,
+)
 
 __all__ = ["Head", "find_head", "resolve_head"]
-
-Head: TypeAlias = "nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d"
-
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 # Where timm, torchvision and transformers keep the head of a classifier. Auxiliary classifiers of
 # the same model have longer names, so that these come first.
@@ -27,9 +36,6 @@ NAMES = ("fc", "classifier", "head", "heads", "classification_head", "score", "l
 
 # Words in the name of a layer that make it one more head. Bodies have layers called fc, too.
 WORDS = {"classifier", "classifiers", "head", "heads", "logits", "score", "scores"}
-
-# Subclasses of nn.Linear with a forward of their own that computes the same.
-SAME_FORWARD = ("timm.layers.linear",)
 
 # An error shows so many names.
 MOST_NAMES = 8
@@ -102,10 +108,10 @@ def resolve_head(head: nn.Module | str | None, model: nn.Module | None = None) -
         head = find_head(model) if head is None else _named(head, model)
     if not isinstance(head, nn.Module):
         raise TypeError(f"`head` must be a module or its name, got {type(head).__name__}")
-    head = _trained_copy(head) or head
-    if not _fits(head):
-        raise ValueError(_refusal(head, ""))
-    _check_weight(head)
+    head = trained_copy(head) or head
+    if not fits(head):
+        raise ValueError(refusal(head, ""))
+    check_weight(head)
     return head  # type: ignore[return-value]
 
 
@@ -115,7 +121,7 @@ def _named(name: str, model: nn.Module) -> nn.Module:
     try:
         head = inner.get_submodule(name)
     except AttributeError as error:
-        linear = [name for name, module in inner.named_modules() if _fits(module)]
+        linear = [name for name, module in inner.named_modules() if fits(module)]
         near = difflib.get_close_matches(name, linear, n=3) or linear[-MOST_NAMES:]
         raise ValueError(
             f"`head` must be the name of a module of {type(inner).__name__}, got "
@@ -124,40 +130,9 @@ def _named(name: str, model: nn.Module) -> nn.Module:
     parts = name.split(".")
     for stop in range(1, len(parts)):
         holder = inner.get_submodule(".".join(parts[:stop]))
-        if _adapts(holder):
-            raise ValueError(_refusal(holder, name))
+        if adapts(holder):
+            raise ValueError(refusal(holder, name))
     return head
-
-
-def _check_weight(head: nn.Module) -> None:
-    # A parametrised layer has no such parameter, and to read its weight may change it.
-    weight: Any = head._parameters.get("weight")
-    if weight is None:
-        return
-    if isinstance(weight, nn.parameter.UninitializedParameter):
-        raise ValueError(  # noqa: TRY004
-            f"`head` must have its weight, got a {type(head).__name__} that has none yet; run the "
-            "model once before"
-        )
-    if weight.ndim < 2:
-        raise ValueError(
-            f"`head` must have its weight (C, D), got one of shape {tuple(weight.shape)}; FSDP1 "
-            "flattens parameters, FSDP2 (`fully_shard`) keeps them"
-        )
-    # A DTensor is its local parts.
-    weight = getattr(weight, "_local_tensor", weight)
-    usual = type(weight).__torch_dispatch__ is torch.Tensor.__torch_dispatch__
-    if not usual and not type(weight).__module__.startswith("torch._subclasses"):
-        raise ValueError(
-            f"`head` must have a weight that is a plain tensor, got a {type(weight).__name__}; "
-            "quantised weights are rounded as they are read, so leave the head out of the "
-            "quantisation"
-        )
-    if not weight.is_floating_point() or weight.dtype.itemsize < 2:
-        raise ValueError(
-            f"`head` must have a floating weight of 16 bits or more, got {weight.dtype}; leave the "
-            "head out of the quantisation"
-        )
 
 
 def head_weight(head: nn.Module) -> torch.Tensor:
@@ -222,31 +197,19 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def _fits(module: Any) -> bool:
-    forward = type(module).forward
-    if isinstance(module, nn.Linear):
-        return forward is nn.Linear.forward or forward.__module__ in SAME_FORWARD
-    if not isinstance(module, CONVOLUTIONS):
-        return False
-    kinds = tuple(kind.forward for kind in CONVOLUTIONS)
-    ones = all(set(x) == {1} for x in (module.kernel_size, module.stride))
-    bare = isinstance(module.padding, str) or set(module.padding) <= {0}
-    return forward in kinds and ones and module.groups == 1 and bare
-
-
 def _find(model: nn.Module, path: str) -> Head:
     """Return the head of a model, which is found at a path of the user's."""
     if type(model).__module__.startswith("peft.") and hasattr(model, "get_base_model"):
         inner = model.get_base_model()  # type: ignore[operator]
-        return _find(inner, _join(path, _name_of(inner, model)))
-    if _adapts(model) or isinstance(model, nn.AdaptiveLogSoftmaxWithLoss):
-        raise ValueError(_refusal(model, path))
+        return _find(inner, join(path, _name_of(inner, model)))
+    if adapts(model) or isinstance(model, nn.AdaptiveLogSoftmaxWithLoss):
+        raise ValueError(refusal(model, path))
     for method in ("get_classifier", "get_output_embeddings"):
         found = getattr(model, method, lambda: None)()
         if isinstance(found, (tuple, list)):
-            names = [name for x in found for name, _ in [*_layers(x, _name_of(x, model))][-1:]]
+            names = [name for x in found for name, _ in [*layers(x, _name_of(x, model))][-1:]]
             if len(set(names)) > 1:
-                raise ValueError(_several(model, (_join(path, name) for name in names)))
+                raise ValueError(_several(model, (join(path, name) for name in names)))
             found = found[0] if found else None
         if isinstance(found, nn.Module):
             return _answered(found, model, path, f"{method}()")
@@ -254,39 +217,39 @@ def _find(model: nn.Module, path: str) -> Head:
     for name in NAMES:
         if isinstance(children.get(name), nn.Identity):
             return _answered(children[name], model, path, name)
-        if name in children and (last := _last(children[name], name, path)) is not None:
+        if name in children and (last := last_layer(children[name], name, path)) is not None:
             break
     else:
-        holding = [name for name, child in children.items() if any(_layers(child))]
-        if len(holding) == 1 and not _fits(model) and not _replaces(model):
-            return _find(children[holding[0]], _join(path, holding[0]))
-        last = _last(model, "", path)
+        holding = [name for name, child in children.items() if any(layers(child))]
+        if len(holding) == 1 and not fits(model) and not replaces(model):
+            return _find(children[holding[0]], join(path, holding[0]))
+        last = last_layer(model, "", path)
     if last is None:
         raise ValueError(
-            f"`model` must have a linear layer or a 1×1 convolution, got {_kind(model)} "
+            f"`model` must have a linear layer or a 1×1 convolution, got {kind(model)} "
             "with none; pass the head itself to GWAMonitor"
         )
     name, head = last
     named = name.partition(".")[0] in NAMES
     if rivals := _rivals(name, head, model, named=named):
         found = [name, *rivals] if named else [*rivals, name]
-        raise ValueError(_several(model, (_join(path, name) for name in found)))
+        raise ValueError(_several(model, (join(path, name) for name in found)))
     return head
 
 
 def _answered(found: nn.Module, model: nn.Module, path: str, source: str) -> Head:
     """Return the head in what a model calls its head; guessing past that would find a wrong one."""
-    path = _join(path, _name_of(found, model))
-    last = _last(found, "", path)
+    path = join(path, _name_of(found, model))
+    last = last_layer(found, "", path)
     if last is None:
         raise ValueError(
-            f"`model` must have a linear head, got {_kind(found)} from {_kind(model)}.{source}; a "
+            f"`model` must have a linear head, got {kind(found)} from {kind(model)}.{source}; a "
             "model made without a head (num_classes=0) gives features only, so pass the layer that "
             "the loss is computed from to GWAMonitor"
         )
     name, head = last
     if rivals := _rivals(name, head, found, named=True):
-        raise ValueError(_several(model, (_join(path, other) for other in [*rivals, name])))
+        raise ValueError(_several(model, (join(path, other) for other in [*rivals, name])))
     return head
 
 
@@ -299,8 +262,8 @@ def _rivals(name: str, head: Head, model: nn.Module, *, named: bool) -> list[str
     rivals: list[str] = []
     scope, path = model, ""
     for part in name.split(".") if name else ():
-        scope = _trained_copy(scope) or scope
-        groups = {key: list(_layers(child, key)) for key, child in scope.named_children()}
+        scope = trained_copy(scope) or scope
+        groups = {key: list(layers(child, key)) for key, child in scope.named_children()}
         # The order in a Sequential is known.
         for key in () if isinstance(scope, nn.Sequential) else groups:
             if key == part or not groups[key]:
@@ -317,10 +280,10 @@ def _rivals(name: str, head: Head, model: nn.Module, *, named: bool) -> list[str
             else:
                 alike = same[1] and (same[0] or titled)
             if alike and layer is not head and (titled or not _chained(groups, key, part)):
-                rivals.append(_join(path, other))
-        scope, path = scope.get_submodule(part), _join(path, part)
+                rivals.append(join(path, other))
+        scope, path = scope.get_submodule(part), join(path, part)
     # Auxiliary classifiers elsewhere, of other widths.
-    for other, layer in () if named else _layers(model):
+    for other, layer in () if named else layers(model):
         called = _titled(other.rpartition(".")[2]) and other not in rivals
         if called and layer is not head and _size(layer)[0] == head_size(head)[0]:
             rivals.append(other)
@@ -329,7 +292,7 @@ def _rivals(name: str, head: Head, model: nn.Module, *, named: bool) -> list[str
 
 def _size(layer: nn.Module) -> tuple[int, int]:
     """Return (C, D), or zeros for what is no linear layer."""
-    return head_size(layer) if _fits(layer) else (0, 0)
+    return head_size(layer) if fits(layer) else (0, 0)
 
 
 def _chained(groups: dict[str, list[tuple[str, nn.Module]]], one: str, other: str) -> bool:
@@ -343,90 +306,11 @@ def _chained(groups: dict[str, list[tuple[str, nn.Module]]], one: str, other: st
     )
 
 
-def _layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Yield names and modules of what could be a head, or stands in the place of one."""
-    module = _trained_copy(module) or module
-    if _fits(module) or _replaces(module):
-        yield name, module
-        return
-    for key, child in module.named_children():
-        yield from _layers(child, _join(name, key))
-
-
-def _last(module: nn.Module, name: str, path: str) -> tuple[str, Head] | None:
-    """Return name and module of the last linear layer, unless something else stands there."""
-    last = None
-    for last in _layers(module, name):  # noqa: B007
-        pass
-    if last is not None and not _fits(last[1]):
-        raise ValueError(_refusal(last[1], _join(path, last[0])))
-    return last  # type: ignore[return-value]
-
-
-def _trained_copy(module: nn.Module) -> nn.Module | None:
-    """Return what PEFT trains instead of a module of ``modules_to_save``."""
-    copies: Any = getattr(module, "modules_to_save", None)
-    if not isinstance(copies, nn.ModuleDict) or not hasattr(module, "original_module"):
-        return None
-    active: Any = module.active_adapters
-    if not active or active[0] not in copies:
-        return module.original_module  # type: ignore[return-value]
-    return copies[active[0]]
-
-
-def _adapts(module: nn.Module) -> bool:
-    """Tell whether a module adds an adapter to a layer: PEFT's, or one with LoRA's usual names."""
-    own = {key.lower() for key in (*module._modules, *module._parameters)}
-    return isinstance(getattr(module, "base_layer", None), nn.Module) or "lora_a" in own
-
-
-def _replaces(module: nn.Module) -> bool:
-    """Tell whether a module that is no plain linear layer stands in the place of one."""
-    if _adapts(module) or isinstance(module, (nn.Linear, nn.AdaptiveLogSoftmaxWithLoss)):
-        return True
-    if "linear" in type(module).__name__.lower():
-        return not any(_fits(inner) for inner in module.modules())
-    weight = module._parameters.get("weight")
-    own = not type(module).__module__.startswith("torch.nn.") and not isinstance(
-        module, (nn.Embedding, nn.EmbeddingBag, nn.LayerNorm)
-    )
-    lazy = isinstance(weight, nn.parameter.UninitializedParameter)
-    return own and weight is not None and not lazy and weight.ndim == 2
-
-
-def _refusal(module: nn.Module, name: str) -> str:
-    """Return why a module is no head."""
-    what = f"{name} ({_kind(module)})" if name else _kind(module)
-    if _adapts(module):
-        return (
-            f"`head` must be a layer without an adapter, got {what}: its weight is the base "
-            "layer's plus the adapter's, and no parameter; leave it out of `target_modules` and "
-            "train it by `modules_to_save`, or merge the adapter (`merge_and_unload`)"
-        )
-    if isinstance(module, nn.AdaptiveLogSoftmaxWithLoss):
-        return (
-            f"`head` must give logits of all classes, got {what}, whose classes are split over "
-            "several layers; its first layer, `head`, can be named with residual='backward'"
-        )
-    arrays = (*module.parameters(), *module.buffers())
-    path = f"{type(module).__module__}.{type(module).__name__}".lower()
-    if "quant" in path or not all(x.is_floating_point() for x in arrays):
-        return (
-            f"`head` must have a floating weight, got {what}, which is quantised; leave the head "
-            "out of the quantisation"
-        )
-    return (
-        "`head` must be an nn.Linear or a 1×1 convolution with its own forward, got "
-        f"{what}; the alignment is defined for the last linear "
-        "layer before the loss, so pass that one (`find_head(model)` looks for it)"
-    )
-
-
 def _several(model: nn.Module, names: Iterable[str]) -> str:
     found = list(dict.fromkeys(names))
     more = f" and {len(found) - MOST_NAMES} more" if len(found) > MOST_NAMES else ""
     return (
-        f"`model` must have one layer that can be the head, got {_kind(model)} with "
+        f"`model` must have one layer that can be the head, got {kind(model)} with "
         f"{', '.join(found[:MOST_NAMES])}{more}; pass the one that your loss is computed from, "
         f"such as GWAMonitor({found[0]!r}, model=model)"
     )
@@ -437,13 +321,5 @@ def _titled(name: str) -> bool:
     return not WORDS.isdisjoint(re.findall("[a-z]+", name.lower()))
 
 
-def _kind(module: nn.Module) -> str:
-    return type(module).__name__
-
-
 def _name_of(module: object, model: nn.Module) -> str:
     return next((name for name, inner in model.named_modules() if inner is module), "")
-
-
-def _join(*parts: str) -> str:
-    return ".".join(part for part in parts if part)

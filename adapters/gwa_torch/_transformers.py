@@ -14,11 +14,10 @@ from gwa_torch._transformers_fused import body_of, is_fused, score_fused
 from gwa_torch._transformers_ids import Columns, carry_ids
 from gwa_torch._transformers_passes import Passes
 from gwa_torch._transformers_targets import (
-    Aimed,
     check_logits,
+    chosen_rows,
     label_of,
-    next_labels,
-    rows_of_tokens,
+    targets_of,
 )
 from gwa_torch.monitor import GWAMonitor
 
@@ -154,31 +153,20 @@ class Tap:
             # The model has found out in this very pass, where it did not know before.
             monitor.options = monitor.options._replace(loss=loss_of(model, monitor.options.classes))
         ignored = monitor.options.ignore_index
-        aimed = next_labels(model, inputs, labels, ids, ignored)
+        targets, numbers = targets_of(model, inputs, labels, ids, ignored)
         if self.labels is not None and ids is not None:
             self.labels.see(labels, ids)
         if not waiting and is_fused(passes):
-            score_fused(monitor, model, aimed, passes, look=not self.looked)
+            score_fused(monitor, model, targets, numbers, passes, look=not self.looked)
         else:
             if waiting and passes.logits is not None:
                 closely = self.formula and not self.looked
                 check_logits(waiting, passes.logits, closely=closely)
-                aimed = self._aim(waiting, passes.logits, aimed, inputs, ignored)
-            monitor.update(aimed.targets, aimed.ids, aimed.where)
+                if len(waiting) == 1:
+                    rows = chosen_rows(waiting[0], passes.logits, inputs, model)
+                    monitor._capture.replace([rows])
+            monitor.update(targets, numbers)
         self.fresh = self.looked = True
-
-    def _aim(
-        self,
-        waiting: Any,
-        logits: torch.Tensor,
-        aimed: Aimed,
-        inputs: Mapping[str, Any],
-        ignored: int,
-    ) -> Aimed:
-        if len(waiting) != 1:
-            return aimed
-        made = waiting[0].logits
-        return rows_of_tokens(made, logits, aimed, inputs, self.trainer.model, ignored)
 
 
 def loss_of(model: Any, classes: int) -> str:

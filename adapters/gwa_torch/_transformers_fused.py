@@ -9,7 +9,7 @@ from torch import nn
 
 from gwa_core import alignment_from_logit_gradients
 from gwa_torch._transformers_passes import Passes
-from gwa_torch._transformers_targets import Aimed, bare
+from gwa_torch._transformers_targets import bare
 from gwa_torch.heads import head_weight
 from gwa_torch.monitor import GWAMonitor
 from gwa_torch.scoring import frobenius_norm, head_scores
@@ -79,7 +79,13 @@ class _Head(NamedTuple):
 
 
 def score_fused(
-    monitor: GWAMonitor, model: Any, aimed: Aimed, passes: Passes, *, look: bool
+    monitor: GWAMonitor,
+    model: Any,
+    targets: torch.Tensor,
+    ids: torch.Tensor | None,
+    passes: Passes,
+    *,
+    look: bool,
 ) -> None:
     """Score the tokens of a batch from what went into the head.
 
@@ -89,8 +95,10 @@ def score_fused(
         Gets the scores.
     model : Module
         The model.
-    aimed : Aimed
-        Labels (B, S), already those of the next tokens.
+    targets : tensor of shape (B, S)
+        Labels of the next tokens.
+    ids : tensor of shape (B, S) or None
+        Their numbers.
     passes : Passes
         What was seen of the model.
     look : bool
@@ -110,9 +118,9 @@ def score_fused(
     assert said is not None  # noqa: S101  # asked before
     # There may be one column less: nothing follows the last token.
     width = said.shape[1]
-    latents, targets = passes.latents[0][:, :width], aimed.targets[:, :width]
+    latents, targets = passes.latents[0][:, :width], targets[:, :width]
     counted = targets != monitor.options.ignore_index
-    ids = None if aimed.ids is None else aimed.ids[:, :width][counted]
+    ids = None if ids is None else ids[:, :width][counted]
     latents, targets = latents[counted.to(latents.device)], targets[counted].to(latents.device)
     parts: dict[str, Any] = {"weight": head_weight(monitor.head), "bias": monitor.head.bias}
     head = _Head(**{name: _whole(x) for name, x in parts.items()}, change=Change.of(model))

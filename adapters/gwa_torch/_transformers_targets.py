@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,18 +12,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 from gwa_torch._capture import Forward, same_memory
 
-__all__ = ["Aimed", "bare", "check_logits", "label_of", "next_labels", "rows_of_tokens"]
+__all__ = ["bare", "check_logits", "chosen_rows", "label_of", "targets_of"]
 
 # Language models of old that take their labels as they are.
 UNSHIFTED = {"XLMWithLMHeadModel", "XLNetLMHeadModel"}
-
-
-class Aimed(NamedTuple):
-    """Targets, ids and mask of a batch, as `GWAMonitor.update` takes them."""
-
-    targets: torch.Tensor
-    ids: torch.Tensor | None
-    where: torch.Tensor | None = None
 
 
 def bare(model: Any) -> Any:
@@ -42,25 +34,41 @@ def label_of(names: list[str], inputs: Mapping[str, Any]) -> tuple[str, Any]:
     return name, inputs.get(name) if alone else None
 
 
-def next_labels(
+def targets_of(
     model: Any,
     inputs: Mapping[str, Any],
     labels: torch.Tensor,
     ids: torch.Tensor | None,
     ignore_index: int,
-) -> Aimed:
-    """Return labels for each output: in a causal model the next one, behind virtual tokens."""
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return targets and ids for each output: in a causal model the next label.
+
+    Parameters
+    ----------
+    model : Module
+        The model.
+    inputs : mapping
+        What it was called with.
+    labels : tensor
+        Labels of the batch.
+    ids : tensor or None
+        Their numbers.
+    ignore_index : int
+        The label that does not count.
+    """
     if "shift_labels" in inputs:
         shifted: torch.Tensor = inputs["shift_labels"]
-        return Aimed(shifted, ids)
+        return shifted, ids
     virtual = _virtual_tokens(model) if labels.ndim == 2 and not labels.is_floating_point() else 0
-    if virtual:
-        labels = nn.functional.pad(labels, (virtual, 0), value=ignore_index)
-        if ids is not None and ids.ndim == 2:
-            ids = nn.functional.pad(ids, (virtual, 0))
+    labels = nn.functional.pad(labels, (virtual, 0), value=ignore_index) if virtual else labels
     if _shifts(bare(model)):
         labels = nn.functional.pad(labels[..., 1:], (0, 1), value=ignore_index)
-    return Aimed(labels, ids)
+    if virtual and ids is not None and ids.ndim == 2:
+        # The last virtual token predicts the first one of the row, and has no number.
+        ids = nn.functional.pad(ids, (virtual, 0))
+        labels = labels.clone()
+        labels[:, :virtual] = ignore_index
+    return labels, ids
 
 
 def _virtual_tokens(model: Any) -> int:
@@ -81,50 +89,34 @@ def _shifts(model: Any) -> bool:
     return own or bool(names & set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()))
 
 
-def rows_of_tokens(
-    made: torch.Tensor,
-    logits: Any,
-    aimed: Aimed,
-    inputs: Mapping[str, Any],
-    model: Any,
-    ignore_index: int,
-) -> Aimed:
-    """Return labels of rows as labels of the tokens that a classifier chose.
+def chosen_rows(
+    forward: Forward, logits: torch.Tensor, inputs: Mapping[str, Any], model: Any
+) -> Forward:
+    """Return of a pass of the head the rows that the loss is made of.
 
     Classifiers on decoders apply the head to all tokens and choose the last one that is no
     padding. Which one it was is seen in its logits, since the rule differs between versions.
 
     Parameters
     ----------
-    made : tensor
-        What the head made.
-    logits : tensor or None
+    forward : Forward
+        A pass of the head.
+    logits : tensor
         The logits that the model hands out.
-    aimed : Aimed
-        Labels and ids of the batch.
     inputs : mapping
         What the model was called with.
     model : Module
         The model.
-    ignore_index : int
-        The label that does not count.
     """
-    targets, ids, _ = aimed
-    single = targets.ndim == 1 or (targets.is_floating_point() and targets.ndim == 2)
-    if made.ndim != 3 or not single or len(targets) != len(made):
-        return aimed
-    if not isinstance(logits, torch.Tensor) or logits.shape != made[:, 0].shape:
-        return aimed
+    made = forward.logits
+    if made.ndim != 3 or logits.shape != made[:, 0].shape:
+        return forward
     equal = (made.to(logits.dtype) == logits[:, None]).all(-1)
     # Where the model changes logits afterwards, the rule has to do.
     equal = equal | ~equal.any(-1, keepdim=True)
-    chosen = nn.functional.one_hot(_last(equal, inputs, model), made.shape[1]).bool()
-    if ids is not None:
-        ids = ids[:, None].expand_as(chosen)
-    if targets.ndim == 1:
-        spread = targets[:, None].expand_as(chosen)
-        return Aimed(torch.where(chosen, spread, ignore_index), ids, chosen)
-    return Aimed(targets[:, None].expand(-1, made.shape[1], -1), ids, chosen)
+    places = _last(equal, inputs, model)
+    rows = torch.arange(len(made), device=made.device)
+    return forward.pick(rows * made.shape[1] + places, made[rows, places])
 
 
 def _last(equal: torch.Tensor, inputs: Mapping[str, Any], model: Any) -> torch.Tensor:

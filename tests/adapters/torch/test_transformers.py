@@ -283,6 +283,15 @@ class Weighted(Trainer):
         return (loss, outputs) if return_outputs else loss
 
 
+class Exact(Trainer):
+    """It takes what the trainer itself hands over, and nothing more."""
+
+    def compute_loss(self, model, inputs, **more):
+        assert set(more) == {"num_items_in_batch"}
+        assert "ids" not in inputs
+        return super().compute_loss(model, inputs, **more)
+
+
 class Blunt(Trainer):
     """It only trains, and forgets about outputs."""
 
@@ -304,16 +313,38 @@ def own_loss(outputs, labels, num_items_in_batch=None):
         ("sequence", {"compute_loss_func": own_loss, "gradient_accumulation_steps": 3}),
         ("sequence", {"kind": Weighted}),
         ("sequence", {"kind": Blunt}),
+        ("sequence", {"kind": Exact}),
+        ("decoder", {"kind": Exact}),
     ],
-    ids=["plain", "causal", "smoothed", "bf16", "compute_loss_func", "subclass", "blunt"],
+    ids=[
+        "plain",
+        "causal",
+        "smoothed",
+        "bf16",
+        "compute_loss_func",
+        "subclass",
+        "blunt",
+        "exact",
+        "decoder",
+    ],
 )
-def test_the_training_is_the_same_with_and_without(name, options, tmp_path):
+@pytest.mark.parametrize("numbered", [False, True], ids=["ids", "numbers"])
+def test_the_training_is_the_same_with_and_without(name, options, numbered, tmp_path):
+    if numbered and name in LABELS:
+        pytest.skip("tokens are numbered in a test of their own")
+    passes = []
+    count = lambda *_: passes.append(1)  # noqa: E731
     bare = make(tmp_path, name, ids=False, **options)
+    bare.model.register_forward_hook(count)
     bare.train()
-    watched = make(tmp_path, name, **options)
-    watch(watched, watched.train_dataset.ids.numel()).trainer.train()
+    alone = len(passes)
+    watched = make(tmp_path, name, ids=not numbered, **options)
+    watched.model.register_forward_hook(count)
+    size = ROWS if numbered else watched.train_dataset.ids.numel()
+    watch(watched, size).trainer.train()
     assert losses(bare) == losses(watched)
     assert len(losses(bare)) > 3
+    assert len(passes) == 2 * alone
     other = watched.model.state_dict()
     assert all(torch.equal(x, other[name]) for name, x in bare.model.state_dict().items())
 
@@ -801,19 +832,129 @@ def test_a_second_training_begins_anew(tmp_path):
     assert numbers(gwa.history) != first
 
 
+class Stream(torch.utils.data.IterableDataset):
+    """Rows without a length."""
+
+    def __iter__(self):
+        return iter(list(Rows(ids=False)))
+
+
+def forgetful(features):
+    batch = default_data_collator(features)
+    return {key: batch[key] for key in ("input_ids", "labels")}
+
+
 def test_missing_ids_are_told(tmp_path):
-    trainer = make(tmp_path, ids=False)
+    trainer = make(tmp_path, ids=False, max_steps=3)
+    trainer.train_dataset = Stream()
     watch(trainer, ROWS)
     with pytest.raises(ValueError, match="`ids` must be in every training batch as 'ids', got inp"):
         trainer.train()
 
-    def forgetful(features):
-        batch = default_data_collator(features)
-        return {key: batch[key] for key in ("input_ids", "labels")}
 
-    trainer = make(tmp_path, data_collator=forgetful)
+@pytest.mark.parametrize("collator", [None, forgetful], ids=["no column", "a collator drops it"])
+def test_rows_are_numbered_past_the_collator(collator, tmp_path):
+    trainer = make(tmp_path / "a")
+    wanted = watch(trainer, ROWS)
+    trainer.train()
+    more = {} if collator is None else {"data_collator": collator}
+    trainer = make(tmp_path / "b", ids=collator is not None, **more)
+    seen = set()
+    trainer.model.register_forward_pre_hook(lambda *call: seen.update(call[2]), with_kwargs=True)
+    gwa = watch(trainer, ROWS)
+    trainer.train()
+    assert torch.equal(gwa.scores, wanted.scores)
+    assert torch.equal(gwa.label_quality, wanted.label_quality)
+    assert "input_ids" in seen
+    assert "ids" not in seen
+
+
+@pytest.mark.slow
+def test_rows_are_numbered_in_workers(tmp_path):
+    trainer = make(tmp_path / "a", num_train_epochs=1)
+    wanted = watch(trainer, ROWS)
+    trainer.train()
+    trainer = make(tmp_path / "b", ids=False, num_train_epochs=1, dataloader_num_workers=2)
+    gwa = watch(trainer, ROWS)
+    trainer.train()
+    assert torch.equal(gwa.scores, wanted.scores)
+
+
+def test_a_resumed_run_numbers_its_rows_too(tmp_path):
+    options = {"ids": False, "save_strategy": "steps", "save_steps": 3}
+    whole = make(tmp_path / "whole", **options)
+    wanted = watch(whole, ROWS)
+    whole.train()
+    _, got = killed_and_resumed(tmp_path / "killed", "step", 8, options, num_samples=ROWS)
+    assert torch.equal(got.scores, wanted.scores)
+
+
+def ragged(causal=False):
+    """Rows of several lengths, without padding."""
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.randint(2, LENGTH + 1, (ROWS,), generator=generator).tolist()
+    rows = [torch.randint(3, WORDS, (size,), generator=generator).tolist() for size in sizes]
+    shorter = (lambda row: row) if causal else (lambda row: row[: 1 + len(row) // 2])
+    return [{"input_ids": row, "labels": shorter(row)} for row in rows]
+
+
+def tokenizer(side="right"):
+    tokenizers = pytest.importorskip("tokenizers")
+    words = {"<pad>": PAD} | {f"w{i}": i for i in range(1, WORDS)}
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<pad>")),
+        pad_token="<pad>",  # noqa: S106  # no password
+        padding_side=side,
+    )
+
+
+def t5():
+    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    more = {"pad_token_id": PAD, "eos_token_id": 1, "decoder_start_token_id": PAD}
+    return transformers.T5ForConditionalGeneration(
+        transformers.T5Config(vocab_size=WORDS, tie_word_embeddings=False, **sizes, **more)
+    )
+
+
+COLLATORS = {
+    "flattening": lambda: transformers.DataCollatorWithFlattening(),
+    "padding left": lambda: transformers.DataCollatorForSeq2Seq(tokenizer("left")),
+    "padding": lambda: transformers.DataCollatorForSeq2Seq(tokenizer()),
+    "seq2seq": lambda: transformers.DataCollatorForSeq2Seq(tokenizer()),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using .DataCollatorWithFlattening.:UserWarning")
+@pytest.mark.parametrize("case", COLLATORS)
+def test_tokens_are_numbered_by_row_and_place(case, tmp_path):
+    made = make(tmp_path, "causal", num_train_epochs=1)
+    rows = ragged(causal=case != "seq2seq")
+    model = t5() if case == "seq2seq" else gpt(GPT2LMHeadModel, n_positions=SIZE * LENGTH)
+    trainer = Trainer(model, made.args, train_dataset=rows, data_collator=COLLATORS[case]())
+    gwa = watch(trainer, ROWS * LENGTH)
+    trainer.train()
+    found = gwa.scores.view(ROWS, LENGTH).isfinite()
+    for row, seen in zip(rows, found, strict=True):
+        predicted = len(row["labels"]) - (case != "seq2seq")
+        assert seen.tolist() == [place < predicted for place in range(LENGTH)]
+    assert gwa.history[0].count == found.sum()
+
+
+def test_numbers_that_do_not_fit_are_told(tmp_path):
+    trainer = make(tmp_path, "causal", ids=False)
     watch(trainer, ROWS)
-    with pytest.raises(ValueError, match="a collator that makes batches of some columns"):
+    with pytest.raises(
+        ValueError, match=f"rows × places .* at least {ROWS} × {LENGTH}, got {ROWS}"
+    ):
+        trainer.train()
+
+    trainer = make(tmp_path)
+    rows = [{key: row[key] for key in ("input_ids", "labels")} for row in Rows()]
+    trainer.train_dataset = [row | {"ids": f"a{i}"} for i, row in enumerate(rows)]
+    watch(trainer, ROWS)
+    with pytest.raises(
+        ValueError, match=r"got 'a\d+' in the column 'ids'; number the samples 0..N-1"
+    ):
         trainer.train()
 
 
@@ -855,7 +996,7 @@ def test_models_that_are_not_watched(tmp_path):
 
     trainer = make(tmp_path, "causal", ids=False)
     trainer = Trainer(gpt(Capped), trainer.args, train_dataset=trainer.train_dataset)
-    watch(trainer)
+    watch(trainer, residual="formula")
     with pytest.raises(ValueError, match="`head` must make the logits of the model, got others"):
         trainer.train()
 
@@ -970,6 +1111,48 @@ def test_adapters_of_peft(name, task, tmp_path):
         assert_allclose(gwa.scores, recorder.scores(size, following), atol=1e-5)
 
 
+# What prompt tuning does to the positions of a model of another kind.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize("name", ["causal", "sequence", "decoder"])
+def test_virtual_tokens_of_prompt_tuning(name, tmp_path):
+    peft = pytest.importorskip("peft")
+    made = make(tmp_path, name, num_train_epochs=1, config={"n_positions": 2 * LENGTH})
+    task = "CAUSAL_LM" if name == "causal" else "SEQ_CLS"
+    tuned = peft.get_peft_model(
+        made.model, peft.PromptTuningConfig(task_type=task, num_virtual_tokens=3)
+    )
+    trainer = Trainer(tuned, made.args, train_dataset=made.train_dataset)
+    recorder = Recorder(trainer, HEADS[name](tuned.get_base_model()))
+    gwa = watch(trainer, trainer.train_dataset.ids.numel())
+    trainer.train()
+    assert gwa.history[0].count > 0
+    if name == "causal":
+        # The head sees them before the others.
+        recorder.passes = [(z[:, 3:], *rest) for z, *rest in recorder.passes]
+        wanted = recorder.scores(gwa.num_samples, following)
+        assert_allclose(gwa.scores, wanted, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"trainable_token_indices": [1, 2]}, "`trainable_token_indices` also trains rows of"),
+        ({"target_modules": ["c_attn", "lm_head"]}, "must be a layer without an adapter"),
+    ],
+)
+def test_adapters_on_the_head_are_refused(more, message, tmp_path):
+    peft = pytest.importorskip("peft")
+    untied = {"tie_word_embeddings": "lm_head" not in more.get("target_modules", ())}
+    made = make(tmp_path, "causal", config=untied)
+    layers = {"target_modules": ["c_attn"], "task_type": "CAUSAL_LM", "fan_in_fan_out": True}
+    tuned = peft.get_peft_model(made.model, peft.LoraConfig(**(layers | more), r=2))
+    trainer = Trainer(tuned, made.args, train_dataset=made.train_dataset)
+    watch(trainer)
+    with pytest.raises(ValueError, match=message):
+        trainer.train()
+
+
 def run_of_a_rank(folder):
     """Train, be killed and resume; what the test of two processes runs in each."""
     still = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -1025,6 +1208,171 @@ def test_hooks_are_gone_after_a_run_that_failed(tmp_path):
     assert trainer.args.load_best_model_at_end is False
 
 
+def test_a_removed_callback_leaves_the_trainer_as_it_was(tmp_path):
+    trainer = make(tmp_path, num_train_epochs=1)
+    before, handlers = dict(vars(trainer)), list(trainer.callback_handler.callbacks)
+    for name, by_kind in [("remove", True), ("remove", False), ("pop", True)]:
+        gwa = watch(trainer, ROWS)
+        assert dict(vars(trainer)) != before
+        getattr(trainer, f"{name}_callback")(GWACallback if by_kind else gwa)
+        assert dict(vars(trainer)) == before
+        assert trainer.callback_handler.callbacks == handlers
+        trainer.train()
+        assert gwa.history == logged(trainer) == []
+        before = dict(vars(trainer))
+    gwa = watch(trainer, ROWS)
+    trainer.train()
+    assert len(gwa.history) == 1
+    # Past the trainer, which then finds out when it trains.
+    trainer.callback_handler.remove_callback(gwa)
+    trainer.train()
+    assert len(gwa.history) == 1
+    assert logged(trainer) == []
+    assert vars(trainer).keys() == before.keys()
+    assert not trainer.model.classifier._forward_hooks
+
+
+def test_a_cell_that_is_run_twice(tmp_path):
+    trainer = make(tmp_path, num_train_epochs=2)
+    first = watch(trainer, ROWS, rule=KEEPS_SECOND)
+    trainer.train()
+    kept = numbers(first.history)
+    second = watch(trainer, ROWS)
+    assert first not in trainer.callback_handler.callbacks
+    trainer.train()
+    assert (len(first.history), len(second.history)) == (2, 2)
+    assert numbers(first.history) == kept != numbers(second.history)
+    assert len(logged(trainer)) == 2
+    # One that broke off before it was added.
+    GWACallback(trainer)
+    third = watch(trainer)
+    # And the same one once more.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transformers.trainer_callback.logger, "warning", lambda _: None)
+        trainer.add_callback(third)
+    trainer.train()
+    assert len(third.history) == len(logged(trainer)) == 2
+
+
+class Named(nn.Module):
+    """Labels have another name, and the word `labels` another meaning."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Own()
+
+    def forward(self, input_ids, wanted, labels=None):
+        return self.inner(input_ids, wanted)
+
+
+def test_labels_of_another_name(tmp_path):
+    trainer = make(tmp_path, num_train_epochs=1, label_names=["wanted"])
+    rows = [{"input_ids": r["input_ids"], "wanted": r["labels"], "labels": 0} for r in Rows()]
+    trainer = Trainer(Named(), trainer.args, train_dataset=rows)
+    recorder = Recorder(trainer, trainer.model.inner.head)
+    gwa = watch(trainer, ROWS)
+    trainer.train()
+    for batch in recorder.batches:
+        batch["ids"] = torch.tensor(
+            [
+                i
+                for x in batch["input_ids"]
+                for i, r in enumerate(rows)
+                if torch.equal(x, r["input_ids"])
+            ]
+        )
+    wanted = recorder.scores(ROWS, targets=lambda batch: batch["wanted"])
+    assert_allclose(gwa.scores, wanted, atol=1e-5)
+
+
+class Soft(Trainer):
+    """Cross-entropy with soft labels, which a model takes for several labels a sample."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        loss = F.cross_entropy(outputs.logits, inputs["labels"])
+        return (loss, outputs) if return_outputs else loss
+
+
+class Mixed(Rows):
+    """A tenth of each label is of the other classes."""
+
+    def __getitem__(self, i):
+        row = super().__getitem__(i)
+        return row | {"labels": 0.9 * F.one_hot(row["labels"], CLASSES) + 0.1 / CLASSES}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:gwa_torch")
+@pytest.mark.parametrize("residual", ["auto", "backward"])
+def test_soft_labels_under_a_softmax_of_ones_own(residual, tmp_path):
+    trainer = make(tmp_path, kind=Soft, num_train_epochs=1)
+    trainer.train_dataset = Mixed()
+    recorder = Recorder(trainer, trainer.model.classifier)
+    gwa = watch(trainer, ROWS, residual=residual)
+    if residual == "auto":
+        with pytest.warns(UserWarning, match="residual"):
+            trainer.train()
+    else:
+        trainer.train()
+    assert trainer.model.config.problem_type == "multi_label_classification"
+    assert gwa.monitor.residual == "backward"
+    assert_allclose(gwa.scores, recorder.scores(ROWS), atol=1e-5)
+
+
+def stored(folder):
+    found = RunFolder.open(folder).targets()
+    return None if found is None else found.tolist()
+
+
+def test_given_labels_are_stored(tmp_path):
+    data = Rows()
+    trainer = make(tmp_path, num_train_epochs=1)
+    watch(trainer, ROWS, run_folder=tmp_path / "column")
+    trainer.train()
+    assert stored(tmp_path / "column") == data.y.tolist()
+    trainer = make(tmp_path, ids=False, num_train_epochs=1)
+    watch(trainer, ROWS, run_folder=tmp_path / "numbers")
+    trainer.train()
+    assert stored(tmp_path / "numbers") == data.y.tolist()
+    # Some rows are not seen.
+    trainer = make(tmp_path, max_steps=5, per_device_train_batch_size=7, dataloader_drop_last=True)
+    gwa = watch(trainer, ROWS, run_folder=tmp_path / "some")
+    trainer.train()
+    assert gwa.history[0].count == 35
+    assert stored(tmp_path / "some") is None
+    # Neither tokens nor several labels a sample have one.
+    for name, options in [("token", {}), ("sequence", {"labels": "many"})]:
+        trainer = make(tmp_path, name, num_train_epochs=1, **options)
+        watch(trainer, trainer.train_dataset.ids.numel(), run_folder=tmp_path / f"none {name}")
+        trainer.train()
+        assert stored(tmp_path / f"none {name}") is None
+
+
+def test_labels_of_unseen_rows_come_from_the_column(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data, order = Rows(), torch.randperm(ROWS, generator=torch.Generator().manual_seed(1))
+    columns = {"input_ids": data.x.tolist(), "labels": data.y.tolist()}
+    for more, wanted in [
+        ({}, data.y),
+        ({"ids": order.tolist()}, data.y[order.argsort()]),
+    ]:
+        trainer = make(
+            tmp_path, max_steps=5, per_device_train_batch_size=7, dataloader_drop_last=True
+        )
+        trainer.train_dataset = datasets.Dataset.from_dict(columns | more)
+        gwa = watch(trainer, ROWS, run_folder=tmp_path / f"run {len(more)}")
+        trainer.train()
+        assert gwa.history[0].count == 35
+        assert stored(tmp_path / f"run {len(more)}") == wanted.tolist()
+
+
+def test_labels_of_a_run_that_was_killed_in_its_first_epoch(tmp_path):
+    options = {"save_strategy": "steps", "save_steps": 3}
+    own = {"num_samples": ROWS, "run_folder": tmp_path / "run"}
+    killed_and_resumed(tmp_path / "killed", "step", 4, options, **own)
+    assert stored(tmp_path / "run") == Rows().y.tolist()
+
+
 def test_misuse_is_told(tmp_path):
     with pytest.raises(TypeError, match="`trainer` must be a Trainer of Transformers, got str"):
         GWACallback("classifier")
@@ -1034,10 +1382,6 @@ def test_misuse_is_told(tmp_path):
     GWACallback(trainer)
     with pytest.raises(RuntimeError, match=r"trainer\.add_callback"):
         trainer.train()
-    trainer = make(tmp_path)
-    watch(trainer)
-    with pytest.raises(ValueError, match="one GWACallback, got a second"):
-        GWACallback(trainer)
     best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
     trainer = make(tmp_path, eval_dataset=Rows(), **best)
     with pytest.raises(ValueError, match="`metric_for_best_model` must be None where a rule"):

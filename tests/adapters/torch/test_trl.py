@@ -52,11 +52,10 @@ def quiet():
 def tokenizer():
     tokenizers = pytest.importorskip("tokenizers")
     words = {word: i for i, word in enumerate(["<pad>", "<eos>", "<unk>", *WORDS])}
-    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, "<unk>"))
     made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-    )
+    marks = {"pad_token": "<pad>", "eos_token": "<eos>", "unk_token": "<unk>"}
+    return PreTrainedTokenizerFast(tokenizer_object=made, **marks)
 
 
 def texts(kind):
@@ -237,7 +236,9 @@ def test_tokens_are_numbered_by_row_and_place(tokenizer, tmp_path):
     trainer.train()
     scores, wanted = gwa.scores.view(ROWS, LONGEST), recorder.scores()
     for i, row in enumerate(trainer.train_dataset):
-        counted = F.pad(torch.tensor(row["labels"])[1:] != -100, (0, 1 + LONGEST - len(row["labels"])))
+        counted = F.pad(
+            torch.tensor(row["labels"])[1:] != -100, (0, 1 + LONGEST - len(row["labels"]))
+        )
         assert torch.equal(scores[i].isfinite(), counted)
     found = scores[scores.isfinite()]
     assert_allclose(found.sort().values, wanted.sort().values, atol=1e-5)

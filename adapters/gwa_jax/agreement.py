@@ -149,7 +149,7 @@ def _compare(
         scores.reshape(rows),
         logits=logits.reshape(rows, classes),
         latent_norms=gradient_norms(latents.reshape(rows, features)),
-        weight_norm=gradient_norms(gradient_norms(kernel)[None])[0],
+        weight_norm=gradient_norms(kernel.reshape(1, -1))[0],
         bias=bias,
         where=None if where is None else where.reshape(rows),
         **loss_options(targets, loss, label_smoothing, class_weights),

@@ -89,7 +89,7 @@ def add_probe(logits: Array, probe: Array | None) -> Array:
         raise ValueError(
             f"`probe` must differ between the devices of {axes}, as the logits do, got one for all; "
             "its gradient would be a sum over devices; make it by `jax.lax.pcast(jnp.zeros(shape), "
-            f'{axes}, to="varying")`'
+            f'{axes}, to="varying")`, in JAX 0.8 by `jax.lax.pvary(jnp.zeros(shape), {axes})`'
         )
     probed: Array = _probed(logits, probe)
     return probed

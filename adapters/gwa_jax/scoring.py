@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from gwa_core import (
     alignment_from_logit_gradients,
     alignment_from_logits,
-    gradient_norms,
     weighted_targets,
 )
 from gwa_jax._product import check_on_host
@@ -271,7 +270,8 @@ def _flat_scores(
     rows = latents.shape[0]
     # In the kernel's dtype, as the model makes logits, but not rounded to it.
     wide = jnp.promote_types(kernel.dtype, jnp.float32)
-    weight_norm = gradient_norms(gradient_norms(kernel)[None])[0]
+    # One pass each, where norms that can neither overflow nor underflow take two.
+    weight_norm = jnp.linalg.norm(kernel.astype(wide))
 
     def score(z: Array, of_loss: Array, logits: Array | None = None) -> Array:
         """Score rows by their targets, or by their gradients."""
@@ -280,7 +280,9 @@ def _flat_scores(
             logits = logits if bias is None else logits + bias.astype(wide)
         head = {
             "logits": logits,
-            "latent_norms": gradient_norms(z),
+            "latent_norms": jnp.linalg.norm(
+                z.astype(jnp.promote_types(z.dtype, jnp.float32)), axis=1
+            ),
             "weight_norm": weight_norm,
             "bias": bias,
         }

@@ -277,7 +277,10 @@ def test_shard_map_wants_a_probe_of_each_device():
 
     def local(params, x, labels, varies):
         probe = jnp.zeros((N, C))
-        probe = jax.lax.pcast(probe, ("data",), to="varying") if varies else probe
+        if varies and hasattr(jax.lax, "pcast"):
+            probe = jax.lax.pcast(probe, ("data",), to="varying")
+        elif varies:  # JAX 0.8
+            probe = jax.lax.pvary(probe, ("data",))
 
         def mean(params, probe):
             logits, latents = forward(params, x)

@@ -1138,7 +1138,10 @@ def test_virtual_tokens_of_prompt_tuning(name, tmp_path):
     ("more", "message"),
     [
         ({"trainable_token_indices": [1, 2]}, "`trainable_token_indices` also trains rows of"),
-        ({"target_modules": ["c_attn", "lm_head"]}, "must be a layer without an adapter"),
+        (
+            {"target_modules": ["lm_head"], "fan_in_fan_out": False},
+            "must be a layer without an adapter",
+        ),
     ],
 )
 def test_adapters_on_the_head_are_refused(more, message, tmp_path):

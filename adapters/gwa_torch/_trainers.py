@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,6 +18,7 @@ __all__ = [
     "Pick",
     "Watched",
     "begin_stopper",
+    "best_values",
     "check_new_run",
     "check_options",
     "log_values",
@@ -29,7 +30,7 @@ __all__ = [
 OWN = ("head", "num_samples", "model", "criterion")
 OPTIONS = tuple(name for name in inspect.signature(GWAMonitor).parameters if name not in OWN)
 
-Pick: TypeAlias = "str | int | Callable[[Any], torch.Tensor] | None"
+Pick: TypeAlias = str | int | Callable[[Any], torch.Tensor] | None
 """A key or position in a batch, a function of the batch, or None for the usual one."""
 
 TARGETS = ("labels", "label", "targets", "target", "y")
@@ -91,9 +92,11 @@ class Watched:
         return self.stopper.best_step == epoch
 
 
-def check_options(options: Iterable[str]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
     """Refuse options that `GWAMonitor` does not have, before training starts."""
-    if unknown := sorted(set(options) - set(OPTIONS)):
+    # Parsers of configuration files pass all that GWAMonitor takes, `criterion=None` as well.
+    given = {name for name in options if name != "criterion" or options[name] is not None}
+    if unknown := sorted(given - set(OPTIONS)):
         raise TypeError(
             f"`options` must be among {', '.join(OPTIONS)}, got {', '.join(unknown)}; they are "
             "handed to GWAMonitor"
@@ -157,19 +160,33 @@ def _pick(name: str, batch: Any, pick: Pick, place: int, keys: tuple[str, ...]) 
             found = None
     except (StopIteration, IndexError, KeyError, TypeError):
         found = None
-    if not isinstance(found, torch.Tensor):
-        has = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
-        size = f" of {len(batch)}" if isinstance(batch, Sequence) else ""
-        usual = f"item {place} of a tuple or one of the keys {', '.join(keys)}"
-        raise ValueError(  # noqa: TRY004
-            f"`{name}` must be found in the batch as {usual if pick is None else repr(pick)}, got "
-            f"{has}{size}; pass `{name}=` with a key, a position or a function of the batch"
+    if isinstance(found, torch.Tensor):
+        return found
+    usual = f"item {place} of a tuple or one of the keys {', '.join(keys)}"
+    where = usual if pick is None else repr(pick)
+    if name == "ids" and _has_strings(found):
+        raise ValueError(
+            f"`ids` must be integers, got strings in {where}, such as {found[0]!r}; number the "
+            "samples 0..N-1 by gwa_torch.with_ids(dataset), and look the strings up by the number"
         )
-    return found
+    has = sorted(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+    size = f" of {len(batch)}" if isinstance(batch, Sequence) else ""
+    advice = f"pass `{name}=` with a key, a position or a function of the batch"
+    if name == "ids":
+        advice = f"wrap the data set in gwa_torch.with_ids, or {advice}"
+    raise ValueError(
+        f"`{name}` must be found in the batch as a tensor, as {where}, got {has}{size}; {advice}"
+    )
 
 
-def log_values(monitor: GWAMonitor, prefix: str) -> dict[str, float]:
-    """Return the numbers to log for the epoch that ended last."""
+def _has_strings(x: Any) -> bool:
+    return isinstance(x, Sequence) and not isinstance(x, str) and any(isinstance(i, str) for i in x)
+
+
+def log_values(
+    monitor: GWAMonitor, prefix: str, stopper: EarlyStopper | None = None
+) -> dict[str, float]:
+    """Return the numbers to log for the epoch that ended last, with what the rule says by now."""
     summary = monitor.history[-1]
     return {
         f"{prefix}gwa": summary.gwa,
@@ -178,8 +195,17 @@ def log_values(monitor: GWAMonitor, prefix: str) -> dict[str, float]:
         f"{prefix}gwa_se": summary.gwa_standard_error,
         f"{prefix}gwa_bimodality": summary.bimodality,
         f"{prefix}gwa_separation": summary.separation,
+        # Loggers take numbers.
+        f"{prefix}gwa_healthy": float(summary.healthy),
         **{f"{prefix}{name}": mean for name, mean in signal_means(monitor).items()},
+        **best_values(stopper, prefix),
     }
+
+
+def best_values(stopper: EarlyStopper | None, prefix: str) -> dict[str, float]:
+    """Return the best epoch so far to log, where there is one."""
+    best = None if stopper is None else stopper.best_step
+    return {} if best is None else {f"{prefix}gwa_best_epoch": float(best)}
 
 
 def signal_means(monitor: GWAMonitor) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import torch
 
 from gwa_core import EarlyStopper, EpochSummary, Rule
+from gwa_torch._labels import SeenLabels
+from gwa_torch._loggers import to_lightning
 from gwa_torch._trainers import (
     Pick,
     Watched,
     begin_stopper,
+    best_values,
     check_new_run,
     check_options,
     log_values,
@@ -119,13 +123,23 @@ class GWACallback(Watched, Callback):
             raise ValueError(f"`dirpath` must come with `rule`, got dirpath={dirpath!r} alone")
         self.num_samples, self.rule, self.prefix = num_samples, rule, prefix
         self.run_folder, self.dirpath = run_folder, dirpath
-        self._head, self._targets, self._ids, self._options = head, targets, ids, options
+        self._head, self._targets, self._ids = head, targets, ids
+        # By itself, so that parsers of configuration files see where the options go.
+        self._options = options
         self.monitor: GWAMonitor | None = None
         self.stopper: EarlyStopper | None = None
         self._saver = ModelCheckpoint(dirpath)
         self._stage: str | None = None
         self._fitting = False
         self._loaded: dict[str, Any] | None = None  # waits for the monitor
+        # Open between the batches: passes there, as those of the learning rate finder, don't count.
+        self._idle = contextlib.ExitStack()
+        # Whether the batch had a backward pass, and batches of this epoch that were left out.
+        self._backward, self._skipped = False, 0
+        # Where epochs and labels are written, if anywhere, and whether the best checkpoint is.
+        self._folder: str | Path | None = None
+        self._labels: SeenLabels | None = None
+        self._keeps = False
         # The trainer's number of the epoch in progress, and of the one that ended last.
         self._open: int | None = None
         self._ended: int | None = None
@@ -169,26 +183,68 @@ class GWACallback(Watched, Callback):
         # None of the trainer's: it saves when told to. In stage "fit" it would warn of files there.
         self._saver = ModelCheckpoint(self.dirpath, save_on_train_epoch_end=True)
         self._saver.setup(trainer, pl_module, stage="validate")
+        # Without `enable_checkpointing` there is no callback that writes checkpoints.
+        self._keeps = bool(trainer.checkpoint_callbacks) and not trainer.fast_dev_run
+        self._folder = None if trainer.fast_dev_run else self.run_folder
+        self._labels, self._skipped = None, 0
         self._fitting = True
+        self._pause()
         if self._loaded is not None:
             self._restore(self._loaded)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look after what was resumed."""
+        """Say what this training will not give, and look after what was resumed."""
         begun = self.history or self._open is not None
-        if self.run_folder and not begun:
-            check_new_run(self.run_folder)
+        if self._folder and not begun:
+            check_new_run(self._folder)
+            self._labels = None if self.num_samples is None else SeenLabels(self.num_samples)
+        if self.stopper is not None and not (self._keeps or trainer.fast_dev_run):
+            rank_zero_warn(
+                "GWACallback keeps no weights of the best epoch, because the Trainer has "
+                "enable_checkpointing=False; leave it out to have them, and say "
+                "ModelCheckpoint(save_top_k=0) for no checkpoints but that one"
+            )
+        if math.isinf(trainer.num_training_batches) and _may_be_endless(trainer):
+            rank_zero_warn(
+                "the training loader has no length; if it never ends, no epoch ends, and "
+                "GWACallback neither logs nor stops; say Trainer(limit_train_batches=1000) to make "
+                "each window of 1000 batches an epoch"
+            )
         if self._open is not None and self._open != trainer.current_epoch:
             # From a checkpoint after the last batch of an epoch Lightning goes on with the next
             # epoch; the hooks at the end of that one are never called.
             self._end_epoch(trainer, pl_module, self._open)
 
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Listen to the passes of this batch, and to no earlier ones."""
+        self._hooked.skip()
+        self._idle.close()
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Note that the batch trains the model."""
+        if pl_module.automatic_optimization:
+            self._backward = True
+            # LBFGS and others run the step again, with weights that are on their way.
+            self._pause()
+
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Score the batch with the weights of its forward pass."""
+        trained, self._backward = self._backward, False
+        self._pause()
+        if batch is None or (pl_module.automatic_optimization and not trained):
+            # `training_step` returned None, or the epoch is one of SWA's that trains nothing.
+            self._hooked.skip()
+            self._skipped += 1
+            return
         ids = None if self.num_samples is None else pick_ids(batch, self._ids)
-        self._hooked.update(pick_targets(batch, self._targets), ids)
+        targets = pick_targets(batch, self._targets)
+        self._hooked.update(targets, ids)
+        if self._labels is not None and ids is not None:
+            self._labels.see(targets, ids)
         self._open = trainer.current_epoch
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -205,8 +261,8 @@ class GWACallback(Watched, Callback):
         # Resumed at the end of an epoch without `max_epochs`, Lightning runs a batch more and ends
         # that epoch again.
         self._hooked.load_state_dict(self._hooked.state_dict() | {"epoch": None})
-        self._open = self._metric = None
-        self._log(pl_module)
+        self._open, self._metric, self._skipped = None, None, 0
+        self._log(trainer, pl_module, log_values(self._hooked, self.prefix, self.stopper))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that the rule had its metric, and that the best checkpoint is there."""
@@ -226,6 +282,7 @@ class GWACallback(Watched, Callback):
     def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Remove the hook; history and scores stay."""
         self._fitting, self._stage = False, None
+        self._idle.close()
         if self.monitor is not None:
             self.monitor.close()
 
@@ -253,6 +310,7 @@ class GWACallback(Watched, Callback):
             "metric": None if self._metric is None else float(self._metric),
             "open": None if state["epoch"] is None else self._open,
             "ended": self._ended,
+            "skipped": self._skipped,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -267,6 +325,8 @@ class GWACallback(Watched, Callback):
         self._loaded = None
         self._hooked.load_state_dict(state["monitor"])
         self._open, self._ended = state["open"], state["ended"]
+        # Version 0.1.0 scored every batch.
+        self._skipped = state.get("skipped", 0)
         self._metric = state["metric"]
         self._came = self._metric is not None
         if self.stopper is not None and state["stopper"] is not None:
@@ -275,28 +335,67 @@ class GWACallback(Watched, Callback):
             self.stopper.total_steps = total  # a resumed run may be meant to last longer
             self._saver.best_model_path = state["best_model_path"]
 
+    def _pause(self) -> None:
+        """Let passes of the head go by until the next batch."""
+        self._idle.close()
+        self._idle.enter_context(self._hooked.pause())
+
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        batches = trainer.num_training_batches
-        summary = self._hooked.end_epoch(
-            step=trainer.global_step, batches=int(batches) if math.isfinite(batches) else None
-        )
+        batches, skipped = trainer.num_training_batches, self._skipped
+        scored, self._skipped = self._open is not None, 0
         self._open, self._ended = None, epoch
-        self._log(pl_module)
-        if self.run_folder:
-            self._hooked.save(self.run_folder)
-        if self.stopper is None:
+        if skipped and not scored and trainer.world_size == 1:
+            rank_zero_warn(
+                f"GWACallback leaves out epoch {epoch}, in which no batch had a backward pass"
+            )
             return
+        summary = self._hooked.end_epoch(
+            step=trainer.global_step,
+            batches=int(batches) - skipped if math.isfinite(batches) else None,
+        )
+        self._log(trainer, pl_module, log_values(self._hooked, self.prefix))
+        if trainer.is_global_zero:
+            # Where the loggers put the numbers of an epoch that ends.
+            step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+            to_lightning(
+                trainer.loggers,
+                f"{self.prefix}gwa_scores",
+                self.scores,
+                step=step,
+                epoch=summary.epoch,
+            )
+        if self._folder:
+            self._hooked.save(self._folder, targets=self._seen_labels(trainer, pl_module))
+        if self.stopper is not None:
+            self._decide(trainer, pl_module, summary)
+            self._log(trainer, pl_module, best_values(self.stopper, self.prefix))
+
+    def _decide(self, trainer: Trainer, pl_module: LightningModule, summary: EpochSummary) -> None:
+        """Ask the rule about the epoch that ended last."""
+        assert self.stopper is not None  # noqa: S101  # asked before
         logged = self._logged(trainer)
         if logged is None:
             return
         if self._observe(logged):
-            self._saver.filename = f"gwa-best-epoch={summary.epoch}"
-            self._saver.on_train_epoch_end(trainer, pl_module)
+            # That of an earlier epoch is the best no more.
+            self._saver.best_model_path = self._saver.best_model_path if self._keeps else ""
+            if self._keeps:
+                self._saver.filename = f"gwa-best-epoch={summary.epoch}"
+                self._saver.on_train_epoch_end(trainer, pl_module)
         if self.stopper.should_stop:
             trainer.should_stop = True  # on every rank: they have the same history
             rank_zero_info(
                 f"GWACallback: the best epoch is {self.best_epoch}, {self.stopper.reason}."
             )
+
+    def _seen_labels(self, trainer: Trainer, pl_module: LightningModule) -> torch.Tensor | None:
+        """Return the labels of all samples after the first epoch, where they are known."""
+        if self._labels is None:
+            return None
+        labels, self._labels = self._labels, None
+        own = labels.value.to(pl_module.device)
+        every = trainer.strategy.reduce(own, reduce_op="max")
+        return labels.complete(every, self._hooked.options.classes)
 
     @property
     def _reads_log(self) -> bool:
@@ -330,7 +429,13 @@ class GWACallback(Watched, Callback):
             return None if later else logged
         return logged | {signal: value}
 
-    def _log(self, pl_module: LightningModule) -> None:
-        # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.
-        values = log_values(self._hooked, self.prefix)
-        pl_module.log_dict(values, batch_size=1, sync_dist=True, rank_zero_only=True)
+    def _log(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float]) -> None:
+        if not trainer.barebones:
+            # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.
+            pl_module.log_dict(values, batch_size=1, sync_dist=True, rank_zero_only=True)
+
+
+def _may_be_endless(trainer: Trainer) -> bool:
+    """Tell whether the end of a loader without a length need not be the end of an epoch."""
+    # Only a number of epochs says that they end.
+    return (trainer.max_epochs or -1) < 0 or trainer.max_steps > 0

@@ -3,8 +3,10 @@
 import json
 import logging
 import math
+import random
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
@@ -18,11 +20,21 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
 
 import gwa_core
 import gwa_torch
-from gwa_core import BestMetric, LabelWave, MaxGWA, MaxSeparation, select_epoch, select_step
+from gwa_core import (
+    BestMetric,
+    DipThenMax,
+    GradientDisparity,
+    LabelWave,
+    MaxBimodality,
+    MaxGWA,
+    MaxSeparation,
+    select_epoch,
+    select_step,
+)
 from gwa_offline.store import RunFolder
 from gwa_torch import GWAMonitor
 from gwa_torch.lightning import GWACallback
@@ -36,6 +48,8 @@ pytestmark = [
     ),
     pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.:UserWarning"),
 ]
+# Better in every epoch than before: it keeps the last one that it may.
+LATER = BestMetric(metric="step", warmup=0)
 PLACES = [str(Path(p.__file__).parent.parent) for p in (gwa_core, gwa_torch)]
 ROWS, SIZE, EPOCHS = 200, 20, 12
 STEPS = ROWS // SIZE
@@ -138,6 +152,10 @@ class Kill(L.Callback):
 
 
 def trainer(folder, *callbacks, **options):
+    rules = any(isinstance(x, GWACallback) and x.rule for x in callbacks)
+    if rules and not any(isinstance(x, ModelCheckpoint) for x in callbacks):
+        # Checkpoints are on, and there is none but that of the best epoch.
+        callbacks = *callbacks, ModelCheckpoint(folder / "none", save_top_k=0)
     options = {
         "max_epochs": EPOCHS,
         "logger": False,
@@ -387,14 +405,10 @@ def test_a_metric_of_a_killed_run_is_not_lost(tmp_path):
             Validated(), Loader(), Loader(rows=SIZE)
         )
     resumed = GWACallback("head", **options)
-    fit = trainer(tmp_path, resumed, max_epochs=4)
+    fit = trainer(tmp_path, resumed, save, max_epochs=4)
     fit.fit(Validated(), Loader(), Loader(rows=SIZE), ckpt_path=tmp_path / "saved/last.ckpt")
     assert resumed.history == whole.history
     assert resumed.stopper.state_dict() == whole.stopper.state_dict()
-
-
-# Better in every epoch than before: it keeps the last one that it may.
-LATER = BestMetric(metric="step", warmup=0)
 
 
 class Halt(L.Callback):
@@ -468,14 +482,35 @@ trainer:
     - class_path: gwa_torch.lightning.GWACallback
       init_args:
         head: head
+        num_samples: 200
+        label_smoothing: 0
+        every: 2
+        signals: prediction_changes
         rule:
-          class_path: gwa_core.MaxSeparation
-          init_args: {{warmup: 1, patience: 3}}
+          class_path: gwa_core.LabelWave
+          init_args: {{window: 1}}
 """
+WITH_NUMBERS = "warmup: 1, patience: 3, min_delta: 0.1, relative: true, smoothing: 2"
+ALL = {"warmup": 1, "patience": 3, "min_delta": 0.1, "relative": True, "smoothing": 2}
+RULES = {
+    "MaxGWA": (WITH_NUMBERS, MaxGWA(**ALL)),
+    "MaxSeparation": (WITH_NUMBERS, MaxSeparation(**ALL)),
+    "MaxBimodality": (WITH_NUMBERS, MaxBimodality(**ALL)),
+    "DipThenMax": ("warmup: 0.5", DipThenMax(warmup=0.5)),
+    "LabelWave": ("window: 2, patience: 2", LabelWave(window=2, patience=2)),
+    "GradientDisparity": (
+        "criterion: five_consecutive",
+        GradientDisparity(criterion="five_consecutive"),
+    ),
+    "BestMetric": ("metric: val, mode: min", BestMetric(metric="val", mode="min")),
+}
 
 
 # Lightning 2.6 with jsonargparse 4.53.
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+quiet = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@quiet
 def test_lightning_cli(tmp_path, monkeypatch):
     pytest.importorskip("jsonargparse")
     from lightning.pytorch.cli import LightningCLI
@@ -485,9 +520,345 @@ def test_lightning_cli(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["main.py", "--config", str(file)])
     cli = LightningCLI(Net, run=False, save_config_callback=None)
     (callback,) = (x for x in cli.trainer.callbacks if isinstance(x, GWACallback))
-    assert callback.rule == MaxSeparation(warmup=1, patience=3)
+    assert (callback.rule, callback._options["every"]) == (LabelWave(window=1), 2)
     cli.trainer.fit(cli.model, Loader())
     assert callback.best_epoch == 1
+    assert Path(callback.best_model_path).exists()
+
+
+@quiet
+def test_each_rule_can_be_given_in_a_file():
+    jsonargparse = pytest.importorskip("jsonargparse")
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_argument("--rule", type=typing.get_type_hints(GWACallback.__init__)["rule"])
+    rules = {
+        name
+        for name in gwa_core.__all__
+        if hasattr(getattr(gwa_core, name), "advance") and name not in ("Rule", "Extremum")
+    }
+    assert rules == RULES.keys()
+    for name, (options, expected) in RULES.items():
+        text = f"rule: {{class_path: gwa_core.{name}, init_args: {{{options}}}}}"
+        assert parser.instantiate_classes(parser.parse_string(text)).rule == expected
+
+
+class Skips(Net):
+    """Now and then a batch that is no good."""
+
+    @staticmethod
+    def none(at):
+        return at[1] in (0, 3, 9)
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return None if self.none((self.current_epoch, batch_idx)) else loss
+
+
+# What Lightning says of such a step.
+skips = pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning")
+
+
+@skips
+@pytest.mark.parametrize("num_samples", [ROWS, None], ids=["ids", "moments"])
+def test_a_step_that_returns_none_skips_its_batch(num_samples, tmp_path):
+    callback = GWACallback("head", num_samples, rule=LATER)
+    trainer(tmp_path, callback, max_epochs=2).fit(Skips(), Loader())
+
+    model, loader = Net(), Loader()
+    optimizer = model.configure_optimizers()
+    with GWAMonitor(model.head, num_samples) as monitor:
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            for number, batch in enumerate(loader):
+                if Skips.none((epoch, number)):
+                    continue
+                optimizer.zero_grad()
+                model.training_step(batch, 0).backward()
+                optimizer.step()
+                monitor.update(batch[1], batch[2] if num_samples else None)
+            monitor.end_epoch(step=7 * (epoch + 1), batches=7)
+    # The optimiser takes a step without a gradient, which Lightning counts.
+    assert [s._replace(step=None) for s in callback.history] == [
+        s._replace(step=None) for s in monitor.history
+    ]
+    # Nothing was cut short: the epoch has the batches that the module wants.
+    assert [(s.count, s.expected) for s in callback.history] == [(7 * SIZE, 7 * SIZE)] * 2
+    assert callback.best_epoch == 1
+
+
+@skips
+def test_batches_that_were_skipped_are_known_after_a_crash(tmp_path):
+    whole = GWACallback("head", ROWS)
+    trainer(tmp_path, whole, max_epochs=3).fit(Skips(), Loader())
+    save = ModelCheckpoint(tmp_path, "{step}", save_last=True, every_n_train_steps=5)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path, GWACallback("head", ROWS), save, Kill(18)).fit(Skips(), Loader())
+    callback = GWACallback("head", ROWS)
+    fit = trainer(tmp_path, callback, max_epochs=3)
+    fit.fit(Skips(), Loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert callback.history == whole.history
+
+
+@skips
+def test_an_epoch_without_a_backward_pass_is_left_out(tmp_path):
+    class Idle(Skips):
+        @staticmethod
+        def none(at):
+            return at[0] == 1
+
+    callback = GWACallback("head", ROWS)
+    with pytest.warns(UserWarning, match="leaves out epoch 1, in which no batch had a backward"):
+        trainer(tmp_path, callback, max_epochs=3).fit(Idle(), Loader())
+    assert [(s.epoch, s.count) for s in callback.history] == [(0, ROWS), (1, ROWS)]
+
+
+@pytest.mark.filterwarnings("ignore:train_dataloader yielded None:UserWarning")
+def test_a_batch_that_is_none_is_skipped(tmp_path):
+    loader = Loader(lambda batch: None if 0 in batch[2] else batch)
+    callback = GWACallback("head", ROWS)
+    trainer(tmp_path, callback, max_epochs=2).fit(Net(), loader)
+    assert [(s.count, s.expected) for s in callback.history] == [(ROWS - SIZE, ROWS - SIZE)] * 2
+
+
+class ByHand(Net):
+    """Manual optimisation: a step returns nothing, and trains all the same."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch, batch_idx):
+        optimizer = self.optimizers()
+        optimizer.zero_grad()
+        self.manual_backward(super().training_step(batch, batch_idx))
+        optimizer.step()
+
+
+def test_manual_optimisation(tmp_path):
+    callback = GWACallback("head", ROWS)
+    trainer(tmp_path, callback, max_epochs=2).fit(ByHand(), Loader())
+    assert callback.history == plain_loop(2).history
+
+
+def test_weights_that_are_averaged_at_the_end(tmp_path):
+    """For the norms of the averaged model Lightning passes over the data without training."""
+    from lightning.pytorch.callbacks import StochasticWeightAveraging
+
+    model = Net()
+    model.body = nn.Sequential(nn.Linear(64, 24), nn.BatchNorm1d(24), nn.ReLU())
+    callback = GWACallback("head", ROWS)
+    averaging = StochasticWeightAveraging(0.02, swa_epoch_start=2)
+    fit = trainer(tmp_path, callback, averaging, max_epochs=3)
+    with pytest.warns(UserWarning, match="leaves out epoch 3, in which no batch had a backward"):
+        fit.fit(model, Loader())
+    assert len(callback.history) == 3
+
+
+class Closures(Net):
+    def configure_optimizers(self):
+        return torch.optim.LBFGS(self.parameters(), 0.1, max_iter=4)
+
+
+def test_a_closure_that_runs_the_step_again_counts_once(tmp_path):
+    """LBFGS: the first pass has the weights of the batch's beginning, as in any other loop."""
+    callback = GWACallback("head", ROWS)
+    trainer(tmp_path, callback, max_epochs=2).fit(Closures(), Loader())
+    model, loader = Closures(), Loader()
+    optimizer = model.configure_optimizers()
+    with GWAMonitor(model.head, ROWS, residual="formula") as monitor:
+        for epoch in range(2):
+            loader.set_epoch(epoch)
+            for batch in loader:
+                model(batch[0])
+                with monitor.pause():
+
+                    def closure():
+                        optimizer.zero_grad()
+                        loss = model.training_step(batch, 0)
+                        loss.backward()
+                        return loss
+
+                    optimizer.step(closure)
+                monitor.update(batch[1], batch[2])
+            monitor.end_epoch(step=(epoch + 1) * STEPS, batches=STEPS)
+    assert callback.history == monitor.history
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["before", "after"])
+def test_passes_of_the_learning_rate_finder_do_not_count(first, tmp_path):
+    from lightning.pytorch.callbacks import LearningRateFinder
+
+    callback, find = GWACallback("head", ROWS), LearningRateFinder(num_training_steps=300)
+    order = (callback, find) if first else (find, callback)
+    model = Net()
+    fit = trainer(tmp_path, *order, max_epochs=2)
+    fit.fit(model, Loader())
+    assert [s.count for s in callback.history] == [ROWS] * 2
+
+
+class Dropped(Net):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(64, 24), nn.ReLU(), nn.Dropout(0.3))
+
+
+def trained(folder, *callbacks):
+    """The weights, and all that the training could have changed beside them."""
+    torch.manual_seed(5)
+    before = random.getstate()
+    model, passes = Dropped(), []
+    model.head.register_forward_hook(lambda *call: passes.append(call[0].training))
+    save = ModelCheckpoint(folder / "saved", save_top_k=0)
+    fit = trainer(folder, *callbacks, save, max_epochs=4)
+    fit.fit(model, Loader())
+    optimizer = fit.optimizers[0].state_dict()["state"]
+    assert random.getstate() == before
+    return model.state_dict(), optimizer, torch.get_rng_state(), passes
+
+
+@pytest.mark.parametrize("residual", ["auto", "backward"])
+def test_nothing_of_the_training_changes(residual, tmp_path):
+    """Bitwise the same weights, random numbers and passes, with dropout."""
+    plain = trained(tmp_path / "without")
+    watched = trained(
+        tmp_path / "with",
+        GWACallback(
+            "head",
+            ROWS,
+            rule=MaxSeparation(),
+            run_folder=tmp_path / "run",
+            signals=["margin"],
+            residual=residual,
+        ),
+    )
+    for name, weight in plain[0].items():
+        assert torch.equal(weight, watched[0][name])
+    for number, state in plain[1].items():
+        for name, value in state.items():
+            assert torch.equal(value, watched[1][number][name])
+    assert torch.equal(plain[2], watched[2])
+    assert plain[3] == watched[3] == [True] * 4 * STEPS
+
+
+def test_fast_dev_run_writes_nothing(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    # Of a run before, which is not continued and not in the way.
+    (run / "epochs.jsonl").write_text("{}")
+    callback = GWACallback(
+        "head",
+        ROWS,
+        rule=MaxSeparation(warmup=0),
+        run_folder=run,
+        dirpath=tmp_path / "best",
+    )
+    fit = trainer(tmp_path, callback, fast_dev_run=2, logger=CSVLogger(tmp_path))
+    fit.fit(Validated(), Loader(), Loader(rows=SIZE))
+    assert callback.history[0].count == 2 * SIZE
+    assert callback.best_model_path == ""
+    assert [path.name for path in tmp_path.rglob("*")] == ["run", "epochs.jsonl"]
+    assert (run / "epochs.jsonl").read_text() == "{}"
+
+
+def test_without_checkpoints_no_best_one_is_written(tmp_path):
+    callback = GWACallback("head", rule=LATER)
+    fit = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        callbacks=[callback],
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    with pytest.warns(UserWarning, match="keeps no weights of the best.*enable_checkpointing=Fal"):
+        fit.fit(Net(), Loader())
+    assert (callback.best_epoch, callback.best_model_path) == (1, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Endless(IterableDataset):
+    def __iter__(self):
+        while True:
+            yield from Loader()
+
+
+def endless():
+    return DataLoader(Endless(), batch_size=None)
+
+
+def test_an_endless_loader_is_told_at_the_start(tmp_path):
+    callback = GWACallback("head", ROWS)
+    fit = trainer(tmp_path, callback, max_steps=12)
+    with pytest.warns(UserWarning, match="no epoch ends.*limit_train_batches=1000.*window"):
+        fit.fit(Net(), endless())
+    # As the advice has it.
+    callback = GWACallback("head", ROWS)
+    fit = trainer(tmp_path, callback, max_steps=25, limit_train_batches=STEPS)
+    fit.fit(Net(), endless())
+    assert [s.step for s in callback.history] == [10, 20, 25]
+
+
+def test_a_loader_without_a_length_that_ends_is_no_matter(tmp_path):
+    class Stream(IterableDataset):
+        def __iter__(self):
+            yield from Loader()
+
+    callback = GWACallback("head", ROWS)
+    trainer(tmp_path, callback, max_epochs=2).fit(Net(), DataLoader(Stream(), batch_size=None))
+    assert [s.count for s in callback.history] == [ROWS] * 2
+
+
+def test_health_and_the_best_epoch_are_logged(tmp_path):
+    class Seen(L.Callback):
+        def __init__(self):
+            self.rows = []
+
+        def on_train_epoch_start(self, trainer, pl_module):
+            self.rows.append(dict(trainer.callback_metrics))
+
+    callback, seen = GWACallback("head", ROWS, rule=MaxSeparation(warmup=1)), Seen()
+    logger = CSVLogger(tmp_path)
+    fit = trainer(tmp_path, callback, seen, max_epochs=4, logger=logger, log_every_n_steps=1)
+    fit.fit(Net(), Loader())
+    best, rows = [], [*seen.rows[1:], fit.callback_metrics]
+    for row, summary in zip(rows, callback.history, strict=True):
+        assert float(row["train/gwa_healthy"]) == summary.healthy
+        best.append(float(row.get("train/gwa_best_epoch", -1)))
+    expected = [
+        select_epoch(callback.history[: n + 1], MaxSeparation(warmup=1)).step for n in range(4)
+    ]
+    assert best == [-1 if step is None else step for step in expected]
+    assert best[0] == -1
+    header = Path(logger.experiment.metrics_file_path).read_text().splitlines()[0]
+    assert {"train/gwa_healthy", "train/gwa_best_epoch"} < set(header.split(","))
+
+
+def test_the_run_folder_has_the_labels(tmp_path):
+    callback = GWACallback("head", ROWS, run_folder=tmp_path / "run")
+    trainer(tmp_path, callback, max_epochs=2).fit(Net(), Loader())
+    assert RunFolder.open(tmp_path / "run").targets().tolist() == digits()[1].tolist()
+    # Half an epoch does not know them all.
+    callback = GWACallback("head", ROWS, run_folder=tmp_path / "half")
+    trainer(tmp_path, callback, max_epochs=2, limit_train_batches=0.5).fit(Net(), Loader())
+    assert RunFolder.open(tmp_path / "half").targets() is None
+
+
+def test_a_trainer_that_is_bare(tmp_path):
+    callback = GWACallback("head", ROWS)
+    fit = L.Trainer(barebones=True, max_epochs=2, accelerator="cpu", default_root_dir=tmp_path)
+    fit.fit(Net(), Loader())
+    assert callback.history == []
+    fit = L.Trainer(
+        barebones=True,
+        max_epochs=2,
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        callbacks=[callback],
+    )
+    fit.fit(Net(), Loader())
+    assert callback.history == plain_loop(2).history
 
 
 def resumable(folder, num_samples, **save):
@@ -640,7 +1011,16 @@ def test_two_heads(tmp_path):
             lambda b: {"x": b[0], "y": b[1]},
             "`targets` must be found.*'label'",
         ),
-        ({"num_samples": ROWS}, lambda b: b[:2], "`ids` must be found.*item 2 of a tuple.*of 2"),
+        (
+            {"num_samples": ROWS},
+            lambda b: b[:2],
+            "`ids` must be found.*item 2 of a tuple.*of 2; wrap the data set in gwa_torch.with_ids",
+        ),
+        (
+            {"num_samples": ROWS},
+            lambda b: (*b[:2], [f"image-{i}" for i in b[2]]),
+            r"`ids` must be integers, got strings.*such as 'image-\d+'; number the samples 0\.\.N-1",
+        ),
         ({"head": "hed"}, None, "`head` must be the name of a module of Either, got 'hed'"),
         ({"head": nn.Linear(24, 10)}, None, "must follow a forward pass of the head"),
         (
@@ -650,7 +1030,7 @@ def test_two_heads(tmp_path):
         ),
         ({"run_folder": "used"}, None, "`run_folder` must be new, got 'used'"),
     ],
-    ids=["targets", "ids", "name", "head", "warm-up", "folder"],
+    ids=["targets", "ids", "strings", "name", "head", "warm-up", "folder"],
 )
 def test_what_does_not_fit_is_said(arguments, pick, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -696,7 +1076,7 @@ def test_a_trainer_of_pytorch_lightning(tmp_path):
     callback = GWACallback("net.head", ROWS, rule=MaxGWA(warmup=1), dirpath=tmp_path)
     stop = other.callbacks.EarlyStopping("train/gwa", mode="max", check_on_train_epoch_end=True)
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "logger": False}
-    options = {"accelerator": "cpu", "enable_checkpointing": False, "default_root_dir": tmp_path}
+    options = {"accelerator": "cpu", "default_root_dir": tmp_path}
     fit = other.Trainer(max_epochs=3, callbacks=[stop, callback], **options, **quiet)
     fit.fit(Other(), Loader())
     assert callback.history == plain_loop(3).history

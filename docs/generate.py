@@ -7,8 +7,8 @@ A page holds its own prose, and a place for each table:
 
 The tables of `backends.md` come from tests/backends.py. Those of `bad-input.md` come from the tables
 called CASES in tests/core and tests/adapters, whose rows begin with a name and a function that raises;
-the message shown is the one it raised. Those of `torch/situations.md` are what its tests run. What was
-measured is in measured.py. A test compares the committed pages with these.
+the message shown is the one it raised. Those of `torch/situations.md` and `torch/losses.md` are what
+their tests run. What was measured is in measured.py. A test compares the committed pages with these.
 """
 
 from __future__ import annotations
@@ -163,11 +163,37 @@ def situations_tables() -> dict[str, str]:
     import ranks
     import situations
 
-    cases = ([case.name, case.about, f"{case.tolerance:g}"] for case in situations.SITUATIONS)
+    cases = (
+        [case.name, case.about, f"{case.tolerance:g}", case.without or f"{case.tolerance:g}"]
+        for case in situations.SITUATIONS
+    )
+    head = ["you train with", "how it is done", "differs at most by", 'with `residual="backward"`']
     works = ([name, " ".join((work.__doc__ or "").split())] for name, work in ranks.WORKS.items())
     return {
-        "situations": table(["you train with", "how it is done", "differs at most by"], cases),
+        "situations": table(head, cases),
         "processes": table(["you train with", "what is tested"], works),
+    }
+
+
+def losses_tables() -> dict[str, str]:
+    """Return the losses that have scores, and those that are refused."""
+    import losses
+
+    words = {"formula": "the closed form", "gradient": "the gradient"}
+    scored = (
+        [case.name, case.about, words[case.found], f"{case.tolerance:g}"]
+        for case in losses.LOSSES
+        if case.found in words
+    )
+    refused = (
+        [case.name, case.about, raised(case.run)]
+        for case in losses.LOSSES
+        if case.found not in words
+    )
+    head = ["loss or head", "how it is done"]
+    return {
+        "losses": table([*head, "the scores are from", "differs at most by"], scored),
+        "refused": table([*head, "error"], refused),
     }
 
 
@@ -176,6 +202,7 @@ TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "bad-input.md": bad_input_tables,
     "results/index.md": measured.results_tables,
     "sklearn/cleanlab.md": measured.labels_tables,
+    "torch/losses.md": losses_tables,
     "torch/situations.md": situations_tables,
     "torch/speed.md": measured.speed_tables,
 }

@@ -1,6 +1,6 @@
 """Where the monitor must be right: each situation trains, and returns its scores and the oracle's.
 
-The documentation makes its table from this list.
+Each is run by the defaults of the monitor and with `residual="backward"`. The documentation makes its table from this list.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ class Situation(NamedTuple):
     name: str
     about: str
     tolerance: float
-    run: Callable[[str], list[tuple[torch.Tensor, torch.Tensor]]]
+    run: Callable[[str, str], list[tuple[torch.Tensor, torch.Tensor]]]
+    # Why there are no scores with `residual="backward"`.
+    without: str
 
 
 SITUATIONS: list[Situation] = []
 
 
-def situation(name: str, tolerance: float = 1e-5) -> Any:
-    """Register a function of the device that returns pairs of scores and oracle."""
+def situation(name: str, tolerance: float = 1e-5, *, without: str = "") -> Any:
+    """Register a function of device and residual that returns pairs of scores and oracle."""
 
     def register(run: Any) -> Any:
-        SITUATIONS.append(Situation(name, " ".join(run.__doc__.split()), tolerance, run))
+        about = " ".join(run.__doc__.split())
+        SITUATIONS.append(Situation(name, about, tolerance, run, without))
         return run
 
     return register
@@ -63,10 +66,12 @@ def made(device: str, rows: int = 12, **options: Any) -> tuple[Any, ...]:
     return model, x, y, torch.arange(rows, device=device)
 
 
-def plain(device: str, *, after: bool, call: Any = None, **options: Any) -> list[Any]:
+def plain(
+    device: str, residual: str, *, after: bool, call: Any = None, **options: Any
+) -> list[Any]:
     """The loop that everybody writes."""
     model, x, y, ids = made(device)
-    monitor = GWAMonitor(model.head, len(y), **options)
+    monitor = GWAMonitor(model.head, len(y), residual=residual, **options)
     forward = call(model) if call else model
     weight, smoothing = options.get("class_weights"), options.get("label_smoothing", 0.0)
 
@@ -82,37 +87,37 @@ def plain(device: str, *, after: bool, call: Any = None, **options: Any) -> list
 
 
 @situation("update before the step")
-def before_step(device: str) -> Any:
+def before_step(device: str, residual: str) -> Any:
     """`update` between the forward pass and `optimizer.step()`."""
-    return plain(device, after=False)
+    return plain(device, residual, after=False)
 
 
 @situation("update after the step")
-def after_step(device: str) -> Any:
+def after_step(device: str, residual: str) -> Any:
     """`update` after `optimizer.step()`: logits, latents and ‖W‖ are from the forward pass."""
-    return plain(device, after=True)
+    return plain(device, residual, after=True)
 
 
 @situation("label smoothing")
-def smoothing(device: str) -> Any:
+def smoothing(device: str, residual: str) -> Any:
     """`label_smoothing=` as in the loss."""
-    return plain(device, after=True, label_smoothing=0.1)
+    return plain(device, residual, after=True, label_smoothing=0.1)
 
 
 @situation("class weights")
-def class_weights(device: str) -> Any:
+def class_weights(device: str, residual: str) -> Any:
     """`class_weights=` as `weight` of the loss, with label smoothing, where they matter."""
     weights = torch.linspace(0.5, 2.0, CLASSES).to(device)
-    return plain(device, after=True, label_smoothing=0.1, class_weights=weights)
+    return plain(device, residual, after=True, label_smoothing=0.1, class_weights=weights)
 
 
 @situation("soft targets")
-def soft_targets(device: str) -> Any:
+def soft_targets(device: str, residual: str) -> Any:
     """Probabilities of mixup or distillation, passed to `update` as they went into the loss."""
     model, x, y, ids = made(device)
     other = F.one_hot(y.roll(1), CLASSES)
     soft = 0.7 * F.one_hot(y, CLASSES) + 0.3 * other
-    monitor = GWAMonitor(model.head, len(y))
+    monitor = GWAMonitor(model.head, len(y), residual=residual)
 
     def train(optimizer: Any) -> None:
         F.cross_entropy(model(x), soft).backward()
@@ -123,27 +128,29 @@ def soft_targets(device: str) -> Any:
 
 
 @situation("torch.compile")
-def compiled(device: str) -> Any:
+def compiled(device: str, residual: str) -> Any:
     """The monitor is made before `torch.compile`, whose graph then holds the hook."""
     torch._dynamo.reset()
-    return plain(device, after=True, call=torch.compile)
+    return plain(device, residual, after=True, call=torch.compile)
 
 
 @situation("torch.compile, fullgraph")
-def fullgraph(device: str) -> Any:
+def fullgraph(device: str, residual: str) -> Any:
     """`fullgraph=True`: the hook breaks no graph, and no step compiles again."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(error_on_recompile=True):
-        return plain(device, after=True, call=lambda model: torch.compile(model, fullgraph=True))
+        return plain(
+            device, residual, after=True, call=lambda model: torch.compile(model, fullgraph=True)
+        )
 
 
 @situation("torch.compile, monitor made later")
-def compiled_first(device: str) -> Any:
+def compiled_first(device: str, residual: str) -> Any:
     """After `torch.compile(model)` but before the first call; later than that is an error."""
     torch._dynamo.reset()
     model, x, y, ids = made(device)
     forward = torch.compile(model)
-    monitor = GWAMonitor(None, len(y), model=forward)
+    monitor = GWAMonitor(None, len(y), residual=residual, model=forward)
 
     def train(optimizer: Any) -> None:
         F.cross_entropy(forward(x), y).backward()
@@ -154,11 +161,11 @@ def compiled_first(device: str) -> Any:
 
 
 @situation("torch.compile of the whole step")
-def compiled_step(device: str) -> Any:
+def compiled_step(device: str, residual: str) -> Any:
     """`update`, or the loss of `criterion=`, inside the compiled function breaks its graph."""
     torch._dynamo.reset()
     model, x, y, ids = made(device)
-    monitor = GWAMonitor(model.head, len(y))
+    monitor = GWAMonitor(model.head, len(y), residual=residual)
 
     @torch.compile
     def step(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
@@ -174,21 +181,21 @@ def compiled_step(device: str) -> Any:
 
 
 @situation("mixed precision, bfloat16", tolerance=2e-2)
-def bfloat16(device: str) -> Any:
+def bfloat16(device: str, residual: str) -> Any:
     """`torch.autocast`: the logits are taken from the pass, rounded as the model rounds them."""
 
     def call(model: Any) -> Any:
         return torch.autocast(device, torch.bfloat16)(model)
 
-    return plain(device, after=True, call=call)
+    return plain(device, residual, after=True, call=call)
 
 
 @situation("mixed precision, float16 with GradScaler", tolerance=2e-3)
-def float16(device: str) -> Any:
+def float16(device: str, residual: str) -> Any:
     """Scaled losses: a factor on the gradient changes no cosine."""
     model, x, y, ids = made(device)
     scaler = torch.amp.GradScaler(device)
-    monitor = GWAMonitor(model.head, len(y))
+    monitor = GWAMonitor(model.head, len(y), residual=residual)
 
     def train(optimizer: Any) -> None:
         with torch.autocast(device, torch.float16):
@@ -202,12 +209,12 @@ def float16(device: str) -> Any:
 
 
 @situation("gradient accumulation")
-def accumulation(device: str) -> Any:
+def accumulation(device: str, residual: str) -> Any:
     """One `update` for each small batch, or one for all of them together."""
     out = []
     for together in (False, True):
         model, x, y, ids = made(device)
-        monitor = GWAMonitor(model.head, len(y))
+        monitor = GWAMonitor(model.head, len(y), residual=residual)
 
         def train(optimizer: Any, model=model, monitor=monitor, together=together) -> None:
             for part in (slice(0, 5), slice(5, 12)):
@@ -222,26 +229,38 @@ def accumulation(device: str) -> Any:
     return out
 
 
+def checkpointed(device: str, residual: str, *, reentrant: bool) -> list[Any]:
+    """The loop that everybody writes, with the whole model in a checkpoint."""
+    return plain(
+        device,
+        residual,
+        after=True,
+        call=lambda model: (
+            lambda x: checkpoint(model, x.clone().requires_grad_(), use_reentrant=reentrant)
+        ),
+    )
+
+
 @situation("activation checkpointing")
-def checkpointing(device: str) -> Any:
-    """The forward pass that backward runs again is not counted, whichever way it is run."""
-    out = []
-    for reentrant in (False, True):
-        out += plain(
-            device,
-            after=True,
-            call=lambda model, r=reentrant: (
-                lambda x: checkpoint(model, x.clone().requires_grad_(), use_reentrant=r)
-            ),
-        )
-    return out
+def checkpointing(device: str, residual: str) -> Any:
+    """The forward pass that backward runs again is not counted."""
+    return checkpointed(device, residual, reentrant=False)
+
+
+@situation(
+    "activation checkpointing, reentrant",
+    without="none, with a warning: the output of the head has no graph",
+)
+def reentrant_checkpointing(device: str, residual: str) -> Any:
+    """`use_reentrant=True` around the head. The default says that it could not be checked."""
+    return checkpointed(device, residual, reentrant=True)
 
 
 @situation("evaluation between")
-def evaluation(device: str) -> Any:
+def evaluation(device: str, residual: str) -> Any:
     """Passes in eval mode are ignored, also between the forward pass and `update`."""
     model, x, y, ids = made(device)
-    monitor = GWAMonitor(model.head, len(y))
+    monitor = GWAMonitor(model.head, len(y), residual=residual)
 
     def train(optimizer: Any) -> None:
         F.cross_entropy(model(x), y).backward()
@@ -256,10 +275,10 @@ def evaluation(device: str) -> Any:
 
 
 @situation("several forward passes a step")
-def several_passes(device: str) -> Any:
+def several_passes(device: str, residual: str) -> Any:
     """`logits=` says which pass the targets belong to, or `monitor.pause()` hides the others."""
     model, x, y, ids = made(device)
-    monitor = GWAMonitor(model.head, len(y))
+    monitor = GWAMonitor(model.head, len(y), residual=residual)
 
     def train(optimizer: Any) -> None:
         with monitor.pause():
@@ -273,18 +292,18 @@ def several_passes(device: str) -> Any:
 
 
 @situation("frozen head")
-def frozen(device: str) -> Any:
+def frozen(device: str, residual: str) -> Any:
     """A head that is not trained has scores all the same."""
 
     def call(model: Any) -> Any:
         model.head.requires_grad_(requires_grad=False)
         return model
 
-    return plain(device, after=True, call=call)
+    return plain(device, residual, after=True, call=call)
 
 
 @situation("weight-tied head")
-def tied(device: str) -> Any:
+def tied(device: str, residual: str) -> Any:
     """A head that shares its weight with an embedding; the gradient is the head's own."""
     torch.manual_seed(0)
     embedding, body = nn.Embedding(CLASSES, FEATURES), nn.Linear(FEATURES, FEATURES)
@@ -292,7 +311,7 @@ def tied(device: str) -> Any:
     head.weight = embedding.weight
     model = nn.Sequential(embedding, body, nn.Tanh(), head).to(device)
     x, y = torch.arange(12, device=device) % CLASSES, torch.arange(12, device=device) % 3
-    monitor = GWAMonitor(head, len(y))
+    monitor = GWAMonitor(head, len(y), residual=residual)
 
     def train(optimizer: Any) -> None:
         F.cross_entropy(model(x), y).backward()
@@ -308,13 +327,13 @@ def tied(device: str) -> Any:
 
 
 @situation("DataParallel")
-def data_parallel(device: str) -> Any:
+def data_parallel(device: str, residual: str) -> Any:
     """The pieces of the replicas are put together in the order of the batch."""
-    return plain(device, after=True, call=nn.DataParallel)
+    return plain(device, residual, after=True, call=nn.DataParallel)
 
 
 @situation("tokens")
-def tokens(device: str) -> Any:
+def tokens(device: str, residual: str) -> Any:
     """Targets (B, S); those with `ignore_index` do not count."""
     torch.manual_seed(0)
     model = network().to(device)
@@ -323,7 +342,7 @@ def tokens(device: str) -> Any:
     ids = torch.arange(12, device=device).reshape(3, 4)
     ignored = y.clone()
     ignored[1, 2:] = ignored[0, 0] = -100
-    monitor = GWAMonitor(model.head, 12)
+    monitor = GWAMonitor(model.head, 12, residual=residual)
 
     def train(optimizer: Any) -> None:
         F.cross_entropy(model(x).flatten(0, 1), ignored.flatten()).backward()
@@ -338,14 +357,14 @@ def tokens(device: str) -> Any:
 
 
 @situation("pixels")
-def pixels(device: str) -> Any:
+def pixels(device: str, residual: str) -> Any:
     """A 1×1 convolution as head, targets (B, H, W)."""
     torch.manual_seed(0)
     body, head = nn.Conv2d(3, FEATURES, 3, padding=1), nn.Conv2d(FEATURES, CLASSES, 1)
     model = nn.Sequential(body, nn.Tanh(), head).to(device)
     x = torch.randn(2, 3, 4, 5, device=device)
     y = torch.randint(CLASSES, (2, 4, 5), device=device)
-    monitor = GWAMonitor("2", 40, model=model)
+    monitor = GWAMonitor("2", 40, model=model, residual=residual)
 
     def train(optimizer: Any) -> None:
         F.cross_entropy(model(x), y).backward()
@@ -362,11 +381,11 @@ def pixels(device: str) -> Any:
 
 
 @situation("sigmoid outputs")
-def sigmoid(device: str) -> Any:
+def sigmoid(device: str, residual: str) -> Any:
     """`loss="binary_cross_entropy"` with several labels a sample, or a single output."""
     model, x, y, ids = made(device)
     labels = (torch.arange(CLASSES, device=device)[None] <= y[:, None]).float()
-    monitor = GWAMonitor(model.head, len(y), loss="binary_cross_entropy")
+    monitor = GWAMonitor(model.head, len(y), residual=residual, loss="binary_cross_entropy")
 
     def train(optimizer: Any) -> None:
         F.binary_cross_entropy_with_logits(model(x), labels).backward()
@@ -379,7 +398,7 @@ def sigmoid(device: str) -> Any:
     pairs = steps(model, x, train, monitor, want)
     single, binary = copy.deepcopy(model), (y % 2).float()
     single.head = nn.Linear(FEATURES, 1).to(device)
-    one = GWAMonitor(single.head, len(y), loss="binary_cross_entropy")
+    one = GWAMonitor(single.head, len(y), residual=residual, loss="binary_cross_entropy")
 
     def train_one(optimizer: Any) -> None:
         F.binary_cross_entropy_with_logits(single(x).squeeze(1), binary).backward()
@@ -396,12 +415,12 @@ def sigmoid(device: str) -> Any:
 
 
 @situation("features of inference mode")
-def inference_features(device: str) -> Any:
+def inference_features(device: str, residual: str) -> Any:
     """A linear probe on features made under `torch.inference_mode()`."""
     model, x, y, ids = made(device)
     with torch.inference_mode():
         latents = model.body(x)
-    monitor = GWAMonitor(model.head, len(y))
+    monitor = GWAMonitor(model.head, len(y), residual=residual)
 
     def train(optimizer: Any) -> None:
         F.cross_entropy(model.head(latents.clone()), y).backward()
@@ -412,12 +431,12 @@ def inference_features(device: str) -> Any:
 
 
 @situation("criterion instead of update")
-def criterion(device: str) -> Any:
+def criterion(device: str, residual: str) -> Any:
     """`criterion=` hooks the loss module, reads its options and needs no `update`."""
     model, x, y, _ = made(device)
     loss = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=4)
     auxiliary = nn.Linear(INPUTS, CLASSES).to(device)
-    monitor = GWAMonitor(model.head, criterion=loss)
+    monitor = GWAMonitor(model.head, criterion=loss, residual=residual)
 
     pairs = []
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
@@ -435,10 +454,10 @@ def criterion(device: str) -> Any:
 
 
 @situation("head without bias")
-def no_bias(device: str) -> Any:
+def no_bias(device: str, residual: str) -> Any:
     """The gradient of the bias is not part of the measure; a head without one needs no care."""
     model, x, y, ids = made(device, bias=False)
-    monitor = GWAMonitor(model.head, len(y))
+    monitor = GWAMonitor(model.head, len(y), residual=residual)
 
     def train(optimizer: Any) -> None:
         F.cross_entropy(model(x), y).backward()

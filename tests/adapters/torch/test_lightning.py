@@ -42,6 +42,8 @@ from gwa_torch.lightning import GWACallback
 pytestmark = [
     # Lightning 2.6 with PyTorch 2.13.
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning"),
+    # What Dynamo says of its own way with functions of autograd.
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
     # What Lightning says to any run that resumes in the folder of its checkpoints.
     pytest.mark.filterwarnings(
         "ignore:Checkpoint directory .* exists and is not empty:UserWarning"

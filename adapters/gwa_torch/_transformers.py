@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gwa_torch._given_labels import GivenLabels
+from gwa_torch._labels import SeenLabels
 from gwa_torch._methods import Methods
 from gwa_torch._transformers_fused import body_of, is_fused, score_fused
 from gwa_torch._transformers_ids import Columns, carry_ids
@@ -51,7 +51,7 @@ class Tap:
         self.monitor: GWAMonitor | None = None
         self.fresh = self.looked = False
         # Where they are wanted.
-        self.labels: GivenLabels | None = None
+        self.labels: SeenLabels | None = None
         self._body: nn.Module | None = None
         self._methods = Methods(trainer)
         self._columns: list[str] | None = None
@@ -88,7 +88,7 @@ class Tap:
         self.monitor, self.fresh, self.looked = monitor, False, False
         self._body = body_of(self.trainer.model, monitor.head)
         size = monitor.num_samples
-        self.labels = GivenLabels(size) if keep_labels and size is not None else None
+        self.labels = SeenLabels(size) if keep_labels and size is not None else None
         if self.ids is not None and size is not None:
             config = getattr(self.trainer.model, "config", None)
             columns = Columns(
@@ -154,7 +154,8 @@ class Tap:
             monitor.options = monitor.options._replace(loss=loss_of(model, monitor.options.classes))
         ignored = monitor.options.ignore_index
         targets, numbers = targets_of(model, inputs, labels, ids, ignored)
-        if self.labels is not None and ids is not None:
+        # Those of tokens are no labels of samples.
+        if self.labels is not None and ids is not None and ids.ndim == 1:
             self.labels.see(labels, ids)
         if not waiting and is_fused(passes):
             score_fused(monitor, model, targets, numbers, passes, look=not self.looked)

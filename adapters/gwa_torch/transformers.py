@@ -17,6 +17,9 @@ import torch
 from torch import nn
 
 from gwa_core import EarlyStopper, Rule
+from gwa_torch._distributed import minimum
+from gwa_torch._labels import SeenLabels
+from gwa_torch._loggers import to_transformers
 from gwa_torch._methods import Methods
 from gwa_torch._trainers import (
     Watched,
@@ -57,7 +60,9 @@ class GWACallback(Watched, TrainerCallback):
        \mathrm{GWA} = \frac{\mathrm{mean}(\gamma)}{\mathrm{kurtosis}(\gamma) + \beta}
 
     Each training epoch logs ``gwa``, ``gwa_mean``, ``gwa_kurtosis``, ``gwa_se``, ``gwa_bimodality``,
-    ``gwa_separation`` and the mean of each of ``signals``; trackers show ``train/gwa``, and so on.
+    ``gwa_separation``, ``gwa_healthy``, the mean of each of ``signals`` and, under a rule, the
+    ``gwa_best_epoch`` so far; trackers show ``train/gwa``, and so on. With `num_samples` TensorBoard,
+    W&B and MLflow also show a histogram of the scores.
 
     Parameters
     ----------
@@ -328,8 +333,8 @@ class GWACallback(Watched, TrainerCallback):
             # The trainer begins that epoch again.
             kept["monitor"]["epoch"] = None
         monitor.load_state_dict(kept["monitor"])
-        if self._tap.labels is not None:
-            self._tap.labels.load(kept.get("labels"))
+        if self._tap.labels is not None and kept.get("labels") is not None:
+            self._tap.labels.see(kept["labels"], torch.arange(self._tap.labels.num_samples))
         if (stopper is None) != (kept["stopper"] is None):
             raise ValueError(
                 f"`rule` must be the one of the resumed run, got {self.rule!r}; the run began "
@@ -384,29 +389,50 @@ class GWACallback(Watched, TrainerCallback):
         self._tap.fresh = False
         if self.run_folder is not None:
             self._hooked.save(self.run_folder, targets=self._given())
+        # The row of the epoch then has what the rule says of it.
+        at_once = self.stopper is not None and self._signal in self._record()
+        if at_once:
+            self._undecided = folder
+            self._decide(state, control)
         # To log means to be done with what was to be logged; the loss may wait for it, too.
-        wanted = control.should_log
-        self.trainer.log(log_values(self._hooked, self.prefix))
+        wanted, values = control.should_log, log_values(self._hooked, self.prefix, self.stopper)
+        self.trainer.log(values)
         control.should_log = wanted
-        if self.stopper is None:
+        self._show(state)
+        if self.stopper is None or at_once:
             return
         self._undecided = folder
-        known = {*self._record(), *log_values(self._hooked, self.prefix)}
-        if self._signal not in known and self._is_coming(state, control):
+        if self._signal not in values and self._is_coming(state, control):
             return
-        if self._signal in known or self._signal in self._new_logs(state):
+        if self._signal in values or self._signal in self._new_logs(state):
             self._decide(state, control)
         self._give_up(args, state)
+
+    def _show(self, state: TrainerState) -> None:
+        """Have the trackers show the scores."""
+        if self.num_samples is not None and state.is_world_process_zero:
+            to_transformers(
+                self.trainer.callback_handler.callbacks,
+                f"train/{self.prefix}gwa_scores",
+                self.scores,
+                step=state.global_step,
+                epoch=self.history[-1].epoch,
+            )
 
     def _given(self) -> torch.Tensor | None:
         """Return the label of each sample the first time that all of them are wanted."""
         seen, self._tap.labels = self._tap.labels, None
         if seen is None:
             return None
+        labels, monitor = seen.value, self._hooked
         column = label_column(self.trainer.train_dataset, self.trainer.label_names, self._tap.ids)
         if column is not None:
-            seen.fill(*column)
-        return seen.known(self._hooked.process_group)
+            # Some rows may not be in the first epoch.
+            whole = SeenLabels(seen.num_samples)
+            whole.see(*map(torch.tensor, column))
+            labels = torch.where(labels < 0, whole.value.to(labels.device), labels)
+        # The largest of all ranks; every one of them takes part.
+        return seen.complete(-minimum(-labels, monitor.process_group), monitor.options.classes)
 
     @property
     def _signal(self) -> str:
@@ -494,7 +520,7 @@ class GWACallback(Watched, TrainerCallback):
             kept = {
                 "monitor": self._hooked.state_dict(),
                 "stopper": None if self.stopper is None else self.stopper.state_dict(),
-                "labels": None if self._tap.labels is None else self._tap.labels.state(),
+                "labels": None if self._tap.labels is None else self._tap.labels.value.cpu(),
             }
             write_state(kept, self._checkpoint(state))
 

@@ -46,7 +46,7 @@ class Change(NamedTuple):
     def of(cls, model: Any) -> Self:
         """Read it from the configuration, whose names differ between models."""
         config = getattr(bare(model), "config", None)
-        text = getattr(config, "get_text_config", lambda: config)()
+        text: Any = getattr(config, "get_text_config", lambda: config)()
         cap = getattr(text, "final_logit_softcapping", None)
         for name in ("logit_scale", "output_multiplier", "lm_head_multiplier"):
             if (factor := getattr(text, name, None)) is not None:
@@ -150,7 +150,8 @@ def _by_gradient(latents: torch.Tensor, targets: torch.Tensor, head: _Head) -> t
     scores = []
     # Mixed precision would round what the core keeps exact.
     with torch.enable_grad(), torch.autocast(latents.device.type, enabled=False):
-        for z, t in zip(latents.split(step), targets.split(step), strict=True):
+        for start in range(0, len(targets), step):
+            z, t = latents[start : start + step], targets[start : start + step]
             logits = head.logits(z).requires_grad_()
             loss = nn.functional.cross_entropy(head.change(logits), t, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, logits)

@@ -54,7 +54,7 @@ def carry_ids(loader: Any, columns: Columns) -> None:
         The names.
     """
     inner = getattr(loader, "base_dataloader", loader)
-    rows = getattr(inner, "dataset", None)
+    rows: Any = getattr(inner, "dataset", None)
     if not isinstance(inner, DataLoader) or isinstance(rows, (IterableDataset, Numbered)):
         return
     if not hasattr(rows, "__len__") or inner.batch_sampler is None:
@@ -187,7 +187,7 @@ def label_column(
     rows: Any, labels: Sequence[str], ids: str | None
 ) -> tuple[Sequence[int], Sequence[int]] | None:
     """Return class numbers and sample numbers of a data set of 🤗 Datasets, or None elsewhere."""
-    names = getattr(rows, "column_names", None)
+    names: Any = getattr(rows, "column_names", None)
     found = [
         name for name in (*labels, "labels", "label") if isinstance(names, list) and name in names
     ]

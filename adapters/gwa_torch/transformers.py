@@ -202,7 +202,7 @@ class GWACallback(Watched, TrainerCallback):
             while other in self.trainer.callback_handler.callbacks:
                 self.trainer.callback_handler.remove_callback(other)
             other._detach()
-        around = {
+        around: dict[str, Callable[..., Any]] = {
             "train": self._train,
             "prediction_step": self._prediction_step,
             "remove_callback": self._remove,

@@ -88,14 +88,23 @@ def check(
             "`check` must be called outside jit, with arrays of this process, got a traced or a "
             "remote one; return the arrays from the step, as auxiliary outputs of the loss"
         )
-    options = {"loss": loss, "label_smoothing": label_smoothing, "class_weights": class_weights}
-    head = {"logits": logits, "bias": bias, "where": where}
+    score = functools.partial(
+        batch_scores,
+        latents,
+        kernel,
+        logits=logits,
+        bias=bias,
+        loss=loss,
+        label_smoothing=label_smoothing,
+        class_weights=class_weights,
+        where=where,
+    )
     # Checks the arguments, too.
-    batch_scores(latents, kernel, targets, logit_gradients=None, **head, **options)
+    score(targets, logit_gradients=None)
     check_product(latents, kernel, logits, bias, where)
     if logit_gradients is None:
         return None
-    scores = batch_scores(latents, kernel, None, logit_gradients=logit_gradients, **head, **options)
+    scores = score(None, logit_gradients=logit_gradients)
     if not jnp.isfinite(scores).any():
         raise ValueError(
             "`logit_gradients` must have a row that is not 0, got none among "
@@ -146,7 +155,7 @@ def _compare(
     rows = scores.size
     targets = targets.reshape(rows) if targets.size == rows else targets.reshape(rows, classes)
     found: Agreement = score_agreement(
-        scores.reshape(rows),
+        scores=scores.reshape(rows),
         logits=logits.reshape(rows, classes),
         latent_norms=gradient_norms(latents.reshape(rows, features)),
         weight_norm=gradient_norms(kernel.reshape(1, -1))[0],

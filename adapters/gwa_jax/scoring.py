@@ -165,7 +165,7 @@ def _check_shapes(
     where: Array | None,
 ) -> None:
     """Check what reshaping would hide."""
-    needed = {"latents": latents, "kernel": kernel}
+    needed: dict[str, Any] = {"latents": latents, "kernel": kernel}
     if logit_gradients is None:
         needed["targets"] = targets
     given = needed | {"logits": logits, "logit_gradients": logit_gradients, "where": where}

@@ -93,6 +93,14 @@ def test_update_looks_at_the_first_batch_of_an_epoch_alone():
             gwa_jax.update(state, **wrong, ids=ids)
 
 
+def test_to_look_at_a_row_is_no_transfer():
+    given, state, ids = batch(), gwa_jax.init(N), jnp.arange(N)
+    for _ in range(2):  # the first call makes constants
+        with jax.transfer_guard("disallow" if _ else "allow"):
+            gwa_jax.update(state, **given, ids=ids)
+            gwa_jax.head_scores(**given)
+
+
 # A loss that is not the one of the options
 
 

@@ -1,6 +1,6 @@
-"""A jitted training step with the monitor in it, beside one without; ViT-S/16 in plain JAX.
+"""A jitted training step with the monitor in it, beside one without.
 
-Needs JAX on an accelerator. `python -m benchmarks jax`.
+On an accelerator ViT-S/16 in plain JAX, on a CPU networks of two layers. `python -m benchmarks jax`.
 """
 
 from __future__ import annotations
@@ -270,12 +270,107 @@ def head_rows() -> dict[str, Any]:
     return found
 
 
+# Features, width, classes and batch of networks for a CPU.
+SMALL = {
+    "784-256-10, batch 128": (784, 256, 10, 128),
+    "3072-512-100, batch 256": (3072, 512, 100, 256),
+}
+
+
+class SmallRun:
+    """A training of two dense layers by SGD with momentum, on a CPU."""
+
+    def __init__(self, way: str, features: int, width: int, classes: int, batch: int) -> None:
+        keys = jax.random.split(jax.random.key(0), 4)
+        weights = {
+            "body": jax.random.normal(keys[0], (features, width)) / features**0.5,
+            "kernel": jax.random.normal(keys[1], (width, classes)) / width**0.5,
+            "bias": jnp.zeros(classes),
+        }
+        self.batch = (
+            jax.random.normal(keys[2], (batch, features)),
+            jax.random.randint(keys[3], (batch,), 0, classes),
+            7 * jnp.arange(batch),
+        )
+
+        def loss(weights: Tree, probe: Any, x: Any, labels: Any) -> Any:
+            latents = jax.nn.relu(x @ weights["body"])
+            logits = gwa_jax.add_probe(latents @ weights["kernel"] + weights["bias"], probe)
+            log_p = jax.nn.log_softmax(logits)
+            return -jnp.take_along_axis(log_p, labels[:, None], axis=1).mean(), (logits, latents)
+
+        @functools.partial(jax.jit, donate_argnums=(0, 1))
+        def step(training: Any, state: Any, x: Any, labels: Any, ids: Any) -> Any:
+            weights, moments = training
+            probe = jnp.zeros((batch, classes)) if way == "gradients" else None
+            backward = jax.grad(loss, (0, 1) if way == "gradients" else 0, has_aux=True)
+            gradients, (logits, latents) = backward(weights, probe, x, labels)
+            head = {"kernel": weights["kernel"], "bias": weights["bias"]}
+            if way == "gradients":
+                gradients, arrived = gradients
+                head["logit_gradients"] = arrived
+            if way != "alone":
+                state = gwa_jax.update(
+                    state,
+                    logits=logits,
+                    latents=latents,
+                    targets=labels,
+                    ids=None if way == "without ids" else ids,
+                    **head,
+                )
+            moments = jax.tree.map(lambda m, g: 0.9 * m + g, moments, gradients)
+            return (jax.tree.map(lambda w, m: w - 0.01 * m, weights, moments), moments), state
+
+        self.training = weights, jax.tree.map(jnp.zeros_like, weights)
+        self.state = gwa_jax.init(None if way == "without ids" else 50_000)
+        self.compiled = step.lower(self.training, self.state, *self.batch).compile()
+
+    def steps(self, count: int) -> float:
+        """Return the microseconds of some steps, each."""
+        begin = time.perf_counter()
+        for _ in range(count):
+            self.training, self.state = self.compiled(self.training, self.state, *self.batch)
+        jax.block_until_ready((self.training, self.state))
+        return 1e6 * (time.perf_counter() - begin) / count
+
+
+def small_rows(seconds: float = 30.0) -> Iterator[dict[str, Any]]:
+    """Measure steps on a CPU in turn, each beside one without a monitor; yield rows as they come."""
+    for name, sizes in SMALL.items():
+        ways = {
+            "with ids": "ids",
+            "without ids": "without ids",
+            "of a probe's gradients": "gradients",
+        }
+        alone = SmallRun("alone", *sizes)
+        runs = {way: SmallRun(kind, *sizes) for way, kind in ways.items()}
+        count = max(1, round(0.05e6 / alone.steps(20)))
+        times: dict[str, list[float]] = {way: [] for way in ["alone", *runs]}
+        for run in runs.values():
+            run.steps(count)
+        end = time.perf_counter() + seconds
+        ratios: dict[str, list[float]] = {way: [] for way in runs}
+        while time.perf_counter() < end:
+            before = alone.steps(count)
+            for way, run in runs.items():
+                between, after = run.steps(count), alone.steps(count)
+                ratios[way].append(2 * between / (before + after))
+                times[way].append(between)
+                times["alone"].append(after)
+                before = after
+        rows: dict[str, Any] = {f"{name}: us a step, alone": statistics.median(times["alone"])}
+        for way in runs:
+            rows[f"{name}: time of a step, {way} / alone"] = statistics.median(ratios[way])
+        yield rows
+
+
 def main() -> None:
     """Measure and report."""
+    small = jax.default_backend() == "cpu"
     rows = {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-    for found in itertools.chain(step_rows(), [head_rows()]):
+    for found in small_rows() if small else itertools.chain(step_rows(), [head_rows()]):
         rows |= found
-        report("jax", rows)
+        report("jax_cpu" if small else "jax", rows)
 
 
 if __name__ == "__main__":

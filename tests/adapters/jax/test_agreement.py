@@ -35,7 +35,7 @@ def gradients(given, scale=1.0, smoothing=0.0, weights=None):
         log_p = jax.nn.log_softmax(logits.astype(jnp.float32) * scale)
         return -jnp.sum(targets * log_p) / N
 
-    return jax.grad(loss)(given["logits"])
+    return jax.jit(jax.grad(loss))(given["logits"])
 
 
 # Logits that are not those of the head
@@ -95,8 +95,8 @@ def test_update_looks_at_the_first_batch_of_an_epoch_alone():
 
 def test_to_look_at_a_row_is_no_transfer():
     given, state, ids = batch(), gwa_jax.init(N), jnp.arange(N)
-    for _ in range(2):  # the first call makes constants
-        with jax.transfer_guard("disallow" if _ else "allow"):
+    for guard in ("allow", "disallow"):  # the first call makes constants
+        with jax.transfer_guard(guard):
             gwa_jax.update(state, **given, ids=ids)
             gwa_jax.head_scores(**given)
 

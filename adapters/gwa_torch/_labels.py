@@ -23,8 +23,9 @@ class SeenLabels:
 
     def see(self, targets: torch.Tensor | None, ids: torch.Tensor) -> None:
         """Take in a batch; tokens and probabilities are no labels of samples."""
-        if targets is None or targets.is_floating_point() or targets.shape != ids.shape:
+        if targets is None or targets.is_floating_point() or targets.numel() != ids.numel():
             return
+        targets, ids = targets.reshape(-1), ids.reshape(-1)
         if self._labels.device != targets.device:
             self._labels = self._labels.to(targets.device)
         ids = ids.to(targets.device, torch.int64, non_blocking=True)

@@ -7,6 +7,7 @@ another.
 from __future__ import annotations
 
 import functools
+import importlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -100,10 +101,9 @@ def _tensorboard(writer: Any, step: int, name: str, values: NDArray[Any]) -> Non
 
 
 def _wandb(run: Any, clock: str, step: int, name: str, values: NDArray[Any]) -> None:
-    from wandb import Histogram
-
+    histogram = importlib.import_module("wandb").Histogram(values, num_bins=BINS)
     # Trainers show all they log to W&B over a clock of their own.
-    run.log({name: Histogram(values, num_bins=BINS), clock: step})
+    run.log({name: histogram, clock: step})
 
 
 def _mlflow(

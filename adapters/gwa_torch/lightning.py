@@ -11,7 +11,6 @@ import torch
 
 from gwa_core import EarlyStopper, EpochSummary, Rule
 from gwa_torch._labels import SeenLabels
-from gwa_torch._loggers import to_lightning
 from gwa_torch._trainers import (
     Pick,
     Watched,
@@ -29,6 +28,8 @@ try:
     from lightning.pytorch import Callback, LightningModule, Trainer
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+    from gwa_torch._lightning import is_trial, keeps_checkpoints, say_limits, write_histogram
 except ImportError as error:
     raise ImportError("`gwa_torch.lightning` needs Lightning; pip install lightning") from error
 
@@ -174,7 +175,7 @@ class GWACallback(Watched, Callback):
         """Watch the head: the model is whole now, and nothing of it is compiled yet."""
         monitor = GWAMonitor(self._head, self.num_samples, model=pl_module, **self._options)
         if self._loaded is None and self.monitor and self.monitor.head is monitor.head:
-            self._loaded = self.state_dict() | {"open": None, "ended": None}
+            self._loaded = self.state_dict() | {"open": None, "ended": None, "skipped": 0}
             self._loaded["monitor"]["epoch"] = None
         self.monitor, self._open, self._ended = monitor, None, None
         epochs = trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
@@ -183,9 +184,8 @@ class GWACallback(Watched, Callback):
         # None of the trainer's: it saves when told to. In stage "fit" it would warn of files there.
         self._saver = ModelCheckpoint(self.dirpath, save_on_train_epoch_end=True)
         self._saver.setup(trainer, pl_module, stage="validate")
-        # Without `enable_checkpointing` there is no callback that writes checkpoints.
-        self._keeps = bool(trainer.checkpoint_callbacks) and not trainer.fast_dev_run
-        self._folder = None if trainer.fast_dev_run else self.run_folder
+        self._keeps = keeps_checkpoints(trainer)
+        self._folder = None if is_trial(trainer) else self.run_folder
         self._labels, self._skipped = None, 0
         self._fitting = True
         self._pause()
@@ -198,18 +198,7 @@ class GWACallback(Watched, Callback):
         if self._folder and not begun:
             check_new_run(self._folder)
             self._labels = None if self.num_samples is None else SeenLabels(self.num_samples)
-        if self.stopper is not None and not (self._keeps or trainer.fast_dev_run):
-            rank_zero_warn(
-                "GWACallback keeps no weights of the best epoch, because the Trainer has "
-                "enable_checkpointing=False; leave it out to have them, and say "
-                "ModelCheckpoint(save_top_k=0) for no checkpoints but that one"
-            )
-        if math.isinf(trainer.num_training_batches) and _may_be_endless(trainer):
-            rank_zero_warn(
-                "the training loader has no length; if it never ends, no epoch ends, and "
-                "GWACallback neither logs nor stops; say Trainer(limit_train_batches=1000) to make "
-                "each window of 1000 batches an epoch"
-            )
+        say_limits(trainer, rule=self.stopper is not None)
         if self._open is not None and self._open != trainer.current_epoch:
             # From a checkpoint after the last batch of an epoch Lightning goes on with the next
             # epoch; the hooks at the end of that one are never called.
@@ -235,7 +224,11 @@ class GWACallback(Watched, Callback):
         """Score the batch with the weights of its forward pass."""
         trained, self._backward = self._backward, False
         self._pause()
-        if batch is None or (pl_module.automatic_optimization and not trained):
+        if not pl_module.automatic_optimization:
+            # A step that left before the head; where none ever came to it, `update` says why.
+            begun = self._open is not None or self.history
+            trained = bool(self._hooked._capture.waiting or not begun)
+        if batch is None or not trained:
             # `training_step` returned None, or the epoch is one of SWA's that trains nothing.
             self._hooked.skip()
             self._skipped += 1
@@ -346,7 +339,7 @@ class GWACallback(Watched, Callback):
         self._open, self._ended = None, epoch
         if skipped and not scored and trainer.world_size == 1:
             rank_zero_warn(
-                f"GWACallback leaves out epoch {epoch}, in which no batch had a backward pass"
+                f"GWACallback leaves out epoch {epoch}, in which no batch trained the head"
             )
             return
         summary = self._hooked.end_epoch(
@@ -354,16 +347,8 @@ class GWACallback(Watched, Callback):
             batches=int(batches) - skipped if math.isfinite(batches) else None,
         )
         self._log(trainer, pl_module, log_values(self._hooked, self.prefix))
-        if trainer.is_global_zero:
-            # Where the loggers put the numbers of an epoch that ends.
-            step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
-            to_lightning(
-                trainer.loggers,
-                f"{self.prefix}gwa_scores",
-                self.scores,
-                step=step,
-                epoch=summary.epoch,
-            )
+        name = f"{self.prefix}gwa_scores"
+        write_histogram(trainer, name, self.scores, epoch=summary.epoch)
         if self._folder:
             self._hooked.save(self._folder, targets=self._seen_labels(trainer, pl_module))
         if self.stopper is not None:
@@ -433,9 +418,3 @@ class GWACallback(Watched, Callback):
         if not trainer.barebones:
             # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.
             pl_module.log_dict(values, batch_size=1, sync_dist=True, rank_zero_only=True)
-
-
-def _may_be_endless(trainer: Trainer) -> bool:
-    """Tell whether the end of a loader without a length need not be the end of an epoch."""
-    # Only a number of epochs says that they end.
-    return (trainer.max_epochs or -1) < 0 or trainer.max_steps > 0

@@ -1,0 +1,60 @@
+"""What a Trainer of Lightning is about to do, and where it puts what is logged."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_warn
+
+from gwa_torch._loggers import to_lightning
+
+__all__ = ["is_trial", "keeps_checkpoints", "say_limits", "write_histogram"]
+
+
+def is_trial(trainer: Trainer) -> bool:
+    """Tell whether the run is one of a few batches that leaves nothing behind."""
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def keeps_checkpoints(trainer: Trainer) -> bool:
+    """Tell whether the trainer writes checkpoints."""
+    # Without `enable_checkpointing` there is no callback that does.
+    return bool(trainer.checkpoint_callbacks) and not is_trial(trainer)
+
+
+def say_limits(trainer: Trainer, *, rule: bool) -> None:
+    """Warn at the start of what this training will not give.
+
+    Parameters
+    ----------
+    trainer : Trainer
+        The trainer, whose loader is there.
+    rule : bool
+        Whether there is a stopping rule.
+    """
+    if rule and not keeps_checkpoints(trainer) and not is_trial(trainer):
+        rank_zero_warn(
+            "GWACallback keeps no weights of the best epoch, because the Trainer has "
+            "enable_checkpointing=False; leave it out to have them, and say "
+            "ModelCheckpoint(save_top_k=0) for no checkpoints but that one"
+        )
+    # Only a number of epochs says that they end.
+    endless = (trainer.max_epochs or -1) < 0 or trainer.max_steps > 0
+    if math.isinf(trainer.num_training_batches) and endless:
+        rank_zero_warn(
+            "the training loader has no length; if it never ends, no epoch ends, and "
+            "GWACallback neither logs nor stops; say Trainer(limit_train_batches=1000) to make "
+            "each window of 1000 batches an epoch"
+        )
+
+
+def write_histogram(
+    trainer: Trainer, name: str, scores: torch.Tensor | None, *, epoch: int
+) -> None:
+    """Write the scores of an epoch to the loggers, beside the numbers that are logged for it."""
+    if trainer.is_global_zero:
+        # Lightning counts one back to log the end of an epoch.
+        step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
+        to_lightning(trainer.loggers, name, scores, step=step, epoch=epoch)

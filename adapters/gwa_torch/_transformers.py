@@ -8,20 +8,23 @@ from typing import Any
 import torch
 from torch import nn
 
+from gwa_torch._distributed import minimum
 from gwa_torch._labels import SeenLabels
 from gwa_torch._methods import Methods
 from gwa_torch._transformers_fused import body_of, is_fused, score_fused
-from gwa_torch._transformers_ids import Columns, carry_ids
+from gwa_torch._transformers_ids import Columns, carry_ids, label_column
 from gwa_torch._transformers_passes import Passes
 from gwa_torch._transformers_targets import (
+    bare,
     check_logits,
     chosen_rows,
     label_of,
     targets_of,
 )
+from gwa_torch.heads import resolve_head
 from gwa_torch.monitor import GWAMonitor
 
-__all__ = ["Tap", "loss_of"]
+__all__ = ["Tap", "check_packing", "head_of", "length_of", "loss_of"]
 
 
 class Tap:
@@ -107,11 +110,34 @@ class Tap:
             self.monitor.close()
         self.monitor = None
 
-    def without_ids(self, inputs: Any) -> Any:
-        """Return a batch for the model alone."""
-        if self.ids is None or not isinstance(inputs, Mapping):
-            return inputs
-        return {key: value for key, value in inputs.items() if key != self.ids}
+    def load_labels(self, labels: torch.Tensor | None) -> None:
+        """Take over the labels that a run had before it was broken off."""
+        if self.labels is not None and labels is not None:
+            self.labels.see(labels, torch.arange(self.labels.num_samples))
+
+    def given_labels(self) -> torch.Tensor | None:
+        """Return the label of each sample, once and where all are known; all ranks take part."""
+        seen, self.labels = self.labels, None
+        if seen is None or self.monitor is None:
+            return None
+        labels = seen.value
+        column = label_column(self.trainer.train_dataset, self.trainer.label_names, self.ids)
+        if column is not None:
+            # Some rows may not be in the first epoch.
+            whole = SeenLabels(seen.num_samples)
+            whole.see(*map(torch.tensor, column))
+            labels = torch.where(labels < 0, whole.value.to(labels.device), labels)
+        # The largest of all ranks.
+        labels = -minimum(-labels, self.monitor.process_group)
+        return seen.complete(labels, self.monitor.options.classes)
+
+    def prediction_step(
+        self, step: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **more: Any
+    ) -> Any:
+        """Leave the ids out of what a model is evaluated on."""
+        if self.ids is not None and isinstance(inputs, Mapping):
+            inputs = {key: value for key, value in inputs.items() if key != self.ids}
+        return step(model, inputs, *args, **more)
 
     def _compute_loss(
         self, compute: Callable[..., Any], model: nn.Module, inputs: Any, *args: Any, **more: Any
@@ -168,6 +194,39 @@ class Tap:
                     monitor._capture.replace([rows])
             monitor.update(targets, numbers)
         self.fresh = self.looked = True
+
+
+def check_packing(args: Any, num_samples: int | None) -> None:
+    """Refuse numbers of rows that have none."""
+    if num_samples is not None and getattr(args, "packing", False):
+        raise ValueError(
+            f"`num_samples` must be None with packing=True, got {num_samples}; a packed row has "
+            "parts of several samples, and no number of its own. There is GWA without scores by "
+            "sample"
+        )
+
+
+def length_of(loader: Any) -> int | None:
+    """Return the number of batches of a loader, or None where it has no length."""
+    try:
+        return len(loader)
+    except TypeError:
+        return None
+
+
+def head_of(model: Any, head: nn.Module | str | None) -> Any:
+    """Return the head, or say what PEFT has made of it."""
+    try:
+        return resolve_head(head, bare(model))
+    except ValueError as error:
+        configs = getattr(model, "peft_config", {})
+        several = configs.values() if isinstance(configs, dict) else ()
+        if not any(getattr(config, "trainable_token_indices", None) for config in several):
+            raise
+        raise ValueError(
+            f"{error}. Here `trainable_token_indices` also trains rows of the head, which is tied "
+            "to the embedding; untie them, or train the embedding by `modules_to_save`"
+        ) from error
 
 
 def loss_of(model: Any, classes: int) -> str:

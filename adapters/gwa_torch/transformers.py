@@ -13,14 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
 
 from gwa_core import EarlyStopper, Rule
-from gwa_torch._distributed import minimum
-from gwa_torch._labels import SeenLabels
 from gwa_torch._loggers import to_transformers
-from gwa_torch._methods import Methods
 from gwa_torch._trainers import (
     Watched,
     begin_stopper,
@@ -28,7 +24,7 @@ from gwa_torch._trainers import (
     check_options,
     log_values,
 )
-from gwa_torch.heads import head_size, resolve_head
+from gwa_torch.heads import head_size
 from gwa_torch.monitor import GWAMonitor
 
 try:
@@ -36,9 +32,8 @@ try:
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
     from gwa_torch._checkpoints import checkpoint_beside, load_renamed, read_state, write_state
-    from gwa_torch._transformers import Tap, loss_of
-    from gwa_torch._transformers_ids import label_column
-    from gwa_torch._transformers_targets import bare
+    from gwa_torch._transformers import Tap, check_packing, head_of, length_of, loss_of
+    from gwa_torch._transformers_place import Place
 except ImportError as error:
     raise ImportError(
         "`gwa_torch.transformers` needs Transformers; pip install 'transformers[torch]>=4.46'"
@@ -48,9 +43,6 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 __all__ = ["GWACallback"]
-
-# Where a trainer has the callback that was made for it last.
-ATTRIBUTE = "_gwa_callback"
 
 
 class GWACallback(Watched, TrainerCallback):
@@ -189,70 +181,17 @@ class GWACallback(Watched, TrainerCallback):
         self._batches: int | None = None
         # Where the checkpoint of an ended epoch will be whose metric is still to come.
         self._undecided: Path | None = None
-        # Whether it was among the trainer's callbacks.
-        self._added = False
-        self._methods = Methods(trainer)
-        self._attach()
-
-    def _attach(self) -> None:
-        """Go around methods of the trainer, in place of a callback that was made before."""
-        before = vars(self.trainer).get(ATTRIBUTE)
-        others = [x for x in self.trainer.callback_handler.callbacks if isinstance(x, GWACallback)]
-        for other in {*others, *([] if before is None else [before])}:
-            while other in self.trainer.callback_handler.callbacks:
-                self.trainer.callback_handler.remove_callback(other)
-            other._detach()
-        around: dict[str, Callable[..., Any]] = {
+        around: dict[str, Any] = {
             "train": self._train,
-            "prediction_step": self._prediction_step,
-            "remove_callback": self._remove,
-            "pop_callback": self._remove,
+            "prediction_step": self._tap.prediction_step,
         }
-        for name, function in around.items():
-            self._methods.wrap(name, function)
-        setattr(self.trainer, ATTRIBUTE, self)
-
-    def _detach(self) -> None:
-        """Leave the trainer as it was."""
-        self._methods.restore()
-        self._tap.close()
-        if vars(self.trainer).get(ATTRIBUTE) is self:
-            delattr(self.trainer, ATTRIBUTE)
-
-    @property
-    def _is_added(self) -> bool:
-        return self in self.trainer.callback_handler.callbacks
-
-    def _remove(self, remove: Callable[..., Any], *args: Any, **more: Any) -> Any:
-        """Remove a callback; where it is this one, leave the trainer as it was."""
-        before = self._is_added
-        removed = remove(*args, **more)
-        if before and not self._is_added:
-            self._detach()
-        return removed
-
-    def _prediction_step(
-        self, step: Callable[..., Any], model: Any, inputs: Any, *args: Any, **more: Any
-    ) -> Any:
-        """Leave the ids out of what a model is evaluated on."""
-        return step(model, self._tap.without_ids(inputs), *args, **more)
+        self._place = Place(trainer, self, around, left=self._tap.close)
 
     def _train(
         self, train: Callable[..., Any], resume_from_checkpoint: Any = None, *args: Any, **more: Any
     ) -> Any:
-        if not self._is_added:
-            if not self._added:
-                raise RuntimeError(
-                    "`trainer` must have the GWACallback that was made for it, got none; say "
-                    "trainer.add_callback(gwa) with the one that was made last"
-                )
-            # It was taken out of the handler, past the trainer.
-            self._detach()
+        if not self._place.begin():
             return train(resume_from_checkpoint, *args, **more)
-        self._added = True
-        handler = self.trainer.callback_handler
-        while handler.callbacks.count(self) > 1:
-            handler.callbacks.remove(self)
         own, found = self.trainer.args, resume_from_checkpoint
         if found is True:
             found = get_last_checkpoint(own.output_dir)  # type: ignore[no-untyped-call]
@@ -277,13 +216,8 @@ class GWACallback(Watched, TrainerCallback):
         **more: Any,
     ) -> TrainerControl:
         """Watch the head, and take over the state of a checkpoint."""
-        if self.num_samples is not None and getattr(args, "packing", False):
-            raise ValueError(
-                f"`num_samples` must be None with packing=True, got {self.num_samples}; a packed "
-                "row has parts of several samples, and no number of its own. There is GWA without "
-                "scores by sample"
-            )
-        head = self._resolve(model)
+        check_packing(args, self.num_samples)
+        head = head_of(model, self._head)
         options = dict(self._options)
         if "loss" not in options:
             options["loss"] = loss_of(model, head_size(head)[0])
@@ -295,7 +229,7 @@ class GWACallback(Watched, TrainerCallback):
         self.stopper = begin_stopper(
             self.rule, None if endless else state.num_train_epochs, self.monitor
         )
-        self._batches, self._undecided = _length(train_dataloader), None
+        self._batches, self._undecided = length_of(train_dataloader), None
         keep = self.run_folder is not None
         self._tap.open(self.monitor, train_dataloader, keep_labels=keep)
         if self._resumed is not None:
@@ -304,20 +238,6 @@ class GWACallback(Watched, TrainerCallback):
         elif self.run_folder is not None:
             check_new_run(self.run_folder)
         return control
-
-    def _resolve(self, model: Any) -> Any:
-        """Return the head, or say what PEFT has made of it."""
-        try:
-            return resolve_head(self._head, bare(model))
-        except ValueError as error:
-            configs = getattr(model, "peft_config", {})
-            several = configs.values() if isinstance(configs, dict) else ()
-            if not any(getattr(config, "trainable_token_indices", None) for config in several):
-                raise
-            raise ValueError(
-                f"{error}. Here `trainable_token_indices` also trains rows of the head, which is "
-                "tied to the embedding; untie them, or train the embedding by `modules_to_save`"
-            ) from error
 
     def _restore(
         self,
@@ -333,8 +253,7 @@ class GWACallback(Watched, TrainerCallback):
             # The trainer begins that epoch again.
             kept["monitor"]["epoch"] = None
         monitor.load_state_dict(kept["monitor"])
-        if self._tap.labels is not None and kept.get("labels") is not None:
-            self._tap.labels.see(kept["labels"], torch.arange(self._tap.labels.num_samples))
+        self._tap.load_labels(kept.get("labels"))
         if (stopper is None) != (kept["stopper"] is None):
             raise ValueError(
                 f"`rule` must be the one of the resumed run, got {self.rule!r}; the run began "
@@ -388,7 +307,7 @@ class GWACallback(Watched, TrainerCallback):
         self._hooked.end_epoch(step=state.global_step, batches=self._batches)
         self._tap.fresh = False
         if self.run_folder is not None:
-            self._hooked.save(self.run_folder, targets=self._given())
+            self._hooked.save(self.run_folder, targets=self._tap.given_labels())
         # The row of the epoch then has what the rule says of it.
         at_once = self.stopper is not None and self._signal in self._record()
         if at_once:
@@ -418,21 +337,6 @@ class GWACallback(Watched, TrainerCallback):
                 step=state.global_step,
                 epoch=self.history[-1].epoch,
             )
-
-    def _given(self) -> torch.Tensor | None:
-        """Return the label of each sample the first time that all of them are wanted."""
-        seen, self._tap.labels = self._tap.labels, None
-        if seen is None:
-            return None
-        labels, monitor = seen.value, self._hooked
-        column = label_column(self.trainer.train_dataset, self.trainer.label_names, self._tap.ids)
-        if column is not None:
-            # Some rows may not be in the first epoch.
-            whole = SeenLabels(seen.num_samples)
-            whole.see(*map(torch.tensor, column))
-            labels = torch.where(labels < 0, whole.value.to(labels.device), labels)
-        # The largest of all ranks; every one of them takes part.
-        return seen.complete(-minimum(-labels, monitor.process_group), monitor.options.classes)
 
     @property
     def _signal(self) -> str:
@@ -523,11 +427,3 @@ class GWACallback(Watched, TrainerCallback):
                 "labels": None if self._tap.labels is None else self._tap.labels.value.cpu(),
             }
             write_state(kept, self._checkpoint(state))
-
-
-def _length(loader: Any) -> int | None:
-    """Return the number of batches of a loader, or None where it has no length."""
-    try:
-        return len(loader)
-    except TypeError:
-        return None

@@ -177,6 +177,9 @@ def _check_shapes(
     for name, x in given.items():
         if (name in needed or x is not None) and not hasattr(x, "shape"):
             raise TypeError(f"`{name}` must be an array, got {type(x).__name__}")
+    for name in ("latents", "kernel"):
+        if not jnp.issubdtype(needed[name].dtype, jnp.floating):
+            raise TypeError(f"`{name}` must be floating point, got {needed[name].dtype}")
     if kernel.ndim != 2 or latents.ndim < 1 or kernel.shape[0] != latents.shape[-1]:
         d = latents.shape[-1] if latents.ndim else "D"
         turned = kernel.ndim == 2 and kernel.shape[1] == d
@@ -296,9 +299,8 @@ def _flat_scores(
         return found
 
     of_loss: Any = targets if logit_gradients is None else logit_gradients
-    of_loss = of_loss.reshape(rows) if of_loss.size == rows else of_loss.reshape(rows, classes)
-    if logit_gradients is not None:
-        of_loss = of_loss.reshape(rows, classes)
+    numbers = logit_gradients is None and of_loss.size == rows
+    of_loss = of_loss.reshape(rows) if numbers else of_loss.reshape(rows, classes)
     step = max(1, BLOCK_BYTES // (classes * wide.itemsize))
     # Whole tiles of a matrix product.
     step = step // 128 * 128 or step

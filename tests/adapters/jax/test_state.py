@@ -732,6 +732,8 @@ def test_other_arguments_that_do_not_fit():
     latents, kernel, _, labels = batch()
     with pytest.raises(TypeError, match="`targets` must be an array, got list"):
         gwa_jax.head_scores(latents=latents, kernel=kernel, targets=[0] * N)
+    with pytest.raises(TypeError, match="`latents` must be floating point, got int32"):
+        gwa_jax.head_scores(latents=latents.astype(int), kernel=kernel, targets=labels)
     with pytest.raises(ValueError, match="`loss` must be one of"):
         gwa_jax.head_scores(latents=latents, kernel=kernel, targets=labels, loss="hinge")
     with pytest.raises(ValueError, match="`where` must be boolean"):

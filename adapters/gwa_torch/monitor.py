@@ -177,7 +177,7 @@ class GWAMonitor:
         self._nothing = "call `update` for every batch, and train with the model in train mode"
         self._capture = Capture(linear, sketch=self.sketch, gradients=residual != "formula")
         self._residuals = Residuals(
-            residual, self._capture, self._keeper, self._score, lambda: self.options
+            residual, self._capture, self._keeper, self._score, self._current_options
         )
         self._loss_hook = None
         # The output that the criterion was called with last.
@@ -283,6 +283,10 @@ class GWAMonitor:
                 self._followed.follow(forward, flat.part(start, stop))
                 start = stop
         self._residuals.put(forwards, flat)
+
+    def _current_options(self) -> _targets.LossOptions:
+        """Return the options, which a trainer may learn in the first pass."""
+        return self.options
 
     def _score(self, forward: Forward, flat: _targets.Flat) -> torch.Tensor:
         logits = forward.logits.reshape(-1, forward.logits.shape[-1])

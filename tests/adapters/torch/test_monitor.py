@@ -330,6 +330,7 @@ class TestMemory:
 
     def test_a_stream_keeps_moments_only(self, monkeypatch):
         monkeypatch.setattr("gwa_torch._epoch.FOLD", 16)
+        monkeypatch.setattr("gwa_torch._stage.BYTES", 0)
         model = network()
         folded, whole = GWAMonitor(model.head), GWAMonitor(model.head, 40)
         x, y = batch(40)

@@ -55,7 +55,7 @@ class Tap:
         self.fresh = self.looked = False
         # Where they are wanted.
         self.labels: SeenLabels | None = None
-        self._body: nn.Module | None = None
+        self._passes = Passes()
         self._methods = Methods(trainer)
         self._columns: list[str] | None = None
 
@@ -89,7 +89,7 @@ class Tap:
         """
         self.close()
         self.monitor, self.fresh, self.looked = monitor, False, False
-        self._body = body_of(self.trainer.model, monitor.head)
+        self._passes = Passes(body_of(self.trainer.model, monitor.head))
         size = monitor.num_samples
         self.labels = SeenLabels(size) if keep_labels and size is not None else None
         if self.ids is not None and size is not None:
@@ -149,7 +149,7 @@ class Tap:
         # On the way to the loss the labels may be taken out, and other things put in.
         given, keys = dict(inputs), ", ".join(sorted(inputs))
         name, labels = label_of(self.trainer.label_names, given)
-        with Passes(model, self._body) as passes:
+        with self._passes.of(model):
             result = compute(model, inputs, *args, **more)
         if not isinstance(labels, torch.Tensor):
             raise ValueError(  # noqa: TRY004
@@ -163,7 +163,8 @@ class Tap:
                 "set return the number of the sample, and the collator pass it on. Rows of a data "
                 "set with a length are numbered without that, a stream has no numbers"
             )
-        self._measure(self.monitor, given, labels, ids, passes)
+        self._measure(self.monitor, given, labels, ids)
+        self._passes.forget()
         return result
 
     def _measure(
@@ -172,9 +173,8 @@ class Tap:
         inputs: Mapping[str, Any],
         labels: torch.Tensor,
         ids: torch.Tensor | None,
-        passes: Passes,
     ) -> None:
-        model, waiting = self.trainer.model, monitor._capture.waiting
+        model, waiting, passes = self.trainer.model, monitor._capture.waiting, self._passes
         if self.infer and not self.looked:
             # The model has found out in this very pass, where it did not know before.
             monitor.options = monitor.options._replace(loss=loss_of(model, monitor.options.classes))

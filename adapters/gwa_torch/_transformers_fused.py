@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -24,16 +25,24 @@ BLOCK_BYTES = 64 * 1024 * 1024
 
 
 def body_of(model: Any, head: nn.Module) -> nn.Module | None:
-    """Return what a language model has before its head, or None where that is not known."""
+    """Return what a language model has before a head that TRL has fused, elsewhere None."""
     inner = bare(model)
+    # TRL puts it on the model, with the signature of what was there.
+    forward = vars(inner).get("forward")
+    if forward is None or not _has_option(forward, "fused_lm_head"):
+        return None
     body = getattr(inner, "base_model", None)
     answer = getattr(inner, "get_output_embeddings", lambda: None)()
     return body if answer is head and isinstance(body, nn.Module) and body is not inner else None
 
 
+def _has_option(function: Any, name: str) -> bool:
+    return name in inspect.signature(function, follow_wrapped=False).parameters
+
+
 def is_fused(passes: Passes) -> bool:
     """Tell whether the passes were of TRL's fused head, which has probabilities and no logits."""
-    return len(passes.latents) == 1 and passes.field("log_probs") is not None
+    return passes.latents is not None and passes.field("log_probs") is not None
 
 
 class Change(NamedTuple):
@@ -114,11 +123,12 @@ def score_fused(
             f"`signals` must be left out here, got {', '.join(monitor.signals.names)}; they need "
             "logits, and the fused head of this trainer makes none"
         )
-    said = passes.field("log_probs")
-    assert said is not None  # noqa: S101  # asked before
+    latents, said = passes.latents, passes.field("log_probs")
+    assert latents is not None  # noqa: S101  # asked before
+    assert said is not None  # noqa: S101
     # There may be one column less: nothing follows the last token.
     width = said.shape[1]
-    latents, targets = passes.latents[0][:, :width], targets[:, :width]
+    latents, targets = latents[:, :width], targets[:, :width]
     counted = targets != monitor.options.ignore_index
     ids = None if ids is None else ids[:, :width][counted]
     latents, targets = latents[counted.to(latents.device)], targets[counted].to(latents.device)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Self
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,26 +17,40 @@ class Passes:
 
     Parameters
     ----------
-    model : Module
-        The model as the trainer calls it, also wrapped.
     body : Module or None
         What comes before its head, where the head may be called by nobody.
     """
 
-    def __init__(self, model: nn.Module, body: nn.Module | None = None) -> None:
-        self.outputs: list[Any] = []
-        # Of each pass of the body.
-        self.latents: list[torch.Tensor] = []
-        self._places = [(model, self._see)] + ([] if body is None else [(body, self._see_body)])
-        self._hooks: list[Any] = []
+    def __init__(self, body: nn.Module | None = None) -> None:
+        self._body = body
+        # Single values, which compiled code may write.
+        self._outputs: Any = None
+        self._latents: torch.Tensor | None = None
+        self._count = self._body_count = 0
 
-    def __enter__(self) -> Self:
-        self._hooks = [module.register_forward_hook(see) for module, see in self._places]
-        return self
+    @contextmanager
+    def of(self, model: nn.Module) -> Iterator[None]:
+        """See the passes within the ``with`` block.
 
-    def __exit__(self, *error: object) -> None:
-        for hook in self._hooks:
-            hook.remove()
+        Parameters
+        ----------
+        model : Module
+            The model as the trainer calls it, also wrapped.
+        """
+        self.forget()
+        hooks = [model.register_forward_hook(self._see)]
+        if self._body is not None:
+            hooks.append(self._body.register_forward_hook(self._see_body))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def forget(self) -> None:
+        """Let go of what was seen."""
+        self._outputs = self._latents = None
+        self._count = self._body_count = 0
 
     @property
     def logits(self) -> torch.Tensor | None:
@@ -43,18 +58,25 @@ class Passes:
         logits = self.field("logits")
         return None if logits is None else logits.detach()
 
+    @property
+    def latents(self) -> torch.Tensor | None:
+        """What the body made, where it was called once."""
+        return self._latents if self._body_count == 1 else None
+
     def field(self, name: str) -> torch.Tensor | None:
         """Return a tensor of what the model hands out, where it was called once."""
-        outputs = self.outputs[0] if len(self.outputs) == 1 else None
+        outputs = self._outputs if self._count == 1 else None
         found = outputs.get(name) if isinstance(outputs, Mapping) else None
         return found if isinstance(found, torch.Tensor) else None
 
     def _see(self, module: nn.Module, args: Any, outputs: Any) -> None:
         # A pass without gradients makes numbers for a log.
         if torch.is_grad_enabled():
-            self.outputs.append(outputs)
+            self._outputs = outputs
+            self._count += 1
 
     def _see_body(self, module: nn.Module, args: Any, outputs: Any) -> None:
         last = getattr(outputs, "last_hidden_state", None)
-        if torch.is_grad_enabled() and isinstance(last, torch.Tensor):
-            self.latents.append(last.detach())
+        if torch.is_grad_enabled() and last is not None:
+            self._latents = last.detach()
+            self._body_count += 1

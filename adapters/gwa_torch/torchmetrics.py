@@ -6,9 +6,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from gwa_core import EpochSummary, Moments, summarize
+from gwa_core import EpochSummary, Moments, alignment_scores, summarize
 from gwa_torch._checks import check_integer, check_real
 from gwa_torch._epoch import pack, unpack
 from gwa_torch._targets import LossOptions, flatten
@@ -22,6 +23,9 @@ except ImportError as error:
     ) from error
 
 __all__ = ["GradientWeightAlignment"]
+
+# Classes whose logits are compared with those of the head.
+LOOKED_AT = 1024
 
 
 class GradientWeightAlignment(Metric):
@@ -63,7 +67,8 @@ class GradientWeightAlignment(Metric):
     Notes
     -----
     Cost a batch: one read of logits and latents, one of the weight, and about 230 operations on a
-    few numbers, which merge the moments. Nothing waits for the device until `compute`.
+    few numbers, which merge the moments. After the first batch, of which a row is looked at,
+    nothing waits for the device until `compute`.
 
     Two of these in one ``MetricCollection`` that differ in `ignore_index` alone need
     ``compute_groups=False``: metrics whose states are equal after the first batch are taken to be
@@ -109,6 +114,8 @@ class GradientWeightAlignment(Metric):
         self.ignore_index = ignore_index
         # A buffer follows the metric to its device, and is not of its state.
         self.register_buffer("class_weights", class_weights, persistent=False)
+        # Whether the logits were seen to be the head's.
+        self._looked = False
         # The number of classes comes with the first batch; all else is refused here.
         self._loss_options(2 if class_weights is None else class_weights.numel())
         self.add_state("moments", default=_nothing(self.device), dist_reduce_fx=_merge)
@@ -154,9 +161,11 @@ class GradientWeightAlignment(Metric):
         Raises
         ------
         TypeError, ValueError
-            On shapes, dtypes and devices that do not fit; the state is unchanged then.
+            On shapes, dtypes and devices that do not fit, and on a first batch whose `preds` are not
+            the logits of that head; the state is unchanged then.
         """
         self._check(preds, latents, weight)
+        self._look(preds, latents, weight, bias)
         options = self._loss_options(preds.shape[-1])
         flat = flatten(target, None, None, options)
         if flat.samples != preds.numel() // preds.shape[-1]:
@@ -201,6 +210,38 @@ class GradientWeightAlignment(Metric):
                 f"`latents` must be on the device of the metric, {self.moments.device}, got "
                 f"{latents.device}; call metric.to({str(latents.device)!r})"
             )
+
+    def _look(
+        self,
+        preds: torch.Tensor,
+        latents: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> None:
+        """See once that the logits are those of the head: probabilities would score in silence."""
+        rows = preds.numel() // preds.shape[-1]
+        # A shard has no row to look at.
+        if self._looked or not rows or hasattr(weight, "full_tensor"):
+            return
+        some = slice(0, LOOKED_AT)
+        logits, latent, head, shift = (
+            None if x is None else x.detach().double().cpu().numpy()
+            for x in (
+                preds.reshape(-1, preds.shape[-1])[:1, some],
+                latents.reshape(-1, weight.shape[1])[:1],
+                weight[some],
+                None if bias is None or bias.ndim != 1 else bias[some],
+            )
+        )
+        target: dict[str, Any] = {"targets": np.zeros(1, dtype=np.int64)}
+        if self.loss == "binary_cross_entropy":
+            target = {"targets": np.zeros_like(logits), "loss": self.loss}
+        try:
+            alignment_scores(latents=latent, weight=head, logits=logits, bias=shift, **target)
+        except ValueError as error:
+            text = str(error).replace("`logits`", "`preds`")
+            raise ValueError(f"{text}; probabilities instead of logits") from error
+        self._looked = True
 
     def compute(self) -> torch.Tensor:
         """Return GWA of all batches since `reset`, over all processes.

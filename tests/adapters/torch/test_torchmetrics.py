@@ -95,7 +95,7 @@ def test_it_is_the_number_of_the_monitor(name, tokens):
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
     metric = GradientWeightAlignment(**options)
-    with GWAMonitor(model.head, **options) as monitor:
+    with GWAMonitor(model.head, **options, residual="formula") as monitor:
         for rows in (12, 6, 20):
             x, target = torch.randn(rows, 8), TARGETS[kind](rows)
             if tokens:
@@ -109,10 +109,11 @@ def test_it_is_the_number_of_the_monitor(name, tokens):
             optimizer.step()
             monitor.update(target)
         want = monitor.end_epoch()
+    # On a CPU the monitor scores the rows of several small batches together.
     assert want.count == (31 if "ignored" in name else 38)
-    assert_allclose(numbers(metric.summary()), numbers(want), rtol=1e-12)
+    assert_allclose(numbers(metric.summary()), numbers(want), rtol=1e-5)
     assert metric.summary()[:2] == want[:2]
-    assert_allclose(float(metric.compute()), want.gwa, rtol=1e-12)
+    assert_allclose(float(metric.compute()), want.gwa, rtol=1e-5)
     assert metric.compute().shape == ()
 
 
@@ -130,11 +131,11 @@ def test_one_output_without_bias_is_the_number_of_the_monitor():
     head = torch.nn.Linear(FEATURES, 1, bias=False)
     latents, target = torch.randn(9, FEATURES), torch.arange(9) % 2
     metric = GradientWeightAlignment(loss="binary_cross_entropy")
-    with GWAMonitor(head, loss="binary_cross_entropy") as monitor:
+    with GWAMonitor(head, loss="binary_cross_entropy", residual="formula") as monitor:
         metric.update(head(latents), target, latents=latents, weight=head.weight)
         monitor.update(target)
         want = monitor.end_epoch()
-    assert_allclose(numbers(metric.summary()), numbers(want), rtol=1e-12)
+    assert_allclose(numbers(metric.summary()), numbers(want), rtol=1e-5)
     assert metric.summary()[:2] == want[:2]
 
 
@@ -296,6 +297,22 @@ def test_scores_that_are_not_finite_are_counted():
     metric.update(preds, target, latents=latents, **given)
     metric.merge_state(fed([1]))
     assert metric.summary()[2:4] == (10 + 9, 1)
+
+
+@pytest.mark.parametrize("change", ["probabilities", "temperature", "bias", "kernel"])
+def test_logits_of_something_else_are_refused(change):
+    """Probabilities, what torchmetrics is used to, would have got a number and no word."""
+    (preds, target), given = inputs()
+    if change == "bias":
+        given["bias"] = None
+    elif change == "kernel":
+        given["weight"] = given["weight"].flip(0)
+    else:
+        preds = preds.softmax(1) if change == "probabilities" else preds / 0.07
+    metric = GradientWeightAlignment()
+    with pytest.raises(ValueError, match=r"`preds` must be latents @ weight.T \+ bias.*probabilit"):
+        metric.update(preds, target, **given)
+    assert metric.moments[0] == 0
 
 
 BAD = {

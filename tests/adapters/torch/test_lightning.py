@@ -665,6 +665,29 @@ def test_weights_that_are_averaged_at_the_end(tmp_path):
     assert len(callback.history) == 3
 
 
+class Sharpened(Net):
+    """A temperature after the head, which no option of the callback knows."""
+
+    def training_step(self, batch, batch_idx):
+        return F.cross_entropy(self(batch[0]) / 0.2, batch[1])
+
+
+def test_another_loss_is_found_in_the_gradient(tmp_path):
+    told = GWACallback("head", ROWS, residual="backward")
+    trainer(tmp_path, told, max_epochs=2).fit(Sharpened(), Loader())
+    different = pytest.warns(UserWarning, match="is not the gradient of your loss")
+    save = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=4)
+    killed = GWACallback("head", ROWS)
+    with different, pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path, killed, save, Kill(15)).fit(Sharpened(), Loader())
+    assert killed.monitor.residual == "backward"
+    # The change is part of the state, and is said once.
+    callback = GWACallback("head", ROWS)
+    fit = trainer(tmp_path, callback, max_epochs=2)
+    fit.fit(Sharpened(), Loader(), ckpt_path=tmp_path / "last.ckpt")
+    assert callback.history == told.history
+
+
 class Closures(Net):
     def configure_optimizers(self):
         return torch.optim.LBFGS(self.parameters(), 0.1, max_iter=4)

@@ -24,7 +24,7 @@ from gwa_torch._transformers_targets import (
 from gwa_torch.heads import resolve_head
 from gwa_torch.monitor import GWAMonitor
 
-__all__ = ["Tap", "check_packing", "head_of", "length_of", "loss_of"]
+__all__ = ["Tap", "check_run", "head_of", "length_of", "loss_of"]
 
 
 class Tap:
@@ -196,8 +196,13 @@ class Tap:
         self.fresh = self.looked = True
 
 
-def check_packing(args: Any, num_samples: int | None) -> None:
-    """Refuse numbers of rows that have none."""
+def check_run(trainer: Any, args: Any, state: Any, num_samples: int | None) -> None:
+    """Refuse a run of another trainer, and numbers of rows that have none."""
+    if state is not trainer.state:
+        raise RuntimeError(
+            "`trainer` must be the one that trains, got another one; make a callback for each: "
+            "trainer.add_callback(GWACallback(trainer))"
+        )
     if num_samples is not None and getattr(args, "packing", False):
         raise ValueError(
             f"`num_samples` must be None with packing=True, got {num_samples}; a packed row has "

@@ -32,7 +32,7 @@ try:
     from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
 
     from gwa_torch._checkpoints import checkpoint_beside, load_renamed, read_state, write_state
-    from gwa_torch._transformers import Tap, check_packing, head_of, length_of, loss_of
+    from gwa_torch._transformers import Tap, check_run, head_of, length_of, loss_of
     from gwa_torch._transformers_place import Place
 except ImportError as error:
     raise ImportError(
@@ -63,8 +63,8 @@ class GWACallback(Watched, TrainerCallback):
     head : Linear, 1×1 convolution, str or None
         The head, its dotted name in the model, or None to look for it by `find_head`.
     num_samples : int, optional
-        N, the size of the training set; then every batch has ids, and scores are kept by sample.
-        Without it only moments are kept.
+        N, the size of the training set; then scores are kept by sample. For labels by token it is
+        rows times places in a row. Without it only moments are kept.
     rule : Rule, optional
         A stopping rule such as ``MaxSeparation(patience=3)``: it stops the training. It watches a
         number of the summary, one of ``signals``, or a metric of the trainer's log:
@@ -75,14 +75,15 @@ class GWACallback(Watched, TrainerCallback):
     prefix : str
         Put before the names that are logged, default nothing.
     ids : str
-        Name of the column of sample numbers, default ``"ids"``. The trainer is told to keep it, and
-        the model does not get to see it.
+        Name of the column of sample numbers, default ``"ids"``. Without that column a sample has
+        the number of its row in ``trainer.train_dataset``. The model does not get to see it.
     run_folder : path, optional
         Write each epoch to this run folder (see `gwa_offline.RunFolder`).
     **options : Any
-        Further options of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``,
-        ``ignore_index``, ``sketch``, ``beta``, ``every``, ``signals``, ``process_group``. Loss
-        and label smoothing are read from the model and the trainer where you do not say.
+        Further options of `GWAMonitor`: ``residual``, ``loss``, ``label_smoothing``,
+        ``class_weights``, ``ignore_index``, ``sketch``, ``beta``, ``every``, ``signals``,
+        ``process_group``. Loss and label smoothing are read from the model and the trainer where
+        you do not say.
 
     Attributes
     ----------
@@ -216,7 +217,7 @@ class GWACallback(Watched, TrainerCallback):
         **more: Any,
     ) -> TrainerControl:
         """Watch the head, and take over the state of a checkpoint."""
-        check_packing(args, self.num_samples)
+        check_run(self.trainer, args, state, self.num_samples)
         head = head_of(model, self._head)
         options = dict(self._options)
         if "loss" not in options:

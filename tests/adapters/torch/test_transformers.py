@@ -435,6 +435,29 @@ def test_the_rule_stops_and_the_best_epoch_is_restored(name, saving, limit, tmp_
     assert f"checkpoint-{2 * STEPS}" in folders
     assert limit is None or len(folders) <= limit
     assert trainer.state.best_metric == gwa.history[1].gwa
+    assert [row.get("gwa_best_epoch") for row in logged(trainer)] == [None, 1, 1, 1]
+    assert all(
+        row["gwa_healthy"] == s.healthy for row, s in zip(logged(trainer), gwa.history, strict=True)
+    )
+
+
+@pytest.mark.slow
+def test_a_tracker_shows_the_scores(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    trainer = make(tmp_path, num_train_epochs=2, report_to=["tensorboard"])
+    gwa = watch(trainer, ROWS)
+    trainer.train()
+    (folder,) = {path.parent for path in tmp_path.rglob("events.out.*")}
+    seen = EventAccumulator(str(folder), {"histograms": 0}).Reload()
+    shown = seen.Histograms("train/gwa_scores")
+    assert [event.step for event in shown] == [STEPS, 2 * STEPS]
+    assert shown[-1].histogram_value.num == ROWS
+    assert shown[-1].histogram_value.max == pytest.approx(float(gwa.scores.max()))
+    assert [event.value for event in seen.Scalars("train/gwa")] == pytest.approx(
+        [summary.gwa for summary in gwa.history]
+    )
 
 
 def test_a_rule_may_stop_only(tmp_path):
@@ -970,6 +993,34 @@ def test_ids_of_another_name_and_kept_columns(tmp_path):
     assert gwa.history[0].count == ROWS
 
 
+class Capped(GPT2LMHeadModel):
+    """A soft cap that bends every logit."""
+
+    def forward(self, input_ids=None, labels=None, num_items_in_batch=None):
+        out = super().forward(input_ids)
+        out.logits = torch.tanh(out.logits / 0.1) * 0.1
+        out.loss = self.loss_function(out.logits, labels, vocab_size=WORDS)
+        return out
+
+
+def test_logits_that_the_model_changes(tmp_path):
+    made = make(tmp_path, "causal", num_train_epochs=1)
+    trainer = Trainer(gpt(Capped), made.args, train_dataset=made.train_dataset)
+    recorder = Recorder(trainer, trainer.model.lm_head)
+    gwa = watch(trainer, trainer.train_dataset.ids.numel())
+    with pytest.warns(UserWarning, match="a temperature, scale or soft cap after the head"):
+        trainer.train()
+    for (latents, weight, _), batch in zip(recorder.passes, recorder.batches, strict=True):
+        targets, weight = following(batch), weight.double().requires_grad_()
+        # One of each batch.
+        row, place = (targets != -100).nonzero()[0]
+        logits = torch.tanh(latents[row, place].double() @ weight.T / 0.1) * 0.1
+        loss = F.cross_entropy(logits, targets[row, place])
+        (gradient,) = torch.autograd.grad(loss, weight)
+        wanted = F.cosine_similarity(-gradient.flatten(), weight.flatten(), dim=0)
+        assert_allclose(gwa.scores[batch["ids"][row, place]], wanted.detach(), atol=1e-5)
+
+
 def test_models_that_are_not_watched(tmp_path):
     for config, message in [
         ({"num_labels": 1}, "`problem_type` must be a classification, got None and 1 outputs"),
@@ -987,13 +1038,6 @@ def test_models_that_are_not_watched(tmp_path):
     watch(trainer)
     with pytest.raises(ValueError, match="`labels` must be in every training batch"):
         trainer.train()
-
-    class Capped(GPT2LMHeadModel):
-        def forward(self, input_ids=None, labels=None, num_items_in_batch=None):
-            out = super().forward(input_ids)
-            out.logits = torch.tanh(out.logits / 0.1) * 0.1
-            out.loss = self.loss_function(out.logits, labels, vocab_size=WORDS)
-            return out
 
     trainer = make(tmp_path, "causal", ids=False)
     trainer = Trainer(gpt(Capped), trainer.args, train_dataset=trainer.train_dataset)
@@ -1381,6 +1425,10 @@ def test_misuse_is_told(tmp_path):
     GWACallback(trainer)
     with pytest.raises(RuntimeError, match=r"trainer\.add_callback"):
         trainer.train()
+    other = make(tmp_path)
+    other.add_callback(watch(make(tmp_path)))
+    with pytest.raises(RuntimeError, match="`trainer` must be the one that trains, got another"):
+        other.train()
     best = {"load_best_model_at_end": True, "eval_strategy": "epoch", "save_strategy": "epoch"}
     trainer = make(tmp_path, eval_dataset=Rows(), **best)
     with pytest.raises(ValueError, match="`metric_for_best_model` must be None where a rule"):

@@ -17,7 +17,15 @@ from gwa_torch._gradients import CompiledTap, Picked, Slots, SlotTap, Tap
 from gwa_torch.heads import Head, head_device, head_weight, rows_last
 from gwa_torch.scoring import frobenius_norm
 
-__all__ = ["Capture", "Forward", "Listener", "Recent", "same_memory", "whole"]
+__all__ = [
+    "NOTHING_WAITS",
+    "Capture",
+    "Forward",
+    "Listener",
+    "Recent",
+    "same_memory",
+    "whole",
+]
 
 # A loop that never asks for the scores must not fill the memory.
 MOST_WAITING = 256

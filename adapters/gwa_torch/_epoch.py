@@ -16,6 +16,9 @@ __all__ = ["BySample", "ByStream", "pack", "unpack"]
 
 NEVER = torch.iinfo(torch.int64).max
 
+# What the high half of an integer can count.
+MOST_ROWS = 1 << 31
+
 # Scores of a stream wait until this many have come: 1 MiB, and one fold in a few hundred steps.
 FOLD = 1 << 18
 
@@ -50,6 +53,8 @@ class BySample:
         """Add a batch."""
         # The order of one process that draws what the ranks of a distributed sampler draw in turn.
         rank, world = position(group)
+        if (self.rows + scores.shape[0]) * world > MOST_ROWS - world:
+            self._forget_order()
         begin, self.rows = self.rows, self.rows + scores.shape[0]
         scores = scores.float()
         if has_triton(scores.device):
@@ -65,6 +70,12 @@ class BySample:
         bits = scores.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
         slots = torch.where(counted, ids, spare)
         self.first.scatter_reduce_(0, slots, (order << 32) | bits, "amin")
+
+    def _forget_order(self) -> None:
+        """Make all that were seen the earliest, and count the rows from one again."""
+        bits = self.first & 0xFFFFFFFF
+        self.first = torch.where(self.first == NEVER, NEVER, bits)
+        self.rows = 1
 
     @property
     def device(self) -> torch.device:

@@ -65,7 +65,7 @@ def check_residual(residual: str) -> None:
 def _warn(message: str) -> None:
     """Warn at the line of the user that led here."""
     frame, level = sys._getframe(1), 1
-    while frame.f_back is not None and frame.f_globals["__name__"].startswith("gwa_torch"):
+    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("gwa_torch", "torch"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
 
@@ -151,7 +151,8 @@ class Residuals:
         """Score a batch now, or when its gradient has come."""
         parts, start = [], 0
         for forward in forwards:
-            parts.append((forward, flat.part(start, start + forward.samples)))
+            part = flat if len(forwards) == 1 else flat.part(start, start + forward.samples)
+            parts.append((forward, part))
             start += forward.samples
         self._keeper.count(flat.samples)
         self._batches += 1
@@ -159,7 +160,7 @@ class Residuals:
             self._by_formula(parts, flat)
         if self.used == "backward" or (self._auto and self._capture.tapping):
             self._wait(parts, flat)
-        self._capture.tapping = not self._auto or self._is_due()
+        self._capture.tapping = self.used == "backward" or (self._auto and self._is_due())
 
     def _is_due(self) -> bool:
         """Whether the next batch is checked."""

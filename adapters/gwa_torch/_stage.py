@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import torch
 
 from gwa_core import alignment_from_logits
@@ -30,9 +32,9 @@ class Stage:
     def __init__(self, options: Callable[[], LossOptions]) -> None:
         self._options = options
         self.rows = 0
-        self._buffers: dict[str, torch.Tensor] = {}
-        self._used: LossOptions | None = None
-        self._parts = ""
+        # NumPy's, whose copies of a few rows cost less.
+        self._buffers: dict[str, np.ndarray[Any, Any]] = {}
+        self._given: tuple[bool, ...] = ()
 
     def fits(self, forward: Forward, flat: Flat) -> bool:
         """Tell whether a batch is small, on the host, and has class numbers alone."""
@@ -55,57 +57,63 @@ class Stage:
         if not self.rows:
             return False
         room = self._buffers["logits"].shape[0] - self.rows
-        return flat.samples > room or self._kind(forward, flat) != self._parts
-
-    @staticmethod
-    def _kind(forward: Forward, flat: Flat) -> str:
-        given = {"bias": forward.bias, "ids": flat.ids, "where": flat.where}
-        return " ".join(name for name, x in given.items() if x is not None)
+        return flat.samples > room or _given(forward, flat) != self._given
 
     def put(self, forward: Forward, flat: Flat) -> None:
         """Copy a batch; `full_for` was asked before."""
-        classes = forward.logits.shape[-1]
+        logits = forward.logits.reshape(-1, forward.logits.shape[-1])
         if not self._buffers:
-            most = BYTES // (4 * classes)
-            self._buffers = {
-                "logits": torch.empty(most, classes),
-                "bias": torch.empty(most, classes),
-                "norms": torch.empty(most),
-                "targets": torch.empty(most, dtype=torch.int64),
-                "ids": torch.empty(most, dtype=torch.int64),
-                "where": torch.empty(most, dtype=torch.bool),
-            }
-        to = slice(self.rows, self.rows + flat.samples)
-        into = self._buffers
-        into["logits"][to] = forward.logits.reshape(-1, classes)
+            self._buffers = _buffers(logits.shape[1])
+        into, to = self._buffers, slice(self.rows, self.rows + flat.samples)
+        into["logits"][to] = logits.numpy()
         norms = torch.linalg.vector_norm(forward.latents, dim=-1).reshape(-1)
-        torch.mul(norms, forward.weight_norm, out=into["norms"][to])
-        for name, x in {"targets": flat.targets, "ids": flat.ids, "where": flat.where}.items():
-            if x is not None:
-                into[name][to] = x
+        np.multiply(norms.numpy(), forward.weight_norm.item(), out=into["norms"][to])
+        into["targets"][to] = flat.targets.numpy()
+        if flat.ids is not None:
+            into["ids"][to] = flat.ids.numpy()
+        if flat.where is not None:
+            into["where"][to] = flat.where.numpy()
         if forward.bias is not None:
-            into["bias"][to] = forward.bias
-        self._parts = self._kind(forward, flat)
+            into["bias"][to] = forward.bias.numpy()
+        self._given = _given(forward, flat)
         self.rows = to.stop
 
     def take(self) -> tuple[torch.Tensor, Flat]:
         """Return the scores of all rows, and begin again."""
-        rows, self.rows = slice(0, self.rows), 0
-        part = {name: x[rows] for name, x in self._buffers.items()}
+        part = {name: x[: self.rows] for name, x in self._buffers.items()}
+        has_bias, has_ids, has_where = self._given
+        self.rows = 0
         targets = part["targets"]
-        known = (targets >= 0) & (targets < part["logits"].shape[1])
-        where = part["where"] & known if "where" in self._parts else known
+        where = (targets >= 0) & (targets < part["logits"].shape[1])
+        if has_where:
+            where &= part["where"]
         scores = alignment_from_logits(
-            logits=part["logits"].numpy(),
-            latent_norms=part["norms"].numpy(),
+            logits=part["logits"],
+            latent_norms=part["norms"],
             # The norms are products with ‖W‖ already, which is another one in each step.
             weight_norm=1.0,
-            targets=torch.where(known, targets, 0).numpy(),
-            bias=part["bias"].numpy() if "bias" in self._parts else None,
-            where=where.numpy(),
+            targets=np.where(where, targets, 0),
+            bias=part["bias"] if has_bias else None,
+            where=where,
         )
         return torch.from_numpy(scores), Flat(
-            targets,
-            part["ids"].clone() if "ids" in self._parts else None,
-            part["where"].clone() if "where" in self._parts else None,
+            torch.from_numpy(targets),
+            torch.from_numpy(part["ids"].copy()) if has_ids else None,
+            torch.from_numpy(part["where"].copy()) if has_where else None,
         )
+
+
+def _given(forward: Forward, flat: Flat) -> tuple[bool, ...]:
+    return forward.bias is not None, flat.ids is not None, flat.where is not None
+
+
+def _buffers(classes: int) -> dict[str, np.ndarray[Any, Any]]:
+    rows = max(1, BYTES // (4 * classes))
+    return {
+        "logits": np.empty((rows, classes), np.float32),
+        "bias": np.empty((rows, classes), np.float32),
+        "norms": np.empty(rows, np.float32),
+        "targets": np.empty(rows, np.int64),
+        "ids": np.empty(rows, np.int64),
+        "where": np.empty(rows, np.bool_),
+    }

@@ -13,7 +13,7 @@ from torch import nn
 from gwa_core import EpochSummary, JLSketch
 from gwa_core.signals import TrackedSignals
 from gwa_torch import _targets
-from gwa_torch._capture import Capture, Forward, Listener, Recent, same_memory
+from gwa_torch._capture import NOTHING_WAITS, Capture, Forward, Listener, Recent, same_memory
 from gwa_torch._checks import check_count, check_real
 from gwa_torch._distributed import position
 from gwa_torch._keeper import Keeper
@@ -218,7 +218,7 @@ class GWAMonitor:
 
     def update(
         self,
-        targets: torch.Tensor,
+        targets: torch.Tensor | None,
         ids: torch.Tensor | None = None,
         where: torch.Tensor | None = None,
         *,
@@ -230,7 +230,8 @@ class GWAMonitor:
         ----------
         targets : integer tensor of the samples' shape, or probabilities with classes
             Class numbers (B,), (B, S) for tokens, (B, H, W) for pixels; or probabilities of the
-            shape of the logits (mixup).
+            shape of the logits (mixup). None under ``residual="backward"``, which needs none: each
+            row of the logits is a sample.
         ids : integer tensor, optional
             Sample numbers in 0..num_samples-1, one for each class number. Either every batch has
             them or none.
@@ -257,13 +258,16 @@ class GWAMonitor:
     @torch.no_grad()
     def _update(
         self,
-        targets: torch.Tensor,
+        targets: torch.Tensor | None,
         ids: torch.Tensor | None,
         where: torch.Tensor | None,
         logits: torch.Tensor | None,
     ) -> None:
         try:
-            flat = _targets.flatten(targets, ids, where, self.options, self.head)
+            if targets is None:
+                flat = _targets.flatten(self._rows(logits), ids, where)
+            else:
+                flat = _targets.flatten(targets, ids, where, self.options, self.head)
             self._check_ids(ids)
             self._followed.check(flat, self.options)
         except (TypeError, ValueError):
@@ -283,6 +287,19 @@ class GWAMonitor:
                 self._followed.follow(forward, flat.part(start, stop))
                 start = stop
         self._residuals.put(forwards, flat)
+
+    def _rows(self, logits: torch.Tensor | None) -> torch.Tensor:
+        """Return a place for each row of the last pass, where no targets are needed."""
+        if self._residuals.asked != "backward" or self.signals is not None:
+            raise TypeError(
+                "`targets` must be a tensor, got None; only residual='backward' without signals "
+                "needs none"
+            )
+        waiting = [x.logits for x in self._capture.waiting]
+        made = waiting[-1:] if logits is None else [x for x in waiting if same_memory(x, logits)]
+        if not made:
+            raise RuntimeError(NOTHING_WAITS)
+        return torch.zeros(made[0].shape[:-1], dtype=torch.long, device=made[0].device)
 
     def _current_options(self) -> _targets.LossOptions:
         """Return the options, which a trainer may learn in the first pass."""
@@ -356,10 +373,13 @@ class GWAMonitor:
             raise ValueError(f"`ids` must be integers, got {ids.dtype}")
         size = self.num_samples or 0
         # Looking at ids on a GPU would wait for it; those are counted and refused at the end.
-        if ids.device.type == "cpu" and ids.numel() and not 0 <= ids.min() <= ids.max() < size:
+        if ids.device.type != "cpu" or not ids.numel():
+            return
+        low, high = (int(x) for x in torch.aminmax(ids))
+        if low < 0 or high >= size:
             raise ValueError(
-                f"`ids` must be in 0..{size - 1}, got {ids.min()}..{ids.max()}; ids number the "
-                "whole training set, not the batch"
+                f"`ids` must be in 0..{size - 1}, got {low}..{high}; ids number the whole training "
+                "set, not the batch"
             )
 
     def end_epoch(self, step: int | None = None, *, batches: int | None = None) -> EpochSummary:

@@ -23,7 +23,6 @@ __all__ = ["frobenius_norm", "head_scores"]
 BLOCK_BYTES = 192 * 1024 * 1024
 
 
-@torch.no_grad()
 def frobenius_norm(weight: torch.Tensor) -> torch.Tensor:
     r"""Return the Frobenius norm of a head's weight, of a sharded one too.
 

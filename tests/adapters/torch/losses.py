@@ -623,6 +623,40 @@ def upsampled_backward() -> Trained:
     return epochs(model, upsampled_loss(y), x=x, told=None, ids=ids, residual="backward")
 
 
+# ---- One output, for which there are no classes: only a sigmoid has one, so that is said.
+
+
+def one_output() -> nn.Module:
+    """A network whose head has one output."""
+    model = network()
+    model.head = nn.Linear(FEATURES, 1)
+    return model
+
+
+@loss("regression, by its gradient", "gradient")
+def regression() -> Trained:
+    """Squared error of one output; `residual="backward"` and `update(None, ids)`."""
+    return epochs(
+        one_output(),
+        lambda logits, rows: (logits[:, 0] - LABELS[rows]).square(),
+        told=None,
+        residual="backward",
+        loss=BINARY,
+    )
+
+
+@loss("pairs of preferences, by their gradient", "gradient")
+def preferences() -> Trained:
+    """A reward model; `residual="backward"` and `update(None, ids)`: one score an answer."""
+    return epochs(
+        one_output(),
+        lambda logits, _: -F.logsigmoid(logits[::2, 0] - logits[1::2, 0]),
+        told=None,
+        residual="backward",
+        loss=BINARY,
+    )
+
+
 # ---- Heads.
 
 

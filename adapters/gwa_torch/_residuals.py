@@ -64,7 +64,7 @@ def check_residual(residual: str) -> None:
 
 def _warn(message: str) -> None:
     """Warn at the line of the user that led here."""
-    frame, level = sys._getframe(1), 1
+    frame, level = sys._getframe(1), 2
     while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("gwa_torch", "torch"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)

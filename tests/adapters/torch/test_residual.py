@@ -219,9 +219,7 @@ def test_samples_that_the_loss_does_not_see_have_no_score():
 def test_what_could_not_be_checked_is_said_once():
     model = network()
     monitor = GWAMonitor(model.head, ROWS)
-    with pytest.warns(
-        UserWarning, match=r"no gradient arrived .* say\s+residual='formula'"
-    ) as said:
+    with pytest.warns(UserWarning, match="no gradient arrived") as said:  # noqa: PT031
         for _ in range(2):
             epoch(model, monitor, plain, backward=False)
             monitor.end_epoch()

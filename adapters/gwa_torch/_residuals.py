@@ -316,16 +316,8 @@ class Residuals:
                 past = "; what this epoch had before is left out"
         else:
             past = "; what this epoch had before stays as it was"
-        warnings.warn(
-            DIFFERENT.format(
-                loss=self._options().loss,
-                rows=rows,
-                differing=differing,
-                largest=largest,
-                past=past,
-            ),
-            stacklevel=2,
-        )
+        found = {"rows": rows, "differing": differing, "largest": largest, "past": past}
+        _warn(DIFFERENT.format(loss=self._options().loss, **found))
 
     def end_epoch(self) -> None:
         """Be done with the epoch, and say what could not be checked."""

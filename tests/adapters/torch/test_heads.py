@@ -8,6 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from models import batch, network, oracle
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from zoo import library
@@ -400,6 +401,26 @@ def test_a_head_beside_adapters_is_found():
         assert resolve_head(f"base_model.model.{name}", model) is trained
         # A model inside another.
         assert find_head(Attributes(model=model)) is trained
+
+
+def test_the_copy_that_peft_trains_is_measured():
+    peft = library("peft")
+    lora = peft.LoraConfig(target_modules=["body.0"], modules_to_save=["head"])
+    model = adapted(network(), lora)
+    x, y = batch()
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.5)
+    with GWAMonitor(num_samples=len(y), model=model) as monitor:
+        for _ in range(2):
+            with torch.no_grad():
+                latents = model.base_model.model.body(x)
+            head = model.base_model.model.head.modules_to_save["default"]
+            expected = oracle(latents, head.weight, head.bias, y)
+            optimizer.zero_grad()
+            F.cross_entropy(model(x), y).backward()
+            monitor.update(y, ids=torch.arange(len(y)))
+            optimizer.step()
+            monitor.end_epoch()
+            assert torch.allclose(monitor.scores.double(), expected, atol=1e-5)
 
 
 def test_an_adapter_of_your_own():

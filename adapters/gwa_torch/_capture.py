@@ -232,7 +232,7 @@ class Capture:
             rows = rows_last(whole(gradient), module)
             tap.arrive(rows.reshape(-1, rows.shape[-1]))
 
-        output.register_hook(arrive)
+        output.register_hook(arrive)  # type: ignore[no-untyped-call]
         return forward._replace(tap=tap)
 
     def _tap_compiled(
@@ -245,7 +245,7 @@ class Capture:
         slots.count.add_(1)
         number = slots.count.clone()
         logits, latents = (x.reshape(-1, x.shape[-1]) for x in (forward.logits, forward.latents))
-        changed: torch.Tensor = CompiledTap.apply(
+        changed: torch.Tensor = CompiledTap.apply(  # type: ignore[no-untyped-call]
             output,
             logits,
             latents,

@@ -174,7 +174,7 @@ class CompiledTap(torch.autograd.Function):
     """The identity, whose backward pass writes the scores of the rows to a place of `Slots`."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         output: torch.Tensor,
         logits: torch.Tensor,
@@ -192,7 +192,7 @@ class CompiledTap(torch.autograd.Function):
         return output.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> Any:  # type: ignore[override]
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         """Pass the gradient on."""
         logits, latents, norm, bias, scores, stamps, number = ctx.saved_tensors
         rows = gradient if ctx.last else gradient.movedim(1, -1)
@@ -238,7 +238,7 @@ class Arrival:
         if values.device.type == "cuda":
             host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
             host.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record(torch.cuda.current_stream(values.device))
             values = host
         self._values = values

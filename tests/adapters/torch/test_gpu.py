@@ -11,9 +11,16 @@ torch = pytest.importorskip("torch")
 from models import batch, head_oracle, network
 from torch.nn import functional as F  # noqa: N812
 
-from gwa_core import alignment_scores, label_quality, weighted_targets
+from gwa_core import (
+    alignment_from_logit_gradients,
+    alignment_from_logits,
+    alignment_scores,
+    label_quality,
+    weighted_targets,
+)
 from gwa_torch import GWAMonitor, frobenius_norm, head_scores
 from gwa_torch._epoch import BySample
+from gwa_torch.scoring import gradient_scores
 
 pytestmark = [
     pytest.mark.gpu,
@@ -108,6 +115,58 @@ def test_exact_where_softmax_saturates(scale):
         assert_allclose(got, want, rtol=1e-4, atol=2e-6)
 
 
+SHIFTS = {
+    "rising": np.linspace(0, 400, 3000),
+    "falling": np.linspace(400, 0, 3000),
+    "a far offset": np.full(3000, 1e4),
+    "one far above": np.where(np.arange(3000) == 2500, 100.0, 0.0),
+    "the first block far below": np.where(np.arange(3000) < 1024, -500.0, 0.0),
+    "hidden classes": np.where(np.arange(3000) < 1500, np.finfo(np.float32).min, 0.0),
+}
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("name", SHIFTS)
+def test_logits_of_any_size_anywhere_in_the_row(name, with_bias):
+    latents, weight, _, targets = _case(64, 3000, 32)
+    targets = np.maximum(targets, 1600)
+    shift = SHIFTS[name].astype(np.float32)
+    logits = latents @ weight.T + shift
+    bias = shift if with_bias and name != "hidden classes" else None
+    got = _fused(latents, weight, logits, targets, bias=bias)
+    want = alignment_from_logits(
+        logits=logits.astype(np.float64),
+        latent_norms=np.linalg.norm(latents.astype(np.float64), axis=1),
+        weight_norm=np.linalg.norm(weight.astype(np.float64)),
+        targets=targets,
+        bias=None if bias is None else bias.astype(np.float64),
+    )
+    assert_allclose(got, want, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("scale", [1e-30, 1e-4, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_of_gradients_equal_the_core(size, scale, dtype):
+    latents, weight, bias, _ = _case(*size)
+    rng = np.random.default_rng(3)
+    gradients = torch.as_tensor(rng.normal(size=(size[0], size[1])) * scale).to(dtype).cuda()
+    z, w, b = (torch.as_tensor(x).to(dtype).cuda() for x in (latents, weight, bias))
+    for offset in (None, b):
+        logits = z @ w.T + (0 if offset is None else offset)
+        gradients[0] = 0
+        got = gradient_scores(gradients, logits, z, frobenius_norm(w), offset)
+        want = alignment_from_logit_gradients(
+            logit_gradients=gradients.double(),
+            logits=logits.double(),
+            latent_norms=z.double().norm(dim=1),
+            weight_norm=frobenius_norm(w).double(),
+            bias=None if offset is None else offset.double(),
+        )
+        assert got.isnan().tolist() == [True] + [False] * (size[0] - 1)
+        assert_allclose(got.cpu(), want.cpu(), rtol=2e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_strides(dtype):
     latents, weight, _, targets = _case(64, 1000, 384)
@@ -175,6 +234,7 @@ def test_an_epoch_never_waits_for_the_device(name, no_waiting, monkeypatch):
     options = dict(OPTIONS[name])
     stream, parts = options.pop("stream", False), options.pop("parts", 1)
     model = network().cuda()
+    options["residual"] = "formula"
     monitor = GWAMonitor(model.head, None if stream else 240, **options)
     x, y = (t.cuda() for t in batch(240))
     targets = y
@@ -195,6 +255,35 @@ def test_an_epoch_never_waits_for_the_device(name, no_waiting, monkeypatch):
             monitor.update(targets[rows], None if stream else ids[rows])
         no_waiting.off()
         assert monitor.end_epoch().count == 240
+
+
+OTHER = "ignore:the closed form of:UserWarning"
+
+
+@pytest.mark.filterwarnings(OTHER)
+@pytest.mark.parametrize("residual", ["auto", "backward"])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+@pytest.mark.parametrize("stream", [False, True])
+def test_gradients_are_scored_without_waiting(no_waiting, residual, temperature, stream):
+    model = network().cuda()
+    monitor = GWAMonitor(model.head, None if stream else 240, residual=residual)
+    x, y = (t.cuda() for t in batch(240))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for epoch in range(3):
+        if epoch:
+            no_waiting.on()
+        for rows in torch.arange(240).chunk(10):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            F.cross_entropy(model(x[part]) / temperature, y[part]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            monitor.update(y[part], None if stream else rows)
+        no_waiting.off()
+        summary = monitor.end_epoch()
+        assert (summary.count, summary.omitted) == (240, 0)
+    assert monitor.residual == (
+        "backward" if temperature < 1 else residual.replace("auto", "formula")
+    )
 
 
 def test_label_quality_is_kept_on_the_device():
@@ -229,11 +318,12 @@ def test_waiting_would_be_noticed(no_waiting):
 
 # Inductor advises float32 settings, and makes its pool of memory by an empty graph with a warning.
 @pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("residual", ["auto", "backward"])
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_static_buffers_of_cuda_graphs(mode):
+def test_static_buffers_of_cuda_graphs(mode, residual):
     torch._dynamo.reset()
     model = network().cuda()
-    monitor = GWAMonitor(model.head, 12)
+    monitor = GWAMonitor(model.head, 12, residual=residual)
     compiled = torch.compile(model, mode=mode, fullgraph=True)
     x, y = (t.cuda() for t in batch())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)

@@ -8,9 +8,10 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from gwa_torch._labels import SeenLabels
 from gwa_torch._loggers import to_lightning
 
-__all__ = ["is_trial", "keeps_checkpoints", "say_limits", "write_histogram"]
+__all__ = ["is_trial", "keeps_checkpoints", "labels_of_all", "say_limits", "write_histogram"]
 
 
 def is_trial(trainer: Trainer) -> bool:
@@ -48,6 +49,14 @@ def say_limits(trainer: Trainer, *, rule: bool) -> None:
             "GWACallback neither logs nor stops; say Trainer(limit_train_batches=1000) to make "
             "each window of 1000 batches an epoch"
         )
+
+
+def labels_of_all(trainer: Trainer, seen: SeenLabels | None, classes: int) -> torch.Tensor | None:
+    """Return the labels that the processes have seen together, if that is all of them."""
+    if seen is None:
+        return None
+    own = seen.value.to(trainer.strategy.root_device)
+    return seen.complete(trainer.strategy.reduce(own, reduce_op="max"), classes)
 
 
 def write_histogram(

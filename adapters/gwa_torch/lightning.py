@@ -29,7 +29,7 @@ try:
     from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-    from gwa_torch._lightning import is_trial, keeps_checkpoints, say_limits, write_histogram
+    from gwa_torch import _lightning
 except ImportError as error:
     raise ImportError("`gwa_torch.lightning` needs Lightning; pip install lightning") from error
 
@@ -40,9 +40,10 @@ class GWACallback(Watched, Callback):
     """Log gradient-weight alignment in a Lightning Trainer, and stop by it.
 
     Each training epoch logs ``train/gwa``, ``train/gwa_mean``, ``train/gwa_kurtosis``,
-    ``train/gwa_se``, ``train/gwa_bimodality`` and ``train/gwa_separation``, and the mean of each of
-    ``signals``, such as ``train/margin``. ``EarlyStopping`` and ``ModelCheckpoint`` can watch them;
-    the order of the callbacks does not matter.
+    ``train/gwa_se``, ``train/gwa_bimodality``, ``train/gwa_separation``, ``train/gwa_healthy`` (0 or
+    1), ``train/gwa_best_epoch`` of the rule, and the mean of each of ``signals``, such as
+    ``train/margin``. ``EarlyStopping`` and ``ModelCheckpoint`` can watch them; the order of the
+    callbacks does not matter. TensorBoard and W&B get a histogram of the scores, MLflow a picture.
 
     Parameters
     ----------
@@ -52,23 +53,25 @@ class GWACallback(Watched, Callback):
         N, the size of the training set; then every batch has ids, and scores are kept by sample.
         Without it only moments are kept.
     rule : Rule, optional
-        Stops the training, such as ``MaxSeparation(patience=3)``; the best checkpoint is kept. It
+        Stops the training, such as ``MaxSeparation(patience=3)``; the best checkpoint is kept,
+        unless the trainer has ``enable_checkpointing=False``, which a warning says. It
         watches a number of the summary, one of ``signals``, or a metric that the module logs in a
         training or validation step: ``BestMetric(metric="val_acc")``.
     prefix : str
         What the logged names begin with, default ``"train/"``.
     targets : str, int or function, optional
         Key or position in a batch, or a function of it; default the second of a tuple, or the
-        labels of a dict.
+        labels of a dict. Under ``residual="backward"`` a batch need have none.
     ids : str, int or function, optional
         The same for the sample numbers; default the third of a tuple, or the ids of a dict.
     run_folder : path, optional
-        Write each epoch to this run folder, too; see `GWAMonitor.save`.
+        Write each epoch to this run folder, too, with the labels where the first epoch sees all;
+        see `GWAMonitor.save`.
     dirpath : path, optional
         Folder of the best checkpoint, default that of ``ModelCheckpoint``.
     **options : Any
-        Those of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``, ``every``,
-        ``signals``, ...
+        Those of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``, ``residual``,
+        ``every``, ``signals``, ...
 
     Attributes
     ----------
@@ -83,6 +86,9 @@ class GWACallback(Watched, Callback):
 
     Notes
     -----
+    Batches without a backward pass have no score. Of a step that an optimiser's closure runs again
+    (LBFGS) the first pass counts. ``fast_dev_run`` writes nothing.
+
     Every checkpoint holds the state, so that a resumed run goes on within an epoch, too. A second
     ``fit`` of the same model goes on with the history, one of another model begins a new one. A rule
     never keeps an epoch that was cut short, and leaves out epochs without a new value of its metric.
@@ -133,7 +139,7 @@ class GWACallback(Watched, Callback):
         self._stage: str | None = None
         self._fitting = False
         self._loaded: dict[str, Any] | None = None  # waits for the monitor
-        # Open between the batches: passes there, as those of the learning rate finder, don't count.
+        # Open between the batches: passes there, as those of other callbacks, don't count.
         self._idle = contextlib.ExitStack()
         # Whether the batch had a backward pass, and batches of this epoch that were left out.
         self._backward, self._skipped = False, 0
@@ -184,8 +190,8 @@ class GWACallback(Watched, Callback):
         # None of the trainer's: it saves when told to. In stage "fit" it would warn of files there.
         self._saver = ModelCheckpoint(self.dirpath, save_on_train_epoch_end=True)
         self._saver.setup(trainer, pl_module, stage="validate")
-        self._keeps = keeps_checkpoints(trainer)
-        self._folder = None if is_trial(trainer) else self.run_folder
+        self._keeps = _lightning.keeps_checkpoints(trainer)
+        self._folder = None if _lightning.is_trial(trainer) else self.run_folder
         self._labels, self._skipped = None, 0
         self._fitting = True
         self._pause()
@@ -198,7 +204,7 @@ class GWACallback(Watched, Callback):
         if self._folder and not begun:
             check_new_run(self._folder)
             self._labels = None if self.num_samples is None else SeenLabels(self.num_samples)
-        say_limits(trainer, rule=self.stopper is not None)
+        _lightning.say_limits(trainer, rule=self.stopper is not None)
         if self._open is not None and self._open != trainer.current_epoch:
             # From a checkpoint after the last batch of an epoch Lightning goes on with the next
             # epoch; the hooks at the end of that one are never called.
@@ -234,7 +240,7 @@ class GWACallback(Watched, Callback):
             self._skipped += 1
             return
         ids = None if self.num_samples is None else pick_ids(batch, self._ids)
-        targets = pick_targets(batch, self._targets)
+        targets = self._find_targets(batch)
         self._hooked.update(targets, ids)
         if self._labels is not None and ids is not None:
             self._labels.see(targets, ids)
@@ -328,6 +334,13 @@ class GWACallback(Watched, Callback):
             self.stopper.total_steps = total  # a resumed run may be meant to last longer
             self._saver.best_model_path = state["best_model_path"]
 
+    def _find_targets(self, batch: Any) -> torch.Tensor | None:
+        """Return the targets of a batch; what is measured by its gradient may have none."""
+        unsaid = self._targets is None and self._hooked.signals is None
+        if unsaid and self._options.get("residual") == "backward":
+            return None
+        return pick_targets(batch, self._targets)
+
     def _pause(self) -> None:
         """Let passes of the head go by until the next batch."""
         self._idle.close()
@@ -348,9 +361,11 @@ class GWACallback(Watched, Callback):
         )
         self._log(trainer, pl_module, log_values(self._hooked, self.prefix))
         name = f"{self.prefix}gwa_scores"
-        write_histogram(trainer, name, self.scores, epoch=summary.epoch)
+        _lightning.write_histogram(trainer, name, self.scores, epoch=summary.epoch)
         if self._folder:
-            self._hooked.save(self._folder, targets=self._seen_labels(trainer, pl_module))
+            seen, self._labels = self._labels, None  # to be written once
+            labels = _lightning.labels_of_all(trainer, seen, self._hooked.options.classes)
+            self._hooked.save(self._folder, targets=labels)
         if self.stopper is not None:
             self._decide(trainer, pl_module, summary)
             self._log(trainer, pl_module, best_values(self.stopper, self.prefix))
@@ -372,15 +387,6 @@ class GWACallback(Watched, Callback):
             rank_zero_info(
                 f"GWACallback: the best epoch is {self.best_epoch}, {self.stopper.reason}."
             )
-
-    def _seen_labels(self, trainer: Trainer, pl_module: LightningModule) -> torch.Tensor | None:
-        """Return the labels of all samples after the first epoch, where they are known."""
-        if self._labels is None:
-            return None
-        labels, self._labels = self._labels, None
-        own = labels.value.to(pl_module.device)
-        every = trainer.strategy.reduce(own, reduce_op="max")
-        return labels.complete(every, self._hooked.options.classes)
 
     @property
     def _reads_log(self) -> bool:

@@ -688,6 +688,35 @@ def test_another_loss_is_found_in_the_gradient(tmp_path):
     assert callback.history == told.history
 
 
+class Rebuilds(Net):
+    """Learns to tell one half of the picture from the other: there is no label to be found."""
+
+    def training_step(self, batch, batch_idx):
+        x, _ = batch
+        return F.mse_loss(self(x), x[:, :10])
+
+
+def test_without_targets_the_gradient_is_enough(tmp_path):
+    callback = GWACallback("head", ROWS, residual="backward", ids=1, run_folder=tmp_path / "run")
+    loader = Loader(lambda batch: (batch[0], batch[2]))
+    trainer(tmp_path, callback, max_epochs=2).fit(Rebuilds(), loader)
+    assert [s.count for s in callback.history] == [ROWS] * 2
+    model, loader = Rebuilds(), Loader()
+    optimizer = model.configure_optimizers()
+    loader.set_epoch(0)
+    for x, _, ids in loader:
+        z = model.body(x).detach()
+        made = model.head(z)
+        given = 2 * (made - x[:, :10])
+        product = -(given * (made - model.head.bias)).sum(1)
+        norms = given.norm(dim=1) * z.norm(dim=1) * model.head.weight.norm()
+        scores = RunFolder.open(tmp_path / "run").scores(0)[ids.numpy()]
+        assert scores == pytest.approx((product / norms).detach().numpy(), abs=1e-5)
+        optimizer.zero_grad()
+        model.training_step((x, ids), 0).backward()
+        optimizer.step()
+
+
 class Closures(Net):
     def configure_optimizers(self):
         return torch.optim.LBFGS(self.parameters(), 0.1, max_iter=4)

@@ -41,15 +41,15 @@ class Tap:
         Name of the column of ids, or None where there is none.
     infer : bool
         Whether the loss is the one that the configuration of the model says.
-    formula : bool
-        Whether the monitor only has the closed form, and does not check it.
+    residual : str
+        Where the scores come from, as the monitor is told.
     """
 
-    def __init__(self, trainer: Any, ids: str | None, *, infer: bool, formula: bool) -> None:
+    def __init__(self, trainer: Any, ids: str | None, *, infer: bool, residual: str) -> None:
         self.trainer = trainer
         self.ids = ids
         self.infer = infer
-        self.formula = formula
+        self.residual = residual
         # The monitor that listens; whether a batch came, and whether the logits were looked at.
         self.monitor: GWAMonitor | None = None
         self.fresh = self.looked = False
@@ -148,14 +148,16 @@ class Tap:
             return compute(model, inputs, *args, **more)
         # On the way to the loss the labels may be taken out, and other things put in.
         given, keys = dict(inputs), ", ".join(sorted(inputs))
-        name, labels = label_of(self.trainer.label_names, given)
+        name, found = label_of(self.trainer.label_names, given)
+        labels = found if isinstance(found, torch.Tensor) else None
         with self._passes.of(model):
             result = compute(model, inputs, *args, **more)
-        if not isinstance(labels, torch.Tensor):
-            raise ValueError(  # noqa: TRY004
+        if labels is None and self.residual != "backward":
+            raise ValueError(
                 f"`labels` must be in every training batch as a tensor {name!r}, got {keys}; "
                 "models with other targets have no head for class numbers, and another name is "
-                "said by TrainingArguments(label_names=...)"
+                "said by TrainingArguments(label_names=...). A loss without labels is measured "
+                "under residual='backward'"
             )
         if ids is None and self.ids is not None:
             raise ValueError(
@@ -171,7 +173,7 @@ class Tap:
         self,
         monitor: GWAMonitor,
         inputs: Mapping[str, Any],
-        labels: torch.Tensor,
+        labels: torch.Tensor | None,
         ids: torch.Tensor | None,
     ) -> None:
         model, waiting, passes = self.trainer.model, monitor._capture.waiting, self._passes
@@ -179,15 +181,17 @@ class Tap:
             # The model has found out in this very pass, where it did not know before.
             monitor.options = monitor.options._replace(loss=loss_of(model, monitor.options.classes))
         ignored = monitor.options.ignore_index
-        targets, numbers = targets_of(model, inputs, labels, ids, ignored)
+        targets, numbers = None, ids
+        if labels is not None:
+            targets, numbers = targets_of(model, inputs, labels, ids, ignored)
         # Those of tokens are no labels of samples.
-        if self.labels is not None and ids is not None and ids.ndim == 1:
+        if self.labels is not None and labels is not None and ids is not None and ids.ndim == 1:
             self.labels.see(labels, ids)
-        if not waiting and is_fused(passes):
+        if not waiting and targets is not None and is_fused(passes):
             score_fused(monitor, model, targets, numbers, passes, look=not self.looked)
         else:
             if waiting and passes.logits is not None:
-                closely = self.formula and not self.looked
+                closely = self.residual == "formula" and not self.looked
                 check_logits(waiting, passes.logits, closely=closely)
                 if len(waiting) == 1:
                     rows = chosen_rows(waiting[0], passes.logits, inputs, model)

@@ -174,7 +174,7 @@ class GWACallback(Watched, TrainerCallback):
             trainer,
             None if num_samples is None else ids,
             infer="loss" not in options,
-            formula=options.get("residual") == "formula",
+            residual=options.get("residual", "auto"),
         )
         # The checkpoint that the run goes on from.
         self._resumed: Path | None = None

@@ -1086,6 +1086,36 @@ def test_a_module_of_ones_own(tmp_path):
     assert trainer.predict(unlabelled).predictions.shape == (ROWS, CLASSES)
 
 
+class Unlabelled(Own):
+    """Its loss is of the logits alone."""
+
+    def forward(self, input_ids):
+        logits = super().forward(input_ids)["logits"]
+        return {"loss": logits.logsumexp(-1).mean(), "logits": logits}
+
+
+def test_a_loss_without_labels(tmp_path):
+    rows = [{"input_ids": row["input_ids"]} for row in Rows()]
+    args = make(tmp_path, num_train_epochs=1).args
+    trainer = Trainer(Unlabelled(), args, train_dataset=rows)
+    watch(trainer, ROWS)
+    with pytest.raises(ValueError, match="A loss without labels is measured under residual='back"):
+        trainer.train()
+    trainer = Trainer(Unlabelled(), args, train_dataset=rows)
+    recorder = Recorder(trainer, trainer.model.head)
+    gwa = watch(trainer, ROWS, residual="backward", run_folder=tmp_path / "run")
+    trainer.train()
+    (latents, weight, bias), batch = recorder.passes[0], recorder.batches[0]
+    weight = weight.double().requires_grad_()
+    (gradient,) = torch.autograd.grad(
+        F.linear(latents[0].double(), weight, bias.double()).logsumexp(0), weight
+    )
+    wanted = F.cosine_similarity(-gradient.flatten(), weight.flatten(), dim=0).detach()
+    row = [torch.equal(batch["input_ids"][0], row["input_ids"]) for row in rows].index(True)
+    assert_allclose(gwa.scores[row], wanted, atol=1e-5)
+    assert gwa.history[0].count == ROWS
+
+
 class Halves(nn.Module):
     """A batch in two passes, put together again, as DataParallel does."""
 

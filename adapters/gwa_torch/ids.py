@@ -50,7 +50,9 @@ def with_ids(dataset: Any) -> Dataset[Any]:
     -----
     Wrap the data set that `num_samples` counts. A ``Subset`` of a wrapped data set keeps the numbers
     of the whole one. A ``ConcatDataset`` of wrapped data sets has the same number twice: wrap the
-    concatenation instead. Collators of your own must keep the number: a batch needs it as a tensor.
+    concatenation instead. Methods that return another data set, such as ``shuffle`` and ``map`` of
+    Hugging Face, return it without numbers: wrap last. Collators of your own must keep the number:
+    a batch needs it as a tensor.
     Cost: one integer an item. Nothing is read before it is asked for.
 
     Examples
@@ -120,6 +122,13 @@ class _WithIds(Dataset[Any]):
         if name == "dataset" or (name.startswith("__") and name.endswith("__")):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self.dataset, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A transform that is set later is meant for the data set.
+        if name == "dataset":
+            super().__setattr__(name, value)
+        else:
+            setattr(self.dataset, name, value)
 
     def _number(self, index: Any) -> int:
         number = operator.index(index)

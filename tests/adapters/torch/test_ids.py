@@ -137,6 +137,8 @@ def test_it_is_the_data_set_otherwise():
     assert (len(dataset), dataset.classes) == (7, Rows.classes)
     dataset.set_epoch(5)
     assert inner.epoch == 5
+    dataset.make = lambda i: (i,)
+    assert dataset[3] == (3, 3)
     assert not hasattr(dataset, "column_names")
     assert with_ids(dataset) is dataset
 

@@ -191,7 +191,8 @@ def label_column(
     found = [
         name for name in (*labels, "labels", "label") if isinstance(names, list) and name in names
     ]
-    if not found:
+    # A stream has columns, too, and cannot be read twice.
+    if not found or isinstance(rows, IterableDataset):
         return None
     given = rows.with_format(None)[found[0]]
     own = rows.with_format(None)[ids] if ids in names else range(len(rows))

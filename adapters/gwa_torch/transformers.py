@@ -101,8 +101,9 @@ class GWACallback(Watched, TrainerCallback):
 
     Notes
     -----
-    Sequence, token and image classification, masked and causal language models; labels of the last
-    are shifted as in their loss. Passes in eval mode do not count. Each checkpoint has a file
+    Sequence, token and image classification, masked and causal language models, also in the
+    ``SFTTrainer`` of TRL; labels of causal models are shifted as in their loss. Passes in eval mode
+    do not count. The weights after a training are the same with the callback and without. Each checkpoint has a file
     ``gwa_state.pt``, so that a resumed run goes on within an epoch, too. A rule never keeps an epoch
     that was cut short, such as the last of ``num_train_epochs=4.2``, and leaves out epochs without a
     new value of its metric. At the end ``rank_samples(callback.label_quality, k=100)`` says which

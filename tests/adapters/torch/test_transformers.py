@@ -1310,6 +1310,12 @@ def test_a_removed_callback_leaves_the_trainer_as_it_was(tmp_path):
     assert logged(trainer) == []
     assert vars(trainer).keys() == before.keys()
     assert not trainer.model.classifier._forward_hooks
+    # Another library wraps the method after the callback, and keeps what it found there.
+    gwa, inner = watch(trainer, ROWS), trainer.train
+    trainer.train = lambda: inner()
+    trainer.remove_callback(gwa)
+    trainer.train()
+    assert gwa.history == logged(trainer) == []
 
 
 def test_a_cell_that_is_run_twice(tmp_path):
@@ -1444,6 +1450,18 @@ def test_labels_of_unseen_rows_come_from_the_column(tmp_path):
         trainer.train()
         assert gwa.history[0].count == 35
         assert stored(tmp_path / f"run {len(more)}") == wanted.tolist()
+
+
+def test_labels_of_a_stream_are_those_of_its_batches(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    data = Rows()
+    columns = {"input_ids": data.x.tolist(), "labels": data.y.tolist(), "ids": list(range(ROWS))}
+    trainer = make(tmp_path, max_steps=STEPS)
+    trainer.train_dataset = datasets.Dataset.from_dict(columns).to_iterable_dataset()
+    gwa = watch(trainer, ROWS, run_folder=tmp_path / "run")
+    trainer.train()
+    assert gwa.history[0].count == ROWS
+    assert stored(tmp_path / "run") == data.y.tolist()
 
 
 def test_misuse_is_told(tmp_path):

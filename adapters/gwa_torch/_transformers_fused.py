@@ -190,7 +190,8 @@ def _check_probabilities(
     # A GPU may round the factors of float32 products to ten bits.
     near = 4 * max(torch.finfo(dtype).eps, 2.0**-11)
     off = (own - said).abs()
-    if bool((off > near * (1 + logits.abs().amax(-1))).any()):
+    # Another factor moves all of them, and bad rounding a few.
+    if int((off > near * (1 + logits.abs().amax(-1))).sum()) > len(off) // 10:
         raise ValueError(
             "`head` must make what the loss is computed of, got log-probabilities that differ by "
             f"up to {float(off.max()):.3g}; the fused head of this trainer changes its logits in a "

@@ -118,6 +118,12 @@ def score_fused(
     ValueError
         If they are not, or there are signals to follow.
     """
+    change = Change.of(model)
+    if monitor.sketch is not None and not change.nothing:
+        raise ValueError(
+            "`sketch` must be left out here, got one; the fused head of this trainer changes its "
+            "logits, which is measured in all dimensions"
+        )
     if monitor.signals is not None:
         raise ValueError(
             f"`signals` must be left out here, got {', '.join(monitor.signals.names)}; they need "
@@ -133,14 +139,20 @@ def score_fused(
     ids = None if ids is None else ids[:, :width][counted]
     latents, targets = latents[counted.to(latents.device)], targets[counted].to(latents.device)
     parts: dict[str, Any] = {"weight": head_weight(monitor.head), "bias": monitor.head.bias}
-    head = _Head(**{name: _whole(x) for name, x in parts.items()}, change=Change.of(model))
+    head = _Head(**{name: _whole(x) for name, x in parts.items()}, change=change)
     if look:
         _check_probabilities(latents, targets, head, said.detach()[counted.to(said.device)])
     if monitor._keeper.batches % monitor.every or not len(targets):
         monitor._keeper.batches += 1
         return
     if head.change.nothing:
-        scores = head_scores(latents=latents, targets=targets, weight=head.weight, bias=head.bias)
+        scores = head_scores(
+            latents=latents,
+            targets=targets,
+            weight=head.weight,
+            bias=head.bias,
+            sketch=monitor.sketch,
+        )
     else:
         scores = _by_gradient(latents, targets, head)
     monitor.add(scores, ids)

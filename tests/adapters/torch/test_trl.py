@@ -293,6 +293,20 @@ def test_a_head_with_another_factor_is_refused(tokenizer, tmp_path):
         trainer.train()
 
 
+def test_a_sketch(tokenizer, tmp_path):
+    found = []
+    for options in ({}, {"sketch": 8}):
+        trainer = make(tmp_path, tokenizer)
+        gwa = watch(trainer, ROWS * LONGEST, **options)
+        trainer.train()
+        found.append(gwa.scores[gwa.scores.isfinite()])
+    assert 0.3 < float(torch.corrcoef(torch.stack(found))[0, 1]) < 0.999
+    trainer = make(tmp_path, tokenizer, model="granite")
+    watch(trainer, sketch=8)
+    with pytest.raises(ValueError, match="`sketch` must be left out here"):
+        trainer.train()
+
+
 def test_every(tokenizer, tmp_path):
     trainer = make(tmp_path, tokenizer)
     recorder = Recorder(trainer)

@@ -28,6 +28,7 @@ GENERATED = {
     "backends.md",
     "bad-input.md",
     "sklearn/cleanlab.md",
+    "torch/losses.md",
     "torch/situations.md",
     "results/index.md",
     "torch/speed.md",

@@ -7,7 +7,7 @@ import logging
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -203,61 +203,52 @@ class Capture:
             version = None if output.is_inference() else output._version
         differentiable = torch.is_grad_enabled() and output.requires_grad
         with torch.no_grad():
-            bias: Any = module.bias
-            weight = head_weight(module)
+            matrix = head_weight(module)
             latents = rows_last(whole((args[0] if args else kwargs["input"]).detach()), module)
-            forward = Forward(
-                rows_last(whole(output.detach()), module),
-                latents,
-                frobenius_norm(weight),
-                # The optimiser's step writes into the parameters.
-                None if bias is None else whole(bias.detach()).clone(),
-                whole(weight).clone() if self.sketch is not None else None,
-                version,
-            )
-        changed = None
+            norm, bias = frobenius_norm(matrix), cast("Any", module.bias)
+            # The optimiser's step writes into the parameters.
+            bias = None if bias is None else whole(bias.detach()).clone()
+            weight = whole(matrix).clone() if self.sketch is not None else None
+        passed = output
+        tap: Tap | SlotTap | None = None
         if differentiable and compiling:
-            changed, forward = self._tap_compiled(module, output, forward)
-        elif differentiable and self.tapping:
-            forward = self._tap(module, output, forward)
+            passed, tap = self._tap_compiled(module, output, latents, norm, bias)
+        logits = rows_last(whole(passed.detach()), module)
+        # Compiled code must not look at what changes: it would be compiled again.
+        if differentiable and not compiling and self.tapping:
+            tap = Tap(_rows(logits), _rows(latents), norm, bias, weight, self.sketch)
+            hook = functools.partial(_arrive, tap, module)
+            output.register_hook(hook)  # type: ignore[no-untyped-call]
+        forward = Forward(logits, latents, norm, bias, weight, version, tap)
         self._newest = _Link(forward, self._newest)
-        return changed
-
-    def _tap(self, module: nn.Module, output: torch.Tensor, forward: Forward) -> Forward:
-        """Have the gradient scored when it arrives at the output."""
-        logits, latents = (x.reshape(-1, x.shape[-1]) for x in (forward.logits, forward.latents))
-        tap = Tap(logits, latents, forward.weight_norm, forward.bias, forward.weight, self.sketch)
-
-        def arrive(gradient: torch.Tensor) -> None:
-            rows = rows_last(whole(gradient), module)
-            tap.arrive(rows.reshape(-1, rows.shape[-1]))
-
-        output.register_hook(arrive)  # type: ignore[no-untyped-call]
-        return forward._replace(tap=tap)
+        return None if passed is output else passed
 
     def _tap_compiled(
-        self, module: nn.Module, output: torch.Tensor, forward: Forward
-    ) -> tuple[torch.Tensor | None, Forward]:
-        """Do the same within a graph; what has no room there has no tap."""
-        slots = self._slots
-        if slots is None or not slots.fit(forward.logits):
-            return None, forward
+        self,
+        module: nn.Module,
+        output: torch.Tensor,
+        latents: torch.Tensor,
+        norm: torch.Tensor,
+        bias: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, SlotTap | None]:
+        """Have the gradient scored within the graph; what has no room there has no tap."""
+        logits, slots = rows_last(output.detach(), module), self._slots
+        if slots is None or not slots.fit(logits):
+            return output, None
         slots.count.add_(1)
-        number = slots.count.clone()
-        logits, latents = (x.reshape(-1, x.shape[-1]) for x in (forward.logits, forward.latents))
-        changed: torch.Tensor = CompiledTap.apply(  # type: ignore[no-untyped-call]
+        number, last = slots.count.clone(), isinstance(module, nn.Linear)
+        passed: torch.Tensor = CompiledTap.apply(  # type: ignore[no-untyped-call]
             output,
-            logits,
-            latents,
-            forward.weight_norm,
-            forward.bias,
+            _rows(logits),
+            _rows(latents),
+            norm,
+            bias,
             slots.scores,
             slots.stamps,
             number,
-            rows_last(output, module) is output,
+            last,
         )
-        made = rows_last(changed.detach(), module)
-        return changed, forward._replace(logits=made, tap=SlotTap(slots, number, logits.shape[0]))
+        return passed, SlotTap(slots, number, logits.numel() // logits.shape[-1])
 
     def _drain(self) -> list[Forward]:
         """Return the passes since the last call, and begin a new list."""
@@ -349,6 +340,16 @@ def _choose(
                 f"{tuple(shape)}; transpose them, or flatten them as the outputs are"
             )
     return chosen
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Lay leading axes out as rows."""
+    return x.reshape(-1, x.shape[-1])
+
+
+def _arrive(tap: Tap, module: nn.Module, gradient: torch.Tensor) -> None:
+    """Hand the gradient of an output to its tap."""
+    tap.arrive(_rows(rows_last(whole(gradient), module)))
 
 
 def _long(shape: Sequence[int]) -> tuple[int, ...]:

@@ -125,7 +125,7 @@ def _hard_kernel(
     own = tl.load(start_of_row + label).to(tl.float32)
     # All of the row is taken relative to a logit of it, and not to its largest: exponentials up to
     # exp(LIMIT) do no harm, and no lane waits for another.
-    level = tl.max(tl.where(lane == label, FAR, coming.to(tl.float32)), axis=0)
+    level = tl.max(tl.where((lane == label) | (lane >= C), FAR, coming.to(tl.float32)), axis=0)
     # What is subtracted from activations, so that a common offset costs no digits.
     reference = level
     if HAS_BIAS:
@@ -141,7 +141,11 @@ def _hard_kernel(
         # Asked for one block ahead, so that the arithmetic of a block hides the load of the next.
         ahead = column + BLOCK_C
         coming = tl.load(start_of_row + ahead, mask=ahead < C, other=FAR)
-        x = tl.where(column == label, FAR, x)
+        hidden = column == label
+        if logits.dtype.element_ty == tl.float16:
+            # Which makes FAR an infinity.
+            hidden = hidden | (column >= C)
+        x = tl.where(hidden, FAR, x)
         above = x - level
         weight = _exp2(above * LOG2E)
         total += weight

@@ -49,7 +49,8 @@ def check(
     -------
     Agreement or None
         ``rows`` that can tell, how many are ``differing``, and the ``largest`` difference of two
-        scores. None without `logit_gradients`.
+        scores. No ``rows`` means that rounding and saturation hide any difference: take a batch of an
+        earlier epoch. None without `logit_gradients`.
 
     Raises
     ------

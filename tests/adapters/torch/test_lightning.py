@@ -1,5 +1,6 @@
 """The Lightning callback: what it logs, stops and keeps in real Trainers, and how they resume."""
 
+import functools
 import json
 import logging
 import math
@@ -942,6 +943,20 @@ def resumable(folder, num_samples, **save):
     return callback, ModelCheckpoint(folder / "saved", "{step}", save_last=True, **save)
 
 
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """What was not killed, with ids or without, trained once."""
+
+    @functools.cache
+    def train(num_samples):
+        folder = tmp_path_factory.mktemp("whole")
+        whole, weights = resumable(folder, num_samples)[0], Weights()
+        trainer(folder, whole, weights).fit(Validated(), Loader(), Loader(rows=SIZE))
+        return whole, weights
+
+    return train
+
+
 @pytest.mark.parametrize(
     ("kill", "save"),
     [
@@ -958,10 +973,8 @@ def resumable(folder, num_samples, **save):
     ids=["first", "middle", "last batch", "stopping", "end", "validation"],
 )
 @pytest.mark.parametrize("num_samples", [ROWS, None], ids=["ids", "moments"])
-def test_a_killed_run_goes_on(kill, save, num_samples, tmp_path):
-    whole, _ = resumable(tmp_path / "whole", num_samples)
-    weights = Weights()
-    trainer(tmp_path, whole, weights).fit(Validated(), Loader(), Loader(rows=SIZE))
+def test_a_killed_run_goes_on(kill, save, num_samples, tmp_path, whole_run):
+    whole, weights = whole_run(num_samples)
     callback, checkpoint = resumable(tmp_path, num_samples, **save)
     killed = trainer(tmp_path, callback, checkpoint, Kill(kill), max_epochs=EPOCHS)
     model = Validated()

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gwa_core._lib.array import Array, namespace, quiet, result_dtype, scalar
+from gwa_core._lib.array import Array, constant, namespace, quiet, result_dtype, scalar
 from gwa_core._lib.checks import Loss, check_vector
-from gwa_core._lib.numerics import divide_or_zero, norm
+from gwa_core._lib.numerics import divide_or_zero, log_sigmoid, norm
 from gwa_core.alignment import alignment_from_logits
-from gwa_core.residual import residual
+from gwa_core.residual import _scaled_residual
+from gwa_core.targets import _indexable, _soft_targets
 
 __all__ = ["Agreement", "score_agreement"]
 
-# The closed form and the gradient may differ by this share of the largest score that a row allows.
+# The closed form and the gradient may differ by this share of the terms that make a score.
 TOLERANCE = 1e-3
 
-# A row whose rounding allows more than this says nothing.
+# A row whose rounding is a larger share of its terms says nothing.
 DOUBTFUL = 0.5
+
+# The gradient of a mean over so many rows, without a loss scale, is allowed for in float16.
+MANY_ROWS = 4096
 
 # One row in a hundred may differ.
 SHARE = 0.01
@@ -59,8 +63,8 @@ def score_agreement(
 ) -> Agreement:
     r"""Compare scores from gradients with the closed form of a loss.
 
-    .. math:: |\gamma^g_i - \gamma_i| > \tau_i \frac{\|\ell_i - b\|}{\|z_i\|\,\|W\|},
-       \qquad \tau_i = 10^{-3} + 2\epsilon\,(1 / \|r_i\| + \max_c |\ell_{ic}|)
+    .. math:: |\gamma^g_i - \gamma_i| > \frac{\sum_c (10^{-3}\,|r_{ic}| + e_{ic})\,|a_{ic}|}
+       {\|r_i\|\,\|z_i\|\,\|W\|} + \frac{\|e_i\|}{\|r_i\|}\,|\gamma_i|, \qquad a_i = \ell_i - b
 
     A temperature, a class prior, labels that are not shifted or another head make them differ.
 
@@ -69,7 +73,7 @@ def score_agreement(
     scores : array of shape (N,)
         What `alignment_from_logit_gradients` returned.
     logits, latent_norms, weight_norm, targets, bias, loss, label_smoothing, where
-        See `alignment_from_logits`. The precision :math:`\epsilon` is that of the logits' dtype.
+        See `alignment_from_logits`. The dtype of the logits is that of the gradient.
 
     Returns
     -------
@@ -83,9 +87,11 @@ def score_agreement(
 
     Notes
     -----
-    Rows with :math:`\tau_i > 0.5` are not counted: there the gradient has lost its digits. A row
-    without a gradient differs if the closed form gives it a residual above 0.1 and other rows have
-    a gradient. Cost: O(NC) time and memory, so give a part of a large batch. Runs under jit.
+    The rounding :math:`e_{ic} \approx 2\epsilon\,(t_{ic} + p_{ic}(1 - \log p_{ic}))` is that of targets
+    and probabilities in the dtype of the logits. Rows where it is more than half of the terms are
+    not counted: there the gradient has lost its digits. A row without a gradient differs if the
+    closed form gives it a residual above 0.1 and other rows have a gradient. Cost: O(NC) time and
+    memory, so give a part of a large batch. Runs under jit.
 
     References
     ----------
@@ -118,22 +124,49 @@ def score_agreement(
     xp = namespace(scores=scores, logits=logits)
     check_vector(xp, "scores", scores, logits.shape[0])
     dtype = result_dtype(xp, scores, closed)
-    eps = float(xp.finfo(logits.dtype).eps)
-    r = residual(logits=logits, targets=targets, loss=loss, label_smoothing=label_smoothing)
+    # A loss may be computed in float32 of logits in float64.
+    eps = max(float(xp.finfo(logits.dtype).eps), float(xp.finfo(xp.float32).eps))
+    # A mean over many rows takes this much of a probability below the range of float16.
+    lost = MANY_ROWS * float(xp.finfo(logits.dtype).smallest_normal) * eps
+    targets, _ = _indexable(xp, targets, logits.shape[1])
     logits = xp.astype(logits, dtype)
+    product = logits if bias is None else logits - xp.astype(bias, dtype)
     norms = xp.astype(latent_norms, dtype) * scalar(xp, "weight_norm", weight_norm, logits, dtype)
     with quiet(xp):
-        size = norm(xp, xp.astype(r, dtype))
-        slack = TOLERANCE + 2.0 * eps * (1.0 / size + xp.max(xp.abs(logits), axis=1))
-        largest = divide_or_zero(xp, norm(xp, logits if bias is None else logits - bias), norms)
-        telling = (slack < DOUBTFUL) & (largest > 0) & xp.isfinite(closed)
+        r, scale = _scaled_residual(xp, logits, targets, loss, label_smoothing)
+        length = norm(xp, r)
+        share = 1.0 / logits.shape[1] if loss == "cross_entropy" else 0.5
+        soft = _soft_targets(xp, targets, logits, label_smoothing, share)
+        error = 2.0 * (eps * soft + _rounding(xp, logits, loss, eps, lost)) / scale
+        product = xp.abs(product)
+        terms = xp.vecdot(xp.abs(r), product) / length
+        # The error of the product, and that of the length.
+        rounding = xp.vecdot(error, product) / length
+        allowed = divide_or_zero(xp, TOLERANCE * terms + rounding, norms)
+        allowed = allowed + xp.abs(closed) * norm(xp, error) / length
+        telling = (rounding < DOUBTFUL * terms) & (norms > 0) & xp.isfinite(closed)
         present = telling & xp.isfinite(scores)
         # A gradient of 0 where others have one.
+        size = length * xp.squeeze(scale, axis=1)
         absent = telling & xp.isnan(scores) & (size > 0.1) & xp.any(present)
         difference = xp.where(present, xp.abs(scores - closed), xp.zeros_like(size))
-        differs = (present & (difference > slack * largest)) | absent
+        differs = (present & (difference > allowed)) | absent
         return Agreement(
             rows=xp.sum(xp.astype(present | absent, dtype)),
             differing=xp.sum(xp.astype(differs, dtype)),
             largest=xp.max(difference),
         )
+
+
+def _rounding(xp: Any, logits: Array, loss: Loss, eps: float, lost: float) -> Array:
+    """Return how much the probabilities in a gradient may be wrong."""
+    top = xp.max(logits, axis=1, keepdims=True)
+    single = float(xp.finfo(xp.float32).eps)
+    if loss == "cross_entropy":
+        depth = logits - top
+        log_p = depth - xp.log(xp.sum(xp.exp(depth), axis=1, keepdims=True))
+    else:
+        log_p = log_sigmoid(xp, logits)
+    p = xp.exp(log_p)
+    # A logarithm is rounded by its own size, and in float32 by that of the logits before.
+    return p * (eps * (1.0 - log_p) + single * xp.abs(top)) + xp.minimum(p, constant(xp, lost, p))

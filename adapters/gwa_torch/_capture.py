@@ -154,7 +154,10 @@ class Capture:
         # Of a call that failed, for one more try; and beside passes that `logits` named.
         self._missed: list[Forward] = []
         self._left: list[Forward] = []
-        self._hook = head.register_forward_hook(Listener(self._keep), with_kwargs=True)
+        # Before hooks that were there already: one of them may replace the output.
+        self._hook = head.register_forward_hook(
+            Listener(self._keep), prepend=True, with_kwargs=True
+        )
 
     def close(self) -> None:
         """Remove the hook and let go of what waits."""
@@ -328,7 +331,8 @@ def _choose(
         raise ValueError(
             f"`targets` must be for the {' + '.join(map(str, sizes))} outputs of the head since "
             f"the last `update`, got {samples}; token targets are (B, S), soft targets have the "
-            "shape of the logits and are floating, and ignored samples are left out by `where`"
+            "shape of the logits and are floating, and ignored samples are left out by `where`; "
+            "where the loss pools or resizes the logits, residual='backward' takes `update(None)`"
         )
     # Joined passes are joined along the first axis.
     first = len(chosen) > 1

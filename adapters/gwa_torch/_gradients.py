@@ -37,6 +37,8 @@ class Tap:
         Measure in K dimensions.
     """
 
+    silent = False
+
     def __init__(
         self,
         logits: torch.Tensor,
@@ -102,6 +104,11 @@ class Picked:
     def __init__(self, tap: Tap | SlotTap, rows: torch.Tensor) -> None:
         self._tap = tap
         self._rows = rows
+
+    @property
+    def silent(self) -> bool:
+        """Whether nobody is told when the gradient comes."""
+        return self._tap.silent
 
     @property
     def error(self) -> Exception | None:
@@ -210,6 +217,8 @@ class SlotTap:
     """What a compiled pass has in `Slots`, to be read before as many more passes as there are."""
 
     error: Exception | None = None
+    # The device writes the scores, and the host is not told.
+    silent = True
 
     def __init__(self, slots: Slots, number: torch.Tensor, rows: int) -> None:
         self._slots = slots

@@ -14,7 +14,7 @@ import torch
 from gwa_core import score_agreement
 from gwa_core.agreement import SHARE
 from gwa_torch._capture import Capture, Forward
-from gwa_torch._gradients import Arrival, SlotTap
+from gwa_torch._gradients import Arrival
 from gwa_torch._keeper import Keeper
 from gwa_torch._stage import Stage
 from gwa_torch._targets import Flat, LossOptions
@@ -39,10 +39,10 @@ MOST_WAITING = 256
 
 UNCHECKED = (
     "no gradient arrived at the output of the head, so that the scores are those of loss={loss!r}, "
-    "unchecked. Usual causes: no backward pass; a model that was compiled with more than "
-    "16,384 rows or 16 million logits, or moved to another device after the monitor was made; "
-    "a checkpoint with use_reentrant=True around the head. If this is your loss, say "
-    "residual='formula'"
+    "unchecked. Usual causes: no backward pass, or two through one output; a compiled model with "
+    "more than 16,384 rows or 16 million logits a pass, or moved to another device after the "
+    "monitor was made; a checkpoint with use_reentrant=True around the head. If this is your loss, "
+    "say residual='formula'"
 )
 
 DIFFERENT = (
@@ -88,7 +88,7 @@ class _Batch(NamedTuple):
     @property
     def silent(self) -> bool:
         """Whether nobody is told when the gradient comes."""
-        return any(isinstance(tap, SlotTap) for tap in self.taps)
+        return any(tap is not None and tap.silent for tap in self.taps)
 
     def scores(self) -> torch.Tensor | None:
         """Return the scores of all rows, or None where some have not come."""

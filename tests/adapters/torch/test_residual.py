@@ -440,3 +440,19 @@ def test_more_rows_than_an_integer_counts_keep_the_first_score():
 def test_what_residual_may_be():
     with pytest.raises(ValueError, match="`residual` must be one of 'auto', 'formula', 'backward'"):
         GWAMonitor(nn.Linear(4, 3), residual="gradient")
+
+
+def test_a_hook_that_was_there_before_may_change_the_output():
+    model, x, y = network(), *batch(ROWS)
+
+    def scaled(logits, y):
+        return F.cross_entropy(logits / 0.1, y)
+
+    want = true_scores(model, x, y, scaled)
+    model.head.register_forward_hook(lambda *call: call[-1] / 0.1)
+    monitor = GWAMonitor(model.head, ROWS)
+    plain(model(x), y).backward()
+    with pytest.warns(UserWarning, match=OTHER):
+        monitor.update(y, torch.arange(ROWS))
+    monitor.end_epoch()
+    assert_allclose(monitor.scores, want, atol=1e-6)

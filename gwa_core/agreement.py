@@ -72,8 +72,22 @@ def score_agreement(
     ----------
     scores : array of shape (N,)
         What `alignment_from_logit_gradients` returned.
-    logits, latent_norms, weight_norm, targets, bias, loss, label_smoothing, where
-        See `alignment_from_logits`. The dtype of the logits is that of the gradient.
+    logits : array of shape (N, C)
+        Outputs of the linear head, bias included. Half precision is raised to float32.
+    latent_norms : array of shape (N,)
+        Euclidean norm of the input of the head, one a sample.
+    weight_norm : 0-D array or float
+        Frobenius norm of the head's weight at the forward pass.
+    targets : array of shape (N,) or (N, C)
+        Class numbers in 0..C-1, or probabilities, as `alignment_from_logits` takes them.
+    bias : array of shape (C,) or (N, C), optional
+        Bias of the head, to be taken off the logits.
+    loss : {"cross_entropy", "binary_cross_entropy"}
+        Softmax or sigmoid, default softmax.
+    label_smoothing : float
+        In [0, 1): the share of the target that is spread evenly, default 0.
+    where : boolean array of shape (N,), optional
+        True for samples that count; the others say nothing.
 
     Returns
     -------
@@ -88,10 +102,10 @@ def score_agreement(
     Notes
     -----
     The rounding :math:`e_{ic} \approx 2\epsilon\,(t_{ic} + p_{ic}(1 - \log p_{ic}))` is that of targets
-    and probabilities in the dtype of the logits. Rows where it is more than half of the terms are
-    not counted: there the gradient has lost its digits. A row without a gradient differs if the
-    closed form gives it a residual above 0.1 and other rows have a gradient. Cost: O(NC) time and
-    memory, so give a part of a large batch. Runs under jit.
+    and probabilities in the dtype of the logits, which a gradient shares. Rows where it is more than
+    half of the terms are not counted: there the gradient has lost its digits. A row without a
+    gradient differs if the closed form gives it a residual above 0.1 and other rows have a
+    gradient. Cost: O(NC) time and memory, so give a part of a large batch. Runs under jit.
 
     References
     ----------

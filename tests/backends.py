@@ -141,6 +141,8 @@ CASE = {case.name: case for case in CASES}
 ARRAY_FUNCTIONS = (
     "alignment_scores",
     "alignment_from_logits",
+    "alignment_from_logit_gradients",
+    "score_agreement",
     "gradient_alignment",
     "gradient_norms",
     "residual",
@@ -184,6 +186,7 @@ FUNCTIONS = ARRAY_FUNCTIONS + HOST_FUNCTIONS
 
 # Public names that see Python numbers only, so that backends mean nothing to them.
 PLAIN = (
+    "Agreement",
     "BestMetric",
     "DipThenMax",
     "EarlyStopper",

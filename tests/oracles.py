@@ -93,6 +93,25 @@ def alignment_from_logits(
     return gamma if where is None else np.where(where, gamma, np.nan)
 
 
+def alignment_from_logit_gradients(
+    logit_gradients, logits, latent_norms, weight_norm, *, bias=None, where=None
+):
+    """The cosine of the gradient and the weights, from the gradient at the logits."""
+    g = np.asarray(logit_gradients, np.float64)
+    product = np.asarray(logits, np.float64) - (0.0 if bias is None else bias)
+    with np.errstate(invalid="ignore"):
+        cosines = -(g * product).sum(axis=1) / np.linalg.norm(g, axis=1)
+    gamma = cosines / (latent_norms * weight_norm)
+    return gamma if where is None else np.where(where, gamma, np.nan)
+
+
+def score_agreement(scores, *, where=None, **head):
+    """Rows, rows that differ, and the largest difference, where no rounding is to be thought of."""
+    difference = np.abs(scores - alignment_from_logits(**head))
+    kept = np.isfinite(scores) if where is None else np.isfinite(scores) & where
+    return kept.sum(), (difference[kept] > 0.05).sum(), difference[kept].max()
+
+
 def sketched_alignment(latents, weight, targets, matrix, *, bias=None):
     """Definition 1 with latents and rows of the weight mapped by an explicit (K, D) matrix."""
     logits = latents @ weight.T + (0.0 if bias is None else bias)

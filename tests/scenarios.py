@@ -114,10 +114,12 @@ def _head_scenarios() -> list[Scenario]:
         ("hard", HOOKED, {}),
         ("soft", {**HOOKED, "targets": SOFT}, {"label_smoothing": 0.2}),
         ("masked", {**HOOKED, "where": MASK}, {}),
+        ("biases", {**HOOKED, "bias": HOOKED["bias"] * np.linspace(0.5, 1.5, N)[:, None]}, {}),
         ("sigmoid", {**HOOKED, "targets": LABELS}, {"loss": "binary_cross_entropy"}),
     ):
         run, oracle = _keywords(g.alignment_from_logits, oracles.alignment_from_logits, **options)
         out.append(Scenario("alignment_from_logits", variant, arrays, run, oracle, slack=3))
+    out += _gradient_scenarios()
     for variant, targets, options in (
         ("hard", HEAD["targets"], {}),
         ("soft", SOFT, {"label_smoothing": 0.2}),
@@ -133,6 +135,40 @@ def _head_scenarios() -> list[Scenario]:
         arrays = {"targets": targets, "class_weights": np.exp(HEAD["bias"])}
         run, oracle = _keywords(g.weighted_targets, oracles.weighted_targets, **options)
         out.append(Scenario("weighted_targets", variant, arrays, run, oracle))
+    return out
+
+
+def _gradient_scenarios() -> list[Scenario]:
+    given = {name: HOOKED[name] for name in ("logits", "latent_norms", "weight_norm", "bias")}
+    gradients = RNG.normal(size=(N, C))
+    gradients[3] = 0.0
+    biases = HOOKED["bias"] + 0.1 * RNG.normal(size=(N, C))
+    out = []
+    for variant, arrays in (
+        ("plain", {**given, "logit_gradients": gradients}),
+        ("masked", {**given, "logit_gradients": gradients, "where": MASK}),
+        ("biases", {**given, "logit_gradients": gradients, "bias": biases}),
+    ):
+        run, oracle = _keywords(
+            g.alignment_from_logit_gradients, oracles.alignment_from_logit_gradients
+        )
+        out.append(
+            Scenario("alignment_from_logit_gradients", variant, arrays, run, oracle, slack=3)
+        )
+    # Far from saturation, so that each row can tell in half precision.
+    quiet = {**HOOKED, "logits": HOOKED["logits"] / 4}
+    closed = oracles.alignment_from_logits(**quiet)
+    # Far from the closed form in some rows, and nothing in one.
+    scores = closed + 0.5 * (np.arange(N) % 6 == 1)
+    scores[4] = np.nan
+    # A residual of less than 0.1 is not missed.
+    quiet["logits"][4] += 12.0 * (np.arange(C) == HOOKED["targets"][4])
+    for variant, arrays in (
+        ("plain", {**quiet, "scores": scores}),
+        ("masked", {**quiet, "scores": scores, "where": MASK}),
+    ):
+        run, oracle = _keywords(g.score_agreement, oracles.score_agreement)
+        out.append(Scenario("score_agreement", variant, arrays, run, oracle, slack=3))
     return out
 
 

@@ -58,7 +58,7 @@ class BySample:
         begin, self.rows = self.rows, self.rows + scores.shape[0]
         scores = scores.float()
         if has_triton(scores.device):
-            from gwa_torch._triton import record
+            from gwa_torch._triton_record import record
 
             record(self.first, self.strays, scores, ids, where, begin, rank, world)
             return

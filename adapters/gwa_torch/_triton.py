@@ -1,8 +1,7 @@
 """Fused Triton kernels: one launch, one read of logits and latents, O(N) extra memory.
 
 They do what `gwa_core` does and are tested against it; the formulas are explained there. One
-program works on one row. The hard kernel keeps a running peak in every lane, so that no lane waits
-for another before the row ends.
+program works on one row. `_triton_gradients.py` and `_triton_record.py` have the other two kernels.
 """
 
 # ruff: noqa: ANN001, ANN202
@@ -29,7 +28,7 @@ LIMIT: tl.constexpr = tl.constexpr(36.0)
 
 
 @triton.jit
-def _latent_squares(latents, row, stride, D, BLOCK_D: tl.constexpr):
+def latent_squares(latents, row, stride, D, BLOCK_D: tl.constexpr):
     # In float64, where no square of a float32 overflows or vanishes. Added up at the end of the
     # row, where the lanes meet anyway.
     total = tl.zeros([BLOCK_D], dtype=tl.float64)
@@ -41,7 +40,7 @@ def _latent_squares(latents, row, stride, D, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _cosine(dot, length, latent_norm, weight_norm):
+def cosine(dot, length, latent_norm, weight_norm):
     ratio = tl.where(length == 0, 0.0, dot / length)
     score = ratio.to(tl.float64) / latent_norm / weight_norm.to(tl.float64)
     score = tl.where((latent_norm == 0) | (weight_norm == 0), 0.0, score)
@@ -168,46 +167,8 @@ def _hard_kernel(
         squares += z * z
     length = tl.sqrt(1.0 + square)
     latent_norm = tl.sqrt(tl.sum(squares, axis=0))
-    score = _cosine(dot, length, latent_norm, norm)
+    score = cosine(dot, length, latent_norm, norm)
     tl.store(out + row, tl.where(known, score, float("nan")))
-
-
-@triton.jit
-def _gradient_kernel(
-    gradients,
-    logits,
-    latents,
-    bias,
-    weight_norm,
-    out,
-    C,
-    D,
-    gradient_stride,
-    logit_stride,
-    latent_stride,
-    HAS_BIAS: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    squares = _latent_squares(latents, row, latent_stride, D, BLOCK_D)
-    # In float64: a gradient is as small or large as its loss is scaled.
-    dot = tl.zeros([BLOCK_C], dtype=tl.float64)
-    square = tl.zeros([BLOCK_C], dtype=tl.float64)
-    for start in range(0, C, BLOCK_C):
-        column = start + tl.arange(0, BLOCK_C)
-        inside = column < C
-        g = tl.load(gradients + row * gradient_stride + column, mask=inside, other=0.0)
-        x = tl.load(logits + row * logit_stride + column, mask=inside, other=0.0).to(tl.float32)
-        if HAS_BIAS:
-            x -= tl.load(bias + column, mask=inside, other=0.0).to(tl.float32)
-        g = g.to(tl.float64)
-        dot -= g * x.to(tl.float64)
-        square += g * g
-    length = tl.sqrt(tl.sum(square, axis=0))
-    latent_norm = tl.sqrt(tl.sum(squares, axis=0))
-    score = _cosine(tl.sum(dot, axis=0), length, latent_norm, tl.load(weight_norm))
-    tl.store(out + row, tl.where(length == 0, float("nan"), score))
 
 
 @triton.jit
@@ -295,13 +256,13 @@ def _soft_kernel(
         dot += tl.where(other, r * a, 0.0)
         square += r * r
     length = tl.sqrt(own * own + tl.sum(square, axis=0))
-    squares = _latent_squares(latents, row, latent_stride, D, BLOCK_D)
+    squares = latent_squares(latents, row, latent_stride, D, BLOCK_D)
     latent_norm = tl.sqrt(tl.sum(squares, axis=0))
-    score = _cosine(tl.sum(dot, axis=0), length, latent_norm, tl.load(weight_norm))
+    score = cosine(tl.sum(dot, axis=0), length, latent_norm, tl.load(weight_norm))
     tl.store(out + row, tl.where(known & (bad == 0), score, float("nan")))
 
 
-def _shape(classes: int, features: int, *, streams: int = 1) -> dict[str, int]:
+def shape_of(classes: int, features: int, *, streams: int = 1) -> dict[str, int]:
     """Return blocks and warps: the fastest on an H200 of 256 to 2048 and 1 to 16."""
     block, warps = (512, 2) if classes <= 2048 else (1024, 4 * streams)
     return {
@@ -311,7 +272,7 @@ def _shape(classes: int, features: int, *, streams: int = 1) -> dict[str, int]:
     }
 
 
-def _on(device: torch.device) -> Any:
+def on(device: torch.device) -> Any:
     """Launch on a device; asking where we are is faster than going there."""
     here = torch.cuda.current_device() == device.index
     return contextlib.nullcontext() if here else torch.cuda.device(device)
@@ -336,8 +297,8 @@ def fused_scores(
     offset = logits if bias is None else bias.contiguous()
     shared: Any = (logits, latents, targets, offset, weight_norm, out)
     sizes = (classes, features, logits.stride(0), latents.stride(0))
-    options: Any = {"HAS_BIAS": bias is not None, **_shape(classes, features)}
-    with _on(logits.device):
+    options: Any = {"HAS_BIAS": bias is not None, **shape_of(classes, features)}
+    with on(logits.device):
         if targets.ndim == 1 and label_smoothing == 0.0:
             _hard_kernel[(rows,)](*shared, *sizes, **options)
         else:
@@ -345,87 +306,3 @@ def fused_scores(
             smoothing = (targets.stride(0), label_smoothing)
             _soft_kernel[(rows,)](*shared, *sizes, *smoothing, SOFT=soft, **options)
     return out
-
-
-def fused_gradient_scores(
-    gradients: torch.Tensor,
-    logits: torch.Tensor,
-    latents: torch.Tensor,
-    weight_norm: torch.Tensor,
-    bias: torch.Tensor | None,
-) -> torch.Tensor:
-    """Return γ of (N, C) gradients, (N, C) logits and (N, D) latents on a GPU."""
-    rows, classes = logits.shape
-    features = latents.shape[1]
-    out = torch.empty(rows, dtype=torch.float32, device=logits.device)
-    gradients, logits, latents = (
-        x if x.stride(-1) == 1 else x.contiguous() for x in (gradients, logits, latents)
-    )
-    offset = logits if bias is None else bias.contiguous()
-    strides = (gradients.stride(0), logits.stride(0), latents.stride(0))
-    with _on(logits.device):
-        _gradient_kernel[(rows,)](
-            gradients,
-            logits,
-            latents,
-            offset,
-            weight_norm,
-            out,
-            classes,
-            features,
-            *strides,
-            HAS_BIAS=bias is not None,
-            **_shape(classes, features, streams=2),
-        )
-    return out
-
-
-@triton.jit
-def _record_kernel(
-    first,
-    strays,
-    scores,
-    ids,
-    where,
-    rows,
-    samples,
-    begin,
-    rank,
-    world,
-    HAS_WHERE: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < rows
-    sample = tl.load(ids + row, mask=inside, other=0).to(tl.int64)
-    score = tl.load(scores + row, mask=inside, other=0.0)
-    counted = inside
-    if HAS_WHERE:
-        counted = counted & (tl.load(where + row, mask=inside, other=0) != 0)
-    known = (sample >= 0) & (sample < samples)
-    stray = tl.sum((counted & ~known).to(tl.int64), axis=0)
-    tl.atomic_add(strays, stray, mask=stray > 0)
-    order = (begin + row).to(tl.int64) * world + rank
-    bits = score.to(tl.int32, bitcast=True).to(tl.int64) & 0xFFFFFFFF
-    tl.atomic_min(first + sample, (order << 32) | bits, mask=counted & known)
-
-
-def record(
-    first: torch.Tensor,
-    strays: torch.Tensor,
-    scores: torch.Tensor,
-    ids: torch.Tensor,
-    where: torch.Tensor | None,
-    begin: int,
-    rank: int,
-    world: int,
-) -> None:
-    """Do in one launch what `BySample.add` does in many; see there."""
-    rows = scores.shape[0]
-    mask = scores if where is None else where.contiguous()
-    arrays = (first, strays, scores.contiguous(), ids.contiguous(), mask)
-    numbers = (rows, first.shape[0] - 1, begin, rank, world)
-    with _on(scores.device):
-        _record_kernel[(triton.cdiv(rows, 512),)](
-            *arrays, *numbers, HAS_WHERE=where is not None, BLOCK=512
-        )

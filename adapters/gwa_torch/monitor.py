@@ -13,8 +13,9 @@ from torch import nn
 from gwa_core import EpochSummary, JLSketch
 from gwa_core.signals import TrackedSignals
 from gwa_torch import _targets
-from gwa_torch._capture import NOTHING_WAITS, Capture, Forward, Listener, Recent, same_memory
+from gwa_torch._capture import NOTHING_WAITS, Capture, Forward, same_memory
 from gwa_torch._checks import check_count, check_real
+from gwa_torch._criterion import Heard
 from gwa_torch._distributed import position
 from gwa_torch._keeper import Keeper
 from gwa_torch._residuals import Residuals, check_residual
@@ -179,42 +180,13 @@ class GWAMonitor:
         self._residuals = Residuals(
             residual, self._capture, self._keeper, self._score, self._current_options
         )
-        self._loss_hook = None
-        # The output that the criterion was called with last.
-        self._last = Recent()
+        self._heard = None
         if criterion is not None:
             self._nothing = (
                 "the criterion must be called with the output of the head itself, and a slice, a "
                 "rescaled or a converted copy is another tensor"
             )
-            self._loss_hook = criterion.register_forward_hook(
-                Listener(self._on_loss), with_kwargs=True
-            )
-
-    def _on_loss(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        given = dict(zip(("input", "target"), args, strict=False)) | kwargs
-        heard = self._heard
-        if torch.compiler.is_compiling():
-            heard = torch.compiler.disable(heard)  # type: ignore[no-untyped-call]
-        heard(given["input"], given["target"])
-
-    def _heard(self, logits: torch.Tensor, targets: torch.Tensor) -> None:
-        if not any(same_memory(logits, x.logits) for x in self._capture.waiting):
-            # A loss of something else, such as an auxiliary head, or of a pass in eval mode.
-            again = self._last.is_memory_of(logits)
-            if again and logits.requires_grad and torch.is_grad_enabled():
-                raise RuntimeError(
-                    "`criterion` must be called once with an output of the head, got a second "
-                    "call; the sum of two losses (mixup) has soft targets: without `criterion=`, "
-                    "call `update(soft_targets)`"
-                )
-            return
-        self._last.see(logits)
-        linear = isinstance(self.head, nn.Linear) and self.options.loss == "cross_entropy"
-        if linear and targets.is_floating_point() and targets.ndim > 2:
-            # PyTorch's cross-entropy has the classes second.
-            targets = targets.movedim(1, -1)
-        self.update(targets, logits=logits)
+            self._heard = Heard(criterion, self._capture, self.update)
 
     def update(
         self,
@@ -554,8 +526,8 @@ class GWAMonitor:
     def close(self) -> None:
         """Remove the hooks; history and scores stay."""
         self._capture.close()
-        if self._loss_hook is not None:
-            self._loss_hook.remove()
+        if self._heard is not None:
+            self._heard.close()
 
     def __enter__(self) -> Self:
         return self

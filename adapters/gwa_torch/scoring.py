@@ -192,7 +192,7 @@ def gradient_scores(
     with torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext():
         narrow = all(x.dtype != torch.float64 for x in (gradients, logits, latents))
         if has_triton(logits.device) and narrow:
-            from gwa_torch._triton import fused_gradient_scores
+            from gwa_torch._triton_gradients import fused_gradient_scores
 
             return fused_gradient_scores(gradients, logits, latents, weight_norm, bias)
         wide = latents.to(torch.promote_types(latents.dtype, torch.float32))

@@ -97,8 +97,9 @@ def test_to_look_at_a_row_is_no_transfer():
     given, state, ids = batch(), gwa_jax.init(N), jnp.arange(N)
     for guard in ("allow", "disallow"):  # the first call makes constants
         with jax.transfer_guard(guard):
-            gwa_jax.update(state, **given, ids=ids)
+            found = gwa_jax.update(state, **given, ids=ids)
             gwa_jax.head_scores(**given)
+    assert jnp.isfinite(found.values).all()
 
 
 # A loss that is not the one of the options

@@ -41,6 +41,18 @@ def hooked(**changes):
     return g.alignment_from_logits(**{**sound, **changes})
 
 
+def backward(**changes):
+    """Call alignment_from_logit_gradients on sound arrays but for the changes."""
+    sound = {"logit_gradients": L / 7, "logits": L, "latent_norms": NORMS, "weight_norm": 2.0}
+    return g.alignment_from_logit_gradients(**{**sound, **changes})
+
+
+def agreement(scores=S, **changes):
+    """Call score_agreement on sound arrays but for the changes."""
+    sound = {"logits": L, "latent_norms": NORMS, "weight_norm": 2.0, "targets": T}
+    return g.score_agreement(scores, **{**sound, **changes})
+
+
 def strict(x, device="CPU_DEVICE"):
     """An array of another library, or on another device."""
     xp = require("array_api_strict")
@@ -117,6 +129,21 @@ SHAPES = (
              r"must be boolean \(N,\) = \(4,\), got bool of shape \(3,\)"),
     BadInput("norms of other samples", lambda: hooked(latent_norms=NORMS[:2]), ValueError,
              "latent_norms", r"must be \(N,\) = \(4,\), got shape \(2,\)"),
+    BadInput("bias of other rows", lambda: hooked(bias=np.zeros((2, 3))), ValueError, "bias",
+             r"must be \(C,\) = \(3,\) or \(N, C\) = \(4, 3\), got shape \(2, 3\)"),
+    BadInput("bias of each row beside latents", lambda: head(bias=np.zeros((4, 3))), ValueError,
+             "bias", r"must be \(C,\) = \(3,\), got shape \(4, 3\)"),
+    BadInput("gradient of other samples", lambda: backward(logit_gradients=L[:2]), ValueError,
+             "logit_gradients", r"must be \(N, C\) with N = 4 rows, got shape \(2, 3\)"),
+    BadInput("gradient at another layer", lambda: backward(logit_gradients=Z), ValueError,
+             "logit_gradients", r"must be \(N, C\) = \(4, 3\) as the logits, got shape \(4, 5\); "
+             r"take the gradient at the output of the head"),
+    BadInput("gradient of tokens", lambda: backward(logit_gradients=L[:, None, :]), ValueError,
+             "logit_gradients", r"must be \(N, C\), got shape \(4, 1, 3\); flatten"),
+    BadInput("gradient and norms of other samples", lambda: backward(latent_norms=NORMS[:2]),
+             ValueError, "latent_norms", r"must be \(N,\) = \(4,\), got shape \(2,\)"),
+    BadInput("compared scores of other samples", lambda: agreement(S[:2]), ValueError, "scores",
+             r"must be \(N,\) = \(4,\), got shape \(2,\)"),
     BadInput("one weight norm a class", lambda: hooked(weight_norm=np.ones(3)), ValueError,
              "weight_norm", r"must be one number, a float or a 0-D array, got shape \(3,\)"),
     BadInput("one weight norm a sample", lambda: hooked(weight_norm=np.ones(4)), ValueError,
@@ -193,6 +220,10 @@ DTYPES = (
              r"must be floating point, got int64"),
     BadInput("integer bias", lambda: head(bias=np.zeros(3, int)), TypeError, "bias",
              r"must be floating point, got int64"),
+    BadInput("integer gradient", lambda: backward(logit_gradients=L.astype(int)), TypeError,
+             "logit_gradients", r"must be floating point, got int64"),
+    BadInput("integer scores compared", lambda: agreement(T), TypeError, "scores",
+             r"must be floating point, got int64"),
     BadInput("class numbers as floats", lambda: head(targets=T.astype(float)), ValueError,
              "targets", r"got float64 of shape \(4,\); cast class numbers to an integer dtype"),
     BadInput("mask of integers", lambda: head(where=np.ones(4, int)), ValueError, "where",
@@ -222,6 +253,10 @@ VALUES = (
              r"must be class numbers in 0\.\.2, got 3; labels are counted from 0"),
     BadInput("ignored label without a mask", lambda: head(targets=T - 100), ValueError, "targets",
              r"must be class numbers in 0\.\.2, got -100; .* left out by `where`"),
+    BadInput("logits of another head", lambda: head(logits=L + np.arange(3)), ValueError, "logits",
+             r"must be latents @ weight\.T \+ bias, got row 0 that differs by up to .*has a bias"),
+    BadInput("labels of another data set in a comparison", lambda: agreement(targets=T + 1),
+             ValueError, "targets", r"must be class numbers in 0\.\.2, got 3"),
     BadInput("several labels as soft targets", lambda: head(targets=np.ones((4, 3))), ValueError,
              "targets", r"must sum to 1, got 3; use `loss='binary_cross_entropy'`"),
     BadInput("percentages", lambda: head(targets=100 * SOFT), ValueError, "targets",
@@ -256,6 +291,10 @@ MIXED = (
     BadInput("weight norm of another library",
              lambda: hooked(weight_norm=strict(2.0)), TypeError, "weight_norm",
              r"all arrays must come from one library, got"),
+    BadInput("gradient of another library", lambda: backward(logit_gradients=strict(L)), TypeError,
+             "logit_gradients", r"all arrays must come from one library, got"),
+    BadInput("compared scores of another library", lambda: agreement(strict(S)), TypeError,
+             "scores", r"all arrays must come from one library, got"),
     BadInput("arrays on two devices", lambda: strict_head(weight="device1"), ValueError, "weight",
              r"all arrays must be on one device, got `latents` on .*`weight` on .*device1"),
     BadInput("moments of two libraries",
@@ -266,6 +305,8 @@ MIXED = (
 OPTIONS = (
     BadInput("unknown loss", lambda: head(loss="mse"), ValueError, "loss",
              r"must be one of 'cross_entropy', 'binary_cross_entropy', got 'mse'"),
+    BadInput("comparison with an unknown loss", lambda: agreement(loss="focal"), ValueError, "loss",
+             r"must be one of 'cross_entropy', 'binary_cross_entropy', got 'focal'"),
     BadInput("smoothing of one", lambda: head(label_smoothing=1.0), ValueError, "label_smoothing",
              r"must be in \[0, 1\), got 1\.0"),
     BadInput("smoothing of nan", lambda: head(label_smoothing=float("nan")), ValueError,

@@ -1,10 +1,18 @@
+import mpmath
 import numpy as np
 import oracles
 import pytest
 from backends import CASE, CASES, open_case, require
 from scenarios import HEAD, HOOKED, LABELS, MASK, SOFT, C, D, N
 
-from gwa_core import JLSketch, alignment_from_logits, alignment_scores, gradient_alignment
+from gwa_core import (
+    JLSketch,
+    alignment_from_logit_gradients,
+    alignment_from_logits,
+    alignment_scores,
+    gradient_alignment,
+    residual,
+)
 
 BINARY = {"loss": "binary_cross_entropy"}
 # name, how targets are made of hard labels, options
@@ -393,3 +401,165 @@ def test_no_warning_escapes_numpy():
         )
     assert np.isnan(scores[0])
     assert np.isfinite(scores[1])
+
+
+# From the gradient at the logits
+
+GIVEN = {name: HOOKED[name] for name in ("logits", "latent_norms", "weight_norm", "bias")}
+
+
+def exact_from_gradients(gradients, logits, latent_norms, weight_norm, bias):
+    """The score of floating-point numbers that are taken as exact."""
+    out = []
+    with mpmath.workdps(60):
+        for row, numbers, size in zip(gradients, logits, latent_norms, strict=True):
+            g = [mpmath.mpf(float(v)) for v in row]
+            a = [mpmath.mpf(float(v)) - float(b) for v, b in zip(numbers, bias, strict=True)]
+            dot = -mpmath.fsum(x * y for x, y in zip(g, a, strict=True))
+            length = mpmath.sqrt(mpmath.fsum(x * x for x in g))
+            out.append(float(dot / length / float(size) / float(weight_norm)))
+    return np.array(out)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("f8", 1e-300), ("f8", 1e300), ("f4", 1e-30), ("f4", 1e30), ("f2", 1.0), ("f2", 1e-6)],
+)
+def test_gradients_of_any_size_and_dtype(dtype, size):
+    rng = np.random.default_rng(0)
+    gradients = (size * rng.normal(size=(N, C))).astype(dtype)
+    rest = {k: v if dtype == "f8" or np.ndim(v) == 0 else v.astype("f4") for k, v in GIVEN.items()}
+    got = alignment_from_logit_gradients(logit_gradients=gradients, **rest)
+    assert got.dtype == ("f8" if dtype == "f8" else "f4")
+    tolerance = 1e-12 if dtype == "f8" else 1e-5
+    np.testing.assert_allclose(got, exact_from_gradients(gradients, **rest), rtol=tolerance)
+
+
+@pytest.mark.parametrize("name", ["strict-no_float64", "torch-f32", "jax-x32-jit"])
+def test_single_precision_gradients_of_any_size(name):
+    gradients = np.random.default_rng(0).normal(size=(N, C))
+    with open_case(CASE[name]) as backend:
+        for size in (1e-30, 1e30):
+            arrays = backend.arrays(**GIVEN, logit_gradients=size * gradients)
+            got = backend.call(lambda a: alignment_from_logit_gradients(**a), arrays)
+            want = exact_from_gradients(gradients, **GIVEN)
+            np.testing.assert_allclose(backend.read(got), want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["hard", "soft"])
+@pytest.mark.parametrize("scale", [1, 3, 10])
+def test_exact_gradients_give_exact_scores_where_softmax_saturates(kind, scale):
+    arrays = make_saturated(scale, kind, with_bias=True)
+    exact = np.array([float(v) for v in oracles.exact_alignment(**arrays)])
+    targets = arrays.pop("targets")
+    gradients = -residual(logits=arrays["logits"], targets=targets)
+    assert gradients.dtype == np.float32
+    got = alignment_from_logit_gradients(logit_gradients=gradients, **arrays)
+    np.testing.assert_allclose(got, exact, rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", ["temperature", "soft cap", "prior", "two losses"])
+def test_any_loss_beside_autograd_at_the_weight(loss):
+    torch = require("torch")
+    f = torch.nn.functional
+    latents, bias = torch.tensor(HEAD["latents"]), torch.tensor(HEAD["bias"])
+    weight = torch.tensor(HEAD["weight"], requires_grad=True)
+    labels = torch.tensor(HEAD["targets"])
+    function = {
+        "temperature": lambda x: f.cross_entropy(x / 0.07, labels, reduction="none"),
+        "soft cap": lambda x: f.cross_entropy(3 * torch.tanh(x / 3), labels, reduction="none"),
+        "prior": lambda x: f.cross_entropy(x + 3 * bias, labels, reduction="none"),
+        "two losses": lambda x: f.cross_entropy(x, labels, reduction="none") + x.square().sum(1),
+    }[loss]
+    logits = latents @ weight.T + bias
+    losses = function(logits)
+    rows = [torch.autograd.grad(losses[i], weight, retain_graph=True)[0].ravel() for i in range(N)]
+    (gradients,) = torch.autograd.grad(losses.mean(), logits)
+    got = alignment_from_logit_gradients(
+        logit_gradients=gradients,
+        logits=logits.detach(),
+        latent_norms=torch.linalg.vector_norm(latents, dim=1),
+        weight_norm=torch.linalg.vector_norm(weight.detach()),
+        bias=bias,
+    )
+    want = gradient_alignment(torch.stack(rows), weight.detach().ravel())
+    np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-12)
+
+
+def test_no_gradient_is_nan_and_no_score(backend):
+    gradients = np.random.default_rng(0).normal(size=(N, C))
+    gradients[2], gradients[4, 1], gradients[6, 0] = 0.0, np.nan, np.inf
+    norms = GIVEN["latent_norms"].copy()
+    norms[8] = 0.0
+    arrays = backend.arrays(**{**GIVEN, "latent_norms": norms}, logit_gradients=gradients)
+    got = backend.call(lambda a: alignment_from_logit_gradients(**a), arrays)
+    got = backend.read(got)
+    assert np.isnan(got).tolist() == [i in (2, 4, 6) for i in range(N)]
+    assert got[8] == 0.0
+    with np.errstate(all="raise"):
+        alignment_from_logit_gradients(logit_gradients=gradients, **GIVEN)
+
+
+def test_float32_gradients_keep_their_digits_where_products_cancel():
+    # NumPy sums such rows again in float64.
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(200, 10)).astype("f4") * 30
+    gradients = rng.normal(size=(200, 10))
+    along = (gradients * logits).sum(1, keepdims=True) / (logits.astype(float) ** 2).sum(1)[:, None]
+    gradients = (gradients - (1 - 1e-4) * along * logits).astype("f4")
+    rest = {"logits": logits, "latent_norms": np.ones(200, "f4"), "weight_norm": 100.0}
+    exact = exact_from_gradients(gradients, **rest, bias=np.zeros(10))
+    got = alignment_from_logit_gradients(logit_gradients=gradients, **rest)
+    assert np.median(np.abs(exact)) < 1e-4
+    np.testing.assert_allclose(got, exact, rtol=1e-4)
+
+
+def test_blocks_of_rows_of_gradients_change_nothing():
+    rng = np.random.default_rng(0)
+    gradients, logits, biases = rng.normal(size=(3, 700, 800)).astype("f4")
+    norms = np.linspace(1, 2, 700, dtype="f4")
+    arrays = {"logit_gradients": gradients, "logits": logits, "latent_norms": norms}
+    assert gradients.nbytes > 2 << 20
+    for bias in (None, biases[0], biases):
+        whole = alignment_from_logit_gradients(**arrays, weight_norm=30.0, bias=bias)
+        for i in (0, 350, 699):
+            row = {name: x[[i]] for name, x in arrays.items()}
+            own = bias[[i]] if bias is biases else bias
+            got = alignment_from_logit_gradients(**row, weight_norm=30.0, bias=own)
+            np.testing.assert_allclose(got, whole[[i]], rtol=1e-5)
+
+
+def test_each_row_may_have_its_own_bias():
+    biases = HOOKED["bias"] * np.linspace(0.5, 2.0, N)[:, None]
+    gradients = np.random.default_rng(0).normal(size=(N, C))
+    together = alignment_from_logits(**{**HOOKED, "bias": biases})
+    backward = alignment_from_logit_gradients(
+        logit_gradients=gradients, **{**GIVEN, "bias": biases}
+    )
+    for i in range(N):
+        rest = {"weight_norm": HOOKED["weight_norm"], "bias": biases[i]}
+        row = {name: HOOKED[name][[i]] for name in ("logits", "latent_norms")}
+        one = alignment_from_logits(**row, **rest, targets=HOOKED["targets"][[i]])
+        assert one[0] == pytest.approx(together[i], rel=1e-9)
+        one = alignment_from_logit_gradients(**row, **rest, logit_gradients=gradients[[i]])
+        assert one[0] == pytest.approx(backward[i], rel=1e-9)
+
+
+@pytest.mark.parametrize(("dtype", "stated"), [("bfloat16", 4e-3), ("float16", 5e-4)])
+def test_half_precision_gradients_change_a_score_by_what_is_stated(dtype, stated):
+    torch = require("torch")
+    rng = np.random.default_rng(0)
+    largest = 0.0
+    for classes in (2, 10, 1000):
+        gradients = rng.normal(size=(20000 // classes + 50, classes))
+        # Within the range of float16, as with a loss scale.
+        gradients += np.copysign(1e-3, gradients)
+        rounded = torch.tensor(gradients).to(getattr(torch, dtype))
+        logits = torch.tensor(rng.normal(size=gradients.shape))
+        rest = {"logits": logits, "latent_norms": torch.linalg.vector_norm(logits, dim=1)}
+        exact, got = (
+            alignment_from_logit_gradients(logit_gradients=g, weight_norm=1.0, **rest)
+            for g in (torch.tensor(gradients), rounded.double())
+        )
+        largest = max(largest, float((got - exact).abs().max()))
+    assert stated / 3 < largest <= stated

@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gwa_core import (
     GWATracker,
     JLSketch,
     Moments,
+    alignment_from_logit_gradients,
     alignment_from_logits,
     alignment_scores,
     gradient_alignment,
@@ -16,6 +17,7 @@ from gwa_core import (
     label_quality,
     project,
     residual,
+    score_agreement,
     summarize,
 )
 
@@ -218,6 +220,85 @@ def test_residual_and_score_tell_the_same_story(head):
         **options,
     )
     same_scores(got, want, 1e-6)
+
+
+# From the gradient at the logits
+
+
+@st.composite
+def batches(draw):
+    """Gradients of no loss in particular, and what is beside them."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**16)))
+    rows, classes, features = (draw(st.integers(low, 9)) for low in (1, 2, 1))
+    weight, latents = rng.normal(size=(classes, features)), rng.normal(size=(rows, features))
+    bias = rng.normal(size=(classes, rows) if draw(st.booleans()) else (classes, 1)).T
+    return {
+        "logit_gradients": rng.normal(size=(rows, classes)) * draw(FACTORS),
+        "logits": latents @ weight.T + bias,
+        "latent_norms": np.linalg.norm(latents, axis=1),
+        "weight_norm": np.linalg.norm(weight),
+        "bias": bias if len(bias) > 1 else bias[0],
+    }
+
+
+def rows_of(batch, rows):
+    """Some rows of a batch."""
+    out = dict(batch)
+    for name in ("logit_gradients", "logits", "latent_norms"):
+        out[name] = batch[name][rows]
+    out["bias"] = batch["bias"] if batch["bias"].ndim == 1 else batch["bias"][rows]
+    return out
+
+
+@settings(max_examples=20)
+@given(batches(), FACTORS)
+def test_the_size_of_a_gradient_does_not_matter_and_its_sign_does(batch, factor):
+    want = alignment_from_logit_gradients(**batch)
+    assert np.all(np.abs(want) <= 1.0)
+    longer = {**batch, "logit_gradients": factor * batch["logit_gradients"]}
+    same_scores(alignment_from_logit_gradients(**longer), want)
+    turned = {**batch, "logit_gradients": -batch["logit_gradients"]}
+    same_scores(alignment_from_logit_gradients(**turned), -want)
+
+
+@settings(max_examples=20)
+@given(batches(), st.randoms(use_true_random=False), st.integers(0, 2**16))
+def test_rows_and_classes_of_gradients_have_no_order(batch, random, seed):
+    want = alignment_from_logit_gradients(**batch)
+    order = list(range(want.size))
+    random.shuffle(order)
+    same_scores(alignment_from_logit_gradients(**rows_of(batch, order)), want[order])
+    names = list(range(batch["logits"].shape[1]))
+    random.shuffle(names)
+    renamed = {
+        name: x[..., names] if name in ("logit_gradients", "logits", "bias") else x
+        for name, x in batch.items()
+    }
+    same_scores(alignment_from_logit_gradients(**renamed), want)
+    where = np.random.default_rng(seed).random(want.size) < 0.6
+    masked = alignment_from_logit_gradients(**batch, where=where)
+    assert np.array_equal(np.isnan(masked), ~where)
+    same_scores(masked[where], want[where])
+
+
+@settings(max_examples=30)
+@given(heads(), FACTORS)
+def test_the_gradient_of_the_closed_forms_loss_gives_the_closed_form(head, factor):
+    latents, weight = head.pop("latents"), head.pop("weight")
+    bias = head.pop("bias")
+    logits = latents @ weight.T + (0.0 if bias is None else bias)
+    g = -residual(logits=logits, **head)
+    # A gap of 745 takes the residual itself below float64, though not its direction.
+    assume(np.abs(g).max(axis=1).min() > 1e-290)
+    rest = {
+        "logits": logits,
+        "latent_norms": np.linalg.norm(latents, axis=1),
+        "weight_norm": np.linalg.norm(weight),
+        "bias": bias,
+    }
+    scores = alignment_from_logit_gradients(logit_gradients=factor * g, **rest)
+    same_scores(scores, alignment_from_logits(**rest, **head), 1e-6)
+    assert score_agreement(scores, **rest, **head).differing == 0
 
 
 @given(st.integers(0, 2**16), st.sampled_from(["gaussian", "rademacher", "sparse", "hadamard"]))

@@ -104,8 +104,9 @@ def score_agreement(
     The rounding :math:`e_{ic} \approx 2\epsilon\,(t_{ic} + p_{ic}(1 - \log p_{ic}))` is that of targets
     and probabilities in the dtype of the logits, which a gradient shares. Rows where it is more than
     half of the terms are not counted: there the gradient has lost its digits. A row without a
-    gradient differs if the closed form gives it a residual above 0.1 and other rows have a
-    gradient. Cost: O(NC) time and memory, so give a part of a large batch. Runs under jit.
+    gradient differs if the closed form gives it a residual above 0.1 and other rows have a gradient.
+    In float16 one of these must be larger, as a loss scale takes the largest out of range. Cost:
+    O(NC) time and memory, so give a part of a large batch. Runs under jit.
 
     References
     ----------
@@ -138,10 +139,11 @@ def score_agreement(
     xp = namespace(scores=scores, logits=logits)
     check_vector(xp, "scores", scores, logits.shape[0])
     dtype = result_dtype(xp, scores, closed)
+    given = logits.dtype
     # A loss may be computed in float32 of logits in float64.
-    eps = max(float(xp.finfo(logits.dtype).eps), float(xp.finfo(xp.float32).eps))
+    eps = max(float(xp.finfo(given).eps), float(xp.finfo(xp.float32).eps))
     # A mean over many rows takes this much of a probability below the range of float16.
-    lost = MANY_ROWS * float(xp.finfo(logits.dtype).smallest_normal) * eps
+    lost = MANY_ROWS * float(xp.finfo(given).smallest_normal) * eps
     targets, _ = _indexable(xp, targets, logits.shape[1])
     logits = xp.astype(logits, dtype)
     product = logits if bias is None else logits - xp.astype(bias, dtype)
@@ -163,6 +165,10 @@ def score_agreement(
         # A gradient of 0 where others have one.
         size = length * xp.squeeze(scale, axis=1)
         absent = telling & xp.isnan(scores) & (size > 0.1) & xp.any(present)
+        if float(xp.finfo(given).max) < 1e5:
+            # A loss scale takes the largest gradients beyond float16, where others arrive.
+            peak = xp.max(xp.abs(r), axis=1) * xp.squeeze(scale, axis=1)
+            absent = absent & (peak < 0.99 * xp.max(xp.where(present, peak, xp.zeros_like(peak))))
         difference = xp.where(present, xp.abs(scores - closed), xp.zeros_like(size))
         differs = (present & (difference > allowed)) | absent
         return Agreement(

@@ -216,6 +216,29 @@ def test_a_gradient_that_is_small_by_right_may_vanish():
     assert (found.rows, found.differing) == (N - vanished.sum(), 0)
 
 
+def test_gradients_beyond_the_range_of_float16_are_not_missed():
+    # The first loss scale of PyTorch, and a sum over the rows.
+    def train(x, y):
+        return cross_entropy(x.float(), y, reduction="sum")
+
+    head = make_head(20, "float16", 3)
+    logits = head["logits"].clone().requires_grad_()
+    (65536 * train(logits, head["targets"])).backward()
+    assert logits.grad.isinf().any()
+    found = agree(head, train, 65536.0)
+    assert found.rows > 20
+    assert found.differing == 0
+    # What is missing though a larger one arrived is missing.
+    torch = require("torch")
+    counts = torch.arange(100) % 3 > 0
+
+    def masked(x, y):
+        return (cross_entropy(x.float(), y, reduction="none") * counts).mean()
+
+    found = agree(make_head(1, "float16"), masked, 1024.0)
+    assert 10 < found.differing <= 34
+
+
 def test_rows_without_latents_or_weights_say_nothing():
     scores = np.full(N, 0.5)
     norms = HOOKED["latent_norms"].copy()

@@ -205,13 +205,13 @@ class Capture:
                 )
             version = None if output.is_inference() else output._version
         differentiable = torch.is_grad_enabled() and output.requires_grad
-        with torch.no_grad():
-            matrix = head_weight(module)
-            latents = rows_last(whole((args[0] if args else kwargs["input"]).detach()), module)
-            norm, bias = frobenius_norm(matrix), cast("Any", module.bias)
-            # The optimiser's step writes into the parameters.
-            bias = None if bias is None else whole(bias.detach()).clone()
-            weight = whole(matrix).clone() if self.sketch is not None else None
+        # All of it is detached, which is cheaper than to switch gradients off.
+        matrix = head_weight(module)
+        latents = rows_last(whole((args[0] if args else kwargs["input"]).detach()), module)
+        norm, bias = frobenius_norm(matrix), cast("Any", module.bias)
+        # The optimiser's step writes into the parameters.
+        bias = None if bias is None else whole(bias.detach()).clone()
+        weight = None if self.sketch is None else whole(matrix).clone()
         passed = output
         tap: Tap | SlotTap | None = None
         if differentiable and compiling:
@@ -252,6 +252,19 @@ class Capture:
             last,
         )
         return passed, SlotTap(slots, number, logits.numel() // logits.shape[-1])
+
+    def sole(self, rows: int, fits: Callable[[Forward], bool]) -> Forward | None:
+        """Take the pass that waits, if there is one alone, of this many rows, and it fits."""
+        newest = self._newest
+        if newest is None or newest.before is not None or self._missed or self._left:
+            return None
+        forward = newest.forward
+        logits = forward.logits
+        changed = forward.version is not None and forward.version != logits._version
+        if logits.ndim != 2 or logits.shape[0] != rows or changed or not fits(forward):
+            return None
+        self._newest, self._count = None, 0
+        return forward
 
     def _drain(self) -> list[Forward]:
         """Return the passes since the last call, and begin a new list."""
@@ -368,5 +381,7 @@ def same_memory(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def whole(x: Any) -> torch.Tensor:
     """Gather a DTensor; every rank takes part."""
+    if type(x) is torch.Tensor:
+        return x
     whole: torch.Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
     return whole

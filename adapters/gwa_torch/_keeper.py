@@ -214,6 +214,9 @@ class Keeper:
         """Return everything as tensors on the host and plain values, with a version."""
         rank, world = position(self.group)
         epoch = self._current()
+        if epoch is None and self._rows:
+            # Of batches that are not scored yet.
+            epoch = self._new_epoch(head_device(self.head))
         return {
             "version": STATE_VERSION,
             "num_samples": self.num_samples,

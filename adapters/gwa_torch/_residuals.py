@@ -6,7 +6,7 @@ import math
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -16,11 +16,11 @@ from gwa_core.agreement import SHARE
 from gwa_torch._capture import Capture, Forward
 from gwa_torch._gradients import Arrival
 from gwa_torch._keeper import Keeper
-from gwa_torch._stage import Stage
+from gwa_torch._stage import Stage, is_plain
 from gwa_torch._targets import Flat, LossOptions
 from gwa_torch.scoring import as_soft
 
-__all__ = ["RESIDUALS", "Residuals", "check_residual"]
+__all__ = ["FORMULA", "RESIDUALS", "Residuals", "check_residual"]
 
 RESIDUALS = ("auto", "formula", "backward")
 
@@ -54,6 +54,10 @@ DIFFERENT = (
 )
 
 
+# Frames that a warning is not about.
+OURS = ("gwa_torch", "torch")
+
+
 def check_residual(residual: str) -> None:
     """Refuse what is none of the three ways."""
     if residual not in RESIDUALS:
@@ -65,9 +69,14 @@ def check_residual(residual: str) -> None:
 def _warn(message: str) -> None:
     """Warn at the line of the user that led here."""
     frame, level = sys._getframe(1), 2
-    while frame.f_back and frame.f_globals["__name__"].split(".")[0] in ("gwa_torch", "torch"):
+    # Code that runs by `exec` may have no name.
+    while frame.f_back and frame.f_globals.get("__name__", "").split(".")[0] in OURS:
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
+
+
+# The state of a monitor that had the closed form alone.
+FORMULA = {"used": "formula", "batches": 0, "checked": False, "tapping": True, "stage": None}
 
 
 class _Evidence(NamedTuple):
@@ -130,7 +139,7 @@ class Residuals:
         self._keeper = keeper
         self._closed = closed
         self._options = options
-        self._stage = Stage(options)
+        self._stage = Stage(options, keeper.num_samples)
         self._waiting: deque[_Batch] = deque()
         # Verdicts on their way from the device.
         self._verdicts: deque[Arrival] = deque()
@@ -179,12 +188,24 @@ class Residuals:
         self._waiting.append(_Batch(taps, flat.owned(parts[0][0].logits.device), evidence))
         self.settle()
 
+    def stage(self, targets: torch.Tensor | None, ids: torch.Tensor | None) -> bool:
+        """Keep a small batch on the host, to be scored with others; False where it is another."""
+        plain = self.used == "formula" and not (self._auto and self._capture.tapping)
+        if not plain or not self._stage.takes(targets, ids):
+            return False
+        assert targets is not None  # noqa: S101  # asked by the stage
+        forward = self._capture.sole(targets.shape[0], is_plain)
+        if forward is None:
+            return False
+        if self._stage.is_full(forward):
+            self.flush()
+        self._stage.put(forward, targets, ids)
+        self._keeper.count(targets.shape[0])
+        self._batches += 1
+        self._capture.tapping = self._auto and self._is_due()
+        return True
+
     def _by_formula(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> None:
-        if len(parts) == 1 and self._stage.fits(*parts[0]):
-            if self._stage.full_for(*parts[0]):
-                self.flush()
-            self._stage.put(*parts[0])
-            return
         self.flush()
         scores = [self._closed(*part) for part in parts]
         device = scores[0].device
@@ -333,15 +354,28 @@ class Residuals:
             )
             self._missing = 0
 
-    def resume(self, used: str) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is in use, when the next check is, and rows that wait for others."""
+        self.settle(newest=True)
+        return {
+            "used": self.used,
+            "batches": self._batches,
+            "checked": self._checked,
+            "tapping": self._capture.tapping,
+            "stage": self._stage.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on as a run that was saved."""
-        self._stage.rows = 0
+        self._stage.load_state_dict(state["stage"])
         self._waiting.clear()
         self._verdicts.clear()
         if self.asked == "auto":
-            self.used = used
-        # The epoch may have had batches before.
-        self._beside, self._capture.tapping = None, self.asked != "formula"
+            self.used = state["used"]
+        self._batches, self._checked = state["batches"], state["checked"]
+        # What the epoch had before cannot be scored from its gradient any more.
+        self._beside = None
+        self._capture.tapping = self.used == "backward" or (self._auto and state["tapping"])
 
     def begin_epoch(self) -> None:
         """Watch the first batch of the next epoch."""

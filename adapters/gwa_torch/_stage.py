@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,14 @@ from gwa_core import alignment_from_logits
 from gwa_torch._capture import Forward
 from gwa_torch._targets import Flat, LossOptions
 
-__all__ = ["Stage"]
+__all__ = ["Stage", "is_plain"]
 
-# Logits that wait. Larger batches are scored at once.
-BYTES = 1 << 20
+# Logits that wait. A batch with more than half of it is scored at once.
+BYTES = 1 << 19
 
 
 class Stage:
-    """Copies of logits, norms, targets, ids and masks, until they are scored.
+    """Copies of logits, norms, targets and ids, until they are scored.
 
     Copies, because the user may write into logits or latents after the step.
 
@@ -27,84 +27,108 @@ class Stage:
     ----------
     options : callable
         What the closed form depends on.
+    num_samples : int or None
+        N; then every batch has ids.
     """
 
-    def __init__(self, options: Callable[[], LossOptions]) -> None:
+    def __init__(self, options: Callable[[], LossOptions], num_samples: int | None) -> None:
         self._options = options
+        self._samples = num_samples
         self.rows = 0
-        # NumPy's, whose copies of a few rows cost less.
+        # NumPy's, whose copies of a few rows cost less than PyTorch's.
         self._buffers: dict[str, np.ndarray[Any, Any]] = {}
-        self._given: tuple[bool, ...] = ()
+        self._has_bias = False
 
-    def fits(self, forward: Forward, flat: Flat) -> bool:
-        """Tell whether a batch is small, on the host, and has class numbers alone."""
-        logits, options = forward.logits, self._options()
-        return (
-            logits.device.type == "cpu"
-            and logits.dtype == torch.float32
-            and forward.latents.dtype == torch.float32
-            and forward.weight is None
-            and 8 * logits.numel() <= BYTES
-            and flat.targets.ndim == 1
-            and not flat.targets.is_floating_point()
-            and flat.targets.device.type == "cpu"
-            and options.loss == "cross_entropy"
-            and options.label_smoothing == 0.0
-        )
+    def takes(self, targets: torch.Tensor | None, ids: torch.Tensor | None) -> bool:
+        """Tell whether a batch has class numbers and sound ids, and is small enough.
 
-    def full_for(self, forward: Forward, flat: Flat) -> bool:
-        """Tell whether what waits must be scored before this batch."""
-        if not self.rows:
+        What is not of this kind goes the usual way, which says what is wrong.
+        """
+        if not _is_vector(targets) or (ids is None) != (self._samples is None):
             return False
-        room = self._buffers["logits"].shape[0] - self.rows
-        return flat.samples > room or _given(forward, flat) != self._given
+        options = self._options()
+        usual = options.loss == "cross_entropy" and options.label_smoothing == 0.0
+        rows = 0 if targets is None else targets.shape[0]
+        if not usual or not 0 < 8 * rows * options.classes <= BYTES:
+            return False
+        if ids is None:
+            return True
+        if not _is_vector(ids) or ids.shape[0] != rows:
+            return False
+        # A negative number is a large one without a sign.
+        return bool(ids.numpy().view(np.uint64).max() < self._samples)
 
-    def put(self, forward: Forward, flat: Flat) -> None:
-        """Copy a batch; `full_for` was asked before."""
-        logits = forward.logits.reshape(-1, forward.logits.shape[-1])
+    def put(self, forward: Forward, targets: torch.Tensor, ids: torch.Tensor | None) -> None:
+        """Copy a batch; there must be room."""
         if not self._buffers:
-            self._buffers = _buffers(logits.shape[1])
-        into, to = self._buffers, slice(self.rows, self.rows + flat.samples)
-        into["logits"][to] = logits.numpy()
-        norms = torch.linalg.vector_norm(forward.latents, dim=-1).reshape(-1)
+            self._buffers = _buffers(forward.logits.shape[1])
+        into, to = self._buffers, slice(self.rows, self.rows + targets.shape[0])
+        into["logits"][to] = forward.logits.numpy()
+        norms = torch.linalg.vector_norm(forward.latents, dim=-1)
         np.multiply(norms.numpy(), forward.weight_norm.item(), out=into["norms"][to])
-        into["targets"][to] = flat.targets.numpy()
-        if flat.ids is not None:
-            into["ids"][to] = flat.ids.numpy()
-        if flat.where is not None:
-            into["where"][to] = flat.where.numpy()
+        into["targets"][to] = targets.numpy()
         if forward.bias is not None:
             into["bias"][to] = forward.bias.numpy()
-        self._given = _given(forward, flat)
+        if ids is not None:
+            into["ids"][to] = ids.numpy()
+        self._has_bias = forward.bias is not None
         self.rows = to.stop
+
+    def is_full(self, forward: Forward) -> bool:
+        """Tell whether what waits must be scored before a pass."""
+        if not self.rows:
+            return False
+        short = self.rows + forward.logits.shape[0] > self._buffers["norms"].shape[0]
+        return short or self._has_bias != (forward.bias is not None)
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Return what waits, so that a resumed run scores the very same rows together."""
+        if not self.rows:
+            return None
+        kept = {name: torch.from_numpy(x[: self.rows].copy()) for name, x in self._buffers.items()}
+        return kept | {"has_bias": self._has_bias}
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Take over what waited."""
+        self.rows = 0
+        if state is None:
+            return
+        self._buffers = _buffers(state["logits"].shape[1])
+        self.rows = state["norms"].shape[0]
+        for name, buffer in self._buffers.items():
+            buffer[: self.rows] = state[name].numpy()
+        self._has_bias = state["has_bias"]
 
     def take(self) -> tuple[torch.Tensor, Flat]:
         """Return the scores of all rows, and begin again."""
         part = {name: x[: self.rows] for name, x in self._buffers.items()}
-        has_bias, has_ids, has_where = self._given
         self.rows = 0
-        targets = part["targets"]
-        where = (targets >= 0) & (targets < part["logits"].shape[1])
-        if has_where:
-            where &= part["where"]
+        targets, options = part["targets"], self._options()
+        known = (targets >= 0) & (targets < options.classes)
+        counted = targets != options.ignore_index
         scores = alignment_from_logits(
             logits=part["logits"],
             latent_norms=part["norms"],
             # The norms are products with ‖W‖ already, which is another one in each step.
             weight_norm=1.0,
-            targets=np.where(where, targets, 0),
-            bias=part["bias"] if has_bias else None,
-            where=where,
+            targets=np.where(known, targets, 0),
+            bias=part["bias"] if self._has_bias else None,
+            where=known,
         )
-        return torch.from_numpy(scores), Flat(
-            torch.from_numpy(targets),
-            torch.from_numpy(part["ids"].copy()) if has_ids else None,
-            torch.from_numpy(part["where"].copy()) if has_where else None,
-        )
+        ids = None if self._samples is None else torch.from_numpy(part["ids"].copy())
+        where = torch.from_numpy(counted)
+        return torch.from_numpy(scores), Flat(torch.from_numpy(targets), ids, where)
 
 
-def _given(forward: Forward, flat: Flat) -> tuple[bool, ...]:
-    return forward.bias is not None, flat.ids is not None, flat.where is not None
+def is_plain(forward: Forward) -> bool:
+    """Tell whether a pass is on the host, in float32, and without a sketch."""
+    logits, latents = forward.logits, forward.latents
+    plain = logits.dtype == latents.dtype == torch.float32 and logits.is_cpu
+    return plain and logits.is_contiguous() and forward.weight is None
+
+
+def _is_vector(x: torch.Tensor | None) -> bool:
+    return type(x) is torch.Tensor and x.dtype == torch.int64 and x.ndim == 1 and x.is_cpu
 
 
 def _buffers(classes: int) -> dict[str, np.ndarray[Any, Any]]:
@@ -115,5 +139,4 @@ def _buffers(classes: int) -> dict[str, np.ndarray[Any, Any]]:
         "norms": np.empty(rows, np.float32),
         "targets": np.empty(rows, np.int64),
         "ids": np.empty(rows, np.int64),
-        "where": np.empty(rows, np.bool_),
     }

@@ -137,7 +137,8 @@ def _named(name: str, model: nn.Module) -> nn.Module:
 
 def head_weight(head: nn.Module) -> torch.Tensor:
     """Return the weight as (C, D); spatial axes of a 1×1 convolution have length one."""
-    parts: Any = getattr(head, "parametrizations", None)
+    # Of a module's dict: to ask for an attribute that is not there takes long.
+    parts: Any = head._modules.get("parametrizations")
     if parts is None or not parts.training:
         return head.weight.detach().flatten(1)  # type: ignore[operator]
     # Spectral norm takes a step of its own whenever its weight is read in train mode.

@@ -18,7 +18,7 @@ from gwa_torch._checks import check_count, check_real
 from gwa_torch._criterion import Heard
 from gwa_torch._distributed import position
 from gwa_torch._keeper import Keeper
-from gwa_torch._residuals import Residuals, check_residual
+from gwa_torch._residuals import FORMULA, Residuals, check_residual
 from gwa_torch._runs import write_run
 from gwa_torch._signals import Followed
 from gwa_torch.heads import head_size, head_sketch, resolve_head
@@ -221,7 +221,12 @@ class GWAMonitor:
             the batch is lost.
         """
         update = self._update
-        if torch.compiler.is_compiling():
+        compiling = torch.compiler.is_compiling()
+        plain = where is None and logits is None and self.every == 1 and self.signals is None
+        if plain and not compiling and self._residuals.stage(targets, ids):
+            self._keeper.batches += 1
+            return
+        if compiling:
             # A compiled step with this call in it breaks its graph here. As a decorator this would
             # import the compiler for everybody.
             update = torch.compiler.disable(update)  # type: ignore[no-untyped-call]
@@ -489,8 +494,9 @@ class GWAMonitor:
         In the middle of an epoch under ``torch.distributed`` call `synchronize` on all ranks first;
         then the state of any rank serves all of them.
         """
-        self._settle()
-        return self._keeper.state_dict() | {"residual": self.residual}
+        with torch.no_grad():
+            residual = self._residuals.state_dict()
+        return self._keeper.state_dict() | {"residual": residual}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, also in the middle of an epoch.
@@ -506,8 +512,11 @@ class GWAMonitor:
             If it is of another version or training set; the monitor is unchanged then.
         """
         self._keeper.load_state_dict(state)
-        # A state of before had the closed form alone.
-        self._residuals.resume(state.get("residual", "formula"))
+        residual: dict[str, Any] = state.get("residual", FORMULA)
+        if self._keeper.epoch is None:
+            # The epoch was left out, or is another rank's.
+            residual = residual | {"stage": None}
+        self._residuals.load_state_dict(residual)
         self.skip()
 
     @contextlib.contextmanager

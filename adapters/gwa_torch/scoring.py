@@ -51,6 +51,9 @@ def frobenius_norm(weight: torch.Tensor) -> torch.Tensor:
     tensor(2.)
     """
     weight = weight.detach()
+    if type(weight) is torch.Tensor and weight.dtype == torch.float32:
+        plain: torch.Tensor = torch.linalg.vector_norm(weight)
+        return plain
     wide = torch.promote_types(weight.dtype, torch.float32)
     norm: Any = torch.linalg.vector_norm(weight, dtype=wide)
     whole: torch.Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm

@@ -287,18 +287,16 @@ def alignment_from_logits(
     check_loss(xp, targets, rows, classes, loss, label_smoothing, where)
     dtype = result_dtype(xp, logits, latent_norms)
     bias = None if bias is None else xp.astype(bias, dtype, copy=False)
-    by_row = bias is not None and bias.ndim == 2
     return _from_logits(
         xp,
         logits,
         xp.astype(latent_norms, dtype),
         scalar(xp, "weight_norm", weight_norm, logits, dtype),
         targets,
-        None if by_row else bias,
+        bias,
         loss,
         label_smoothing,
         where,
-        product=xp.astype(logits, dtype, copy=False) - bias if by_row else None,
     )
 
 
@@ -442,23 +440,31 @@ def _from_logits(
     targets, known = _indexable(xp, targets, logits.shape[1])
     spare: list[Array] = []
 
+    per_row = bias if bias is not None and bias.ndim == 2 else None
+
     def rows(
-        logit: Array, target: Array, activation: Array | None, dtype: Any = dtype
+        logit: Array,
+        target: Array,
+        activation: Array | None,
+        offset: Array | None,
+        dtype: Any = dtype,
     ) -> tuple[Array, Array]:
         logit = xp.astype(logit, dtype, copy=False)
+        offset = bias if offset is None else offset
         if activation is not None:
             activation = xp.astype(activation, dtype, copy=False)
-        elif bias is None:
+        elif offset is None:
             activation = logit
         else:
-            activation = logit - xp.astype(bias, dtype)
+            activation = logit - xp.astype(offset, dtype, copy=False)
         dot, length, terms = _products(xp, logit, activation, target, loss, label_smoothing, spare)
         # Not "smaller than", so that nan is doubtful too.
         return divide_or_zero(xp, dot, length), ~(xp.abs(dot) >= CANCELLED * terms)
 
     row_bytes = 4 * logits.shape[1]
-    ratio, doubtful = map_rows(rows, xp, logits, targets, product, row_bytes=row_bytes)
-    ratio = recompute_rows(rows, xp, ratio, doubtful, logits, targets, product, row_bytes=row_bytes)
+    arrays = (logits, targets, product, per_row)
+    ratio, doubtful = map_rows(rows, xp, *arrays, row_bytes=row_bytes)
+    ratio = recompute_rows(rows, xp, ratio, doubtful, *arrays, row_bytes=row_bytes)
     counted = known if where is None else where if known is None else where & known
     return _finished(xp, ratio, latent_norms, weight_norm, counted)
 

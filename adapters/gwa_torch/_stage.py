@@ -14,8 +14,8 @@ from gwa_torch._targets import Flat, LossOptions
 
 __all__ = ["Stage", "is_plain"]
 
-# Logits that wait. A batch with more than half of it is scored at once.
-BYTES = 1 << 19
+# Logits that wait. A larger batch is scored at once.
+BYTES = 1 << 21
 
 
 class Stage:
@@ -49,14 +49,14 @@ class Stage:
         options = self._options()
         usual = options.loss == "cross_entropy" and options.label_smoothing == 0.0
         rows = 0 if targets is None else targets.shape[0]
-        if not usual or not 0 < 8 * rows * options.classes <= BYTES:
+        if not usual or not 0 < 4 * rows * options.classes <= BYTES:
             return False
         if ids is None:
             return True
         if not _is_vector(ids) or ids.shape[0] != rows:
             return False
-        # A negative number is a large one without a sign.
-        return bool(ids.numpy().view(np.uint64).max() < self._samples)
+        low, high = torch.aminmax(ids)
+        return int(low) >= 0 and int(high) < self._samples
 
     def put(self, forward: Forward, targets: torch.Tensor, ids: torch.Tensor | None) -> None:
         """Copy a batch; there must be room."""

@@ -30,16 +30,12 @@ class Training:
         self, inputs: int, hidden: int, classes: int, batch: int, residual: str | None
     ) -> None:
         torch.manual_seed(0)
-        self.model = nn.Sequential(
-            nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes)
-        )
+        self.model = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, classes))
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=1e-3)
         self.x, self.y = torch.randn(batch, inputs), torch.randint(classes, (batch,))
         self.ids = torch.arange(batch)
         self.monitor = (
-            None
-            if residual is None
-            else GWAMonitor(self.model[2], SAMPLES, residual=residual)
+            None if residual is None else GWAMonitor(self.model[2], SAMPLES, residual=residual)
         )
 
     def step(self) -> float:

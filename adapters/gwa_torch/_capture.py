@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import logging
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -89,9 +89,9 @@ class Listener:
     def __reduce__(self) -> Any:
         """Become a call of the standard library that does nothing.
 
-        A saved model then loads without this package. Level 0 is never logged.
+        A saved model then loads without this package.
         """
-        return functools.partial, (logging.getLogger(__package__).log, 0)
+        return getattr, (contextlib.nullcontext(), "__exit__")
 
 
 class Recent:
@@ -133,20 +133,30 @@ class Capture:
         Measure in K dimensions; a copy of the weight is kept with each pass.
     gradients : bool
         Whether gradients are asked for at all.
+    always : bool
+        Whether they are in every pass.
 
     Attributes
     ----------
+    always : bool
+        As the parameter.
     tapping : bool
         Whether the next passes bring the scores of their gradient. Compiled passes do so whenever
         gradients are asked for, since a change would compile the model again.
     """
 
     def __init__(
-        self, head: Head, *, sketch: JLSketch | None = None, gradients: bool = False
+        self,
+        head: Head,
+        *,
+        sketch: JLSketch | None = None,
+        gradients: bool = False,
+        always: bool = False,
     ) -> None:
         self.head = head
         self.sketch = sketch
         self.tapping = gradients
+        self.always = always
         self.paused = False
         self._slots = Slots(head_device(head)) if gradients and sketch is None else None
         self._newest: _Link | None = None
@@ -217,8 +227,9 @@ class Capture:
         if differentiable and compiling:
             passed, tap = self._tap_compiled(module, output, latents, norm, bias)
         logits = rows_last(whole(passed.detach()), module)
-        # Compiled code must not look at what changes: it would be compiled again.
-        if differentiable and not compiling and self.tapping:
+        # To gather a gradient of tensor parallelism takes all ranks, which must do so in all passes.
+        alone = type(output) is torch.Tensor or self.always
+        if differentiable and not compiling and self.tapping and alone:
             tap = Tap(_rows(logits), _rows(latents), norm, bias, weight, self.sketch)
             hook = functools.partial(_arrive, tap, module)
             output.register_hook(hook)  # type: ignore[no-untyped-call]
@@ -365,8 +376,13 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 
 
 def _arrive(tap: Tap, module: nn.Module, gradient: torch.Tensor) -> None:
-    """Hand the gradient of an output to its tap."""
-    tap.arrive(_rows(rows_last(whole(gradient), module)))
+    """Hand the gradient of an output to its tap; the user's backward pass goes on in any case."""
+    try:
+        rows = _rows(rows_last(whole(gradient), module))
+    except Exception as error:
+        tap.error = error
+    else:
+        tap.arrive(rows)
 
 
 def _long(shape: Sequence[int]) -> tuple[int, ...]:

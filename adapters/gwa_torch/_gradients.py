@@ -50,7 +50,7 @@ class Tap:
     ) -> None:
         self._pass: Any = (logits, latents, weight_norm, bias, weight)
         self._sketch = sketch
-        self._rows = logits.shape[0]
+        self._version = None if logits.is_inference() else logits._version
         self._arrived: torch.Tensor | None = None
         self._plain: torch.Tensor | None = None
         # What went wrong in the user's backward pass, where nothing may be raised.
@@ -65,6 +65,9 @@ class Tap:
             self.error = RuntimeError("backward came twice through the output of the head")
             return
         (logits, latents, norm, bias, weight), self._pass = self._pass, None
+        if self._version is not None and logits._version != self._version:
+            self.error = RuntimeError("the logits were changed in place after the head made them")
+            return
         try:
             with torch.no_grad():
                 gradient = gradient.detach()

@@ -66,6 +66,8 @@ class Keeper:
         self._whole = False
         # Whether a run folder with epochs in it may be this run's.
         self.resumed = False
+        # Whether scores come from gradients: of this rank, and of any when they last met.
+        self.by_gradient = self.all_by_gradient = False
         # Rows of the epoch that ended last, of all ranks.
         self._before = 0
         self._begin()
@@ -163,8 +165,10 @@ class Keeper:
 
         Raises on every rank where the ranks differ in N: one collective would break or hang.
         """
-        own = [self.num_samples or 0, self._rows, self._largest, self.batches, whole]
-        sizes, *columns = torch.stack(gather(torch.tensor(own), self.group)).T.tolist()
+        own = [self.num_samples or 0, int(self.by_gradient)]
+        own += [self._rows, self._largest, self.batches, whole]
+        sizes, changed, *columns = torch.stack(gather(torch.tensor(own), self.group)).T.tolist()
+        self.all_by_gradient = any(changed)
         if len(set(sizes)) > 1:
             raise ValueError(
                 "`num_samples` must be the same on all ranks, got "

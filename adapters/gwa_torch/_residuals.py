@@ -37,6 +37,9 @@ MOST_IDLE = 4
 # Batches that wait for a backward pass, as one backward of many small batches has them.
 MOST_WAITING = 256
 
+# The same where no gradient has ever come; each holds the arrays of its pass.
+MOST_UNPROVED = 8
+
 UNCHECKED = (
     "no gradient arrived at the output of the head, so that the scores are those of loss={loss!r}, "
     "unchecked. Usual causes: no backward pass, or two through one output; a compiled model with "
@@ -76,7 +79,7 @@ def _warn(message: str) -> None:
 
 
 # The state of a monitor that had the closed form alone.
-FORMULA = {"used": "formula", "batches": 0, "checked": False, "tapping": True, "stage": None}
+FORMULA = {"used": "formula", "batches": 0, "arrived": False, "tapping": True, "stage": None}
 
 
 class _Evidence(NamedTuple):
@@ -84,6 +87,13 @@ class _Evidence(NamedTuple):
 
     rows: slice
     arrays: dict[str, Any]
+
+
+class _Scored(NamedTuple):
+    """A batch with the scores of its gradient."""
+
+    scores: torch.Tensor
+    flat: Flat
 
 
 class _Batch(NamedTuple):
@@ -142,12 +152,15 @@ class Residuals:
         self._stage = Stage(options, keeper.num_samples)
         self._waiting: deque[_Batch] = deque()
         # Verdicts on their way from the device.
-        self._verdicts: deque[Arrival] = deque()
+        self._verdicts: deque[tuple[Arrival, _Scored]] = deque()
         self._batches = 0
         # Batches of the epoch scored from their gradient, until a verdict says that this was not
         # needed; None after that.
-        self._beside: list[tuple[torch.Tensor, Flat]] | None = []
-        self._checked = self._said = False
+        self._beside: list[_Scored] | None = []
+        # Whether a gradient ever came, and whether it was said that none did.
+        self._arrived = self._said = False
+        # Whether passes may wait that ran before the change.
+        self._changed = False
         self._missing = 0
         # Checks in turn in which no row could tell.
         self._idle = 0
@@ -158,6 +171,11 @@ class Residuals:
 
     def put(self, forwards: list[Forward], flat: Flat) -> None:
         """Score a batch now, or when its gradient has come."""
+        changed, self._changed = self._changed, False
+        if changed and any(forward.tap is None for forward in forwards):
+            # Run before the change was known: one batch of those that are left out.
+            self._keeper.batches -= 1
+            return
         parts, start = [], 0
         for forward in forwards:
             part = flat if len(forwards) == 1 else flat.part(start, start + forward.samples)
@@ -230,11 +248,15 @@ class Residuals:
         targets, smoothing = as_soft(
             flat.fitting(logits)[rows], options.weights_on(logits.device), options.label_smoothing
         )
-        unknown = (targets < 0) | (targets >= max(2, logits.shape[1]))
         where = None if flat.where is None else flat.where[rows]
         if targets.ndim == 1 and not targets.is_floating_point():
-            where = ~unknown if where is None else where & ~unknown
-            targets = torch.where(unknown, 0, targets)
+            known = (targets >= 0) & (targets < max(2, logits.shape[1]))
+            targets = torch.where(known, targets, 0)
+            weights = options.weights_on(logits.device)
+            if weights is not None:
+                # A class without a weight has no gradient.
+                known &= weights[targets] > 0
+            where = known if where is None else where & known
         return _Evidence(
             rows,
             {
@@ -275,7 +297,8 @@ class Residuals:
 
     def _is_late(self, batch: _Batch) -> bool:
         """Whether a batch will have no gradient: it can have none, or a later one has come."""
-        if len(self._waiting) > MOST_WAITING or any(
+        most = MOST_WAITING if self._arrived or self.used == "backward" else MOST_UNPROVED
+        if len(self._waiting) > most or any(
             tap is None or tap.error is not None for tap in batch.taps
         ):
             return True
@@ -283,6 +306,7 @@ class Residuals:
         return any(x.scores() is not None for x in list(self._waiting)[1:-1])
 
     def _take(self, batch: _Batch, scores: torch.Tensor | None) -> None:
+        self._arrived |= scores is not None
         if self.used == "backward":
             self._missing += scores is None
             if scores is None:
@@ -293,64 +317,75 @@ class Residuals:
             # What comes later cannot replace all of the epoch.
             self._beside = None
             return
+        scored = _Scored(scores, batch.flat.to(scores.device))
         if self._beside is not None:
-            self._beside.append((scores, batch.flat.to(scores.device)))
-        self._verdicts.append(Arrival(self._compare(batch)))
+            self._beside.append(scored)
+        self._verdicts.append((Arrival(self._compare(batch)), scored))
 
     def _compare(self, batch: _Batch) -> torch.Tensor:
         """Return rows that can tell, rows that differ, and by how much."""
         found = []
         for tap, evidence in zip(batch.taps, batch.evidence, strict=True):
             scores = tap.plain()[evidence.rows]
-            agreement = score_agreement(scores, **evidence.arrays)
+            # Mixed precision would compare sums of bfloat16.
+            with torch.autocast(scores.device.type, enabled=False):
+                agreement = score_agreement(scores, **evidence.arrays)
             found.append(torch.stack([x.double() for x in agreement]).to(scores.device))
         rows = torch.stack([x.to(found[0].device) for x in found])
         return torch.cat([rows[:, :2].sum(0), rows[:, 2:].amax(0)])
 
     def _judge(self, *, wait: bool) -> None:
-        while self._verdicts and (wait or self._verdicts[0].here):
-            rows, differing, largest = self._verdicts.popleft().get()
+        while self._verdicts and (wait or self._verdicts[0][0].here):
+            arrival, scored = self._verdicts.popleft()
+            rows, differing, largest = arrival.get()
             self._idle += not rows
             if differing > SHARE * rows:
-                self._change(rows, differing, largest)
+                later = [scored, *(other for _, other in self._verdicts)]
+                past = self._change(later)
+                found = {"rows": rows, "differing": differing, "largest": largest, "past": past}
+                _warn(DIFFERENT.format(loss=self._options().loss, **found))
             elif rows or self._idle == MOST_IDLE:
                 self._beside, self._idle = None, 0
-            self._checked |= bool(rows)
 
-    def _change(self, rows: float, differing: float, largest: float) -> None:
-        """Go over to the gradient, the batches of this epoch included."""
+    def _change(self, later: list[_Scored]) -> str:
+        """Go over to the gradient, and say what became of the epoch so far.
+
+        Parameters
+        ----------
+        later : list of _Scored
+            The batch that was found to differ, and those after it with a gradient.
+        """
         self.flush()
-        self.used, self._capture.tapping = "backward", True
+        self.used, self._capture.tapping, self._changed = "backward", True, True
+        self._keeper.by_gradient = True
         beside, self._beside = self._beside, None
         self._verdicts.clear()
-        whole = (
-            beside is not None
-            and sum(flat.samples for _, flat in beside)
-            + sum(batch.flat.samples for batch in self._waiting)
-            == self._keeper.counted
-        )
-        past = ""
-        if self._keeper.restart(whole=whole):
-            for scores, flat in beside if whole and beside else []:
-                self._keeper.add(scores, flat)
-            if not whole:
-                past = "; what this epoch had before is left out"
-        else:
-            past = "; what this epoch had before stays as it was"
-        found = {"rows": rows, "differing": differing, "largest": largest, "past": past}
-        _warn(DIFFERENT.format(loss=self._options().loss, **found))
+        waiting = [batch.flat.samples for batch in self._waiting]
+        replaced = sum(scored.flat.samples for scored in beside or []) + sum(waiting)
+        whole = beside is not None and replaced == self._keeper.counted
+        if not self._keeper.restart(whole=whole):
+            return "; what this epoch had before stays as it was"
+        kept = (beside or []) if whole else later
+        if not whole:
+            for rows in [*(scored.flat.samples for scored in kept), *waiting]:
+                self._keeper.count(rows)
+                self._keeper.batches += 1
+        for scored in kept:
+            self._keeper.add(*scored)
+        return "" if whole else "; what this epoch had before is left out"
 
     def end_epoch(self) -> None:
         """Be done with the epoch, and say what could not be checked."""
         self.settle(last=True)
-        if self._auto and self._batches and not self._checked and not self._said:
+        if self._auto and self._batches and not self._arrived and not self._said:
             self._said = True
             _warn(UNCHECKED.format(loss=self._options().loss))
         if self._missing:
             _warn(
                 f"{self._missing} batches had no gradient at the output of the head, so that their "
                 "samples have no score; usual causes: no backward pass, or two through one "
-                "output; a compiled model with more than 16,384 rows a pass"
+                "output; logits that were changed in place; a compiled model with more than 16,384 "
+                "rows a pass"
             )
             self._missing = 0
 
@@ -360,7 +395,7 @@ class Residuals:
         return {
             "used": self.used,
             "batches": self._batches,
-            "checked": self._checked,
+            "arrived": self._arrived,
             "tapping": self._capture.tapping,
             "stage": self._stage.state_dict(),
         }
@@ -372,12 +407,25 @@ class Residuals:
         self._verdicts.clear()
         if self.asked == "auto":
             self.used = state["used"]
-        self._batches, self._checked = state["batches"], state["checked"]
+        elif self.used != state["used"] and self._keeper.epoch is not None:
+            _warn(
+                f"the epoch in the state has scores of residual={state['used']!r}, and goes on with "
+                f"residual={self.used!r}; its summary has both"
+            )
+        self._keeper.by_gradient = self.used == "backward"
+        self._batches, self._arrived = state["batches"], state["arrived"]
         # What the epoch had before cannot be scored from its gradient any more.
         self._beside = None
         self._capture.tapping = self.used == "backward" or (self._auto and state["tapping"])
 
     def begin_epoch(self) -> None:
-        """Watch the first batch of the next epoch."""
+        """Watch the first batch of the next epoch, and do as the other ranks."""
+        if self._auto and self._keeper.all_by_gradient:
+            self._change([])
+            self._capture.always = True
+            _warn(
+                "another rank found that the closed form is not the gradient of your loss: the next "
+                "epoch has scores from the gradient on all ranks, and this one had both"
+            )
         if self._auto:
             self._beside, self._capture.tapping = [], True

@@ -81,13 +81,15 @@ class Followed:
             known = (ids >= 0) & (ids < (self.tracked.num_samples or 0))
             ids, where = ids.where(known, 0), known if where is None else known & where
         self._own = self._own or self._fresh()
-        self._own.update(
-            logits=logits,
-            latents=forward.latents.reshape(-1, forward.latents.shape[-1]),
-            targets=_numbers(flat.targets),
-            ids=ids,
-            where=where,
-        )
+        # Mixed precision would round what the core adds up.
+        with torch.autocast(logits.device.type, enabled=False):
+            self._own.update(
+                logits=logits,
+                latents=forward.latents.reshape(-1, forward.latents.shape[-1]),
+                targets=_numbers(flat.targets),
+                ids=ids,
+                where=where,
+            )
 
     def synchronize(self, group: Any) -> None:
         """Take over what the other ranks saw."""

@@ -56,7 +56,7 @@ class Stage:
         if not _is_vector(ids) or ids.shape[0] != rows:
             return False
         low, high = torch.aminmax(ids)
-        return int(low) >= 0 and int(high) < self._samples
+        return int(low) >= 0 and int(high) < (self._samples or 0)
 
     def put(self, forward: Forward, targets: torch.Tensor, ids: torch.Tensor | None) -> None:
         """Copy a batch; there must be room."""

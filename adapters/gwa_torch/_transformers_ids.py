@@ -87,6 +87,12 @@ class Numbered:
             raise AttributeError(name)
         return getattr(self.rows, name)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "rows":
+            super().__setattr__(name, value)
+        else:
+            setattr(self.rows, name, value)
+
 
 class Carry:
     """A collator around another one, which numbers what comes out.

@@ -176,7 +176,12 @@ class GWAMonitor:
             process_group=process_group,
         )
         self._nothing = "call `update` for every batch, and train with the model in train mode"
-        self._capture = Capture(linear, sketch=self.sketch, gradients=residual != "formula")
+        self._capture = Capture(
+            linear,
+            sketch=self.sketch,
+            gradients=residual != "formula",
+            always=residual == "backward",
+        )
         self._residuals = Residuals(
             residual, self._capture, self._keeper, self._score, self._current_options
         )

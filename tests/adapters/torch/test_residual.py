@@ -456,3 +456,103 @@ def test_a_hook_that_was_there_before_may_change_the_output():
         monitor.update(y, torch.arange(ROWS))
     monitor.end_epoch()
     assert_allclose(monitor.scores, want, atol=1e-6)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_last_batch_of_an_epoch_may_be_the_one_that_differs(before):
+    model = network()
+    monitor = GWAMonitor(model.head, ROWS)
+    first, *_, last = parts = torch.arange(ROWS).split(8)
+    epoch(model, monitor, plain, before=before, parts=parts[:-1])
+    monitor._capture.tapping = True  # as in one batch of 64
+    with pytest.warns(UserWarning, match="what this epoch had before is left out"):  # noqa: PT031
+        want = epoch(model, monitor, cold, before=before, parts=[last])
+        summary = monitor.end_epoch()
+    assert (summary.count, summary.omitted, summary.expected) == (8, 0, ROWS)
+    assert monitor.scores[first].isnan().all()
+    assert_allclose(monitor.scores[last], want[last], atol=1e-6)
+
+
+def test_the_pass_that_ran_before_the_change_is_left_out_without_another_word():
+    model = network()
+    monitor = GWAMonitor(model.head, ROWS)
+    parts = torch.arange(ROWS).split(4)
+    epoch(model, monitor, plain, before=True, parts=parts[:2])
+    monitor._capture.tapping = True
+    with pytest.warns(UserWarning, match=OTHER) as said:  # noqa: PT031
+        epoch(model, monitor, cold, before=True, parts=parts[2:])
+        summary = monitor.end_epoch()
+    assert len(said) == 1
+    assert (summary.count, summary.omitted) == (12, 0)
+
+
+def test_mixed_precision_around_update_is_no_other_loss():
+    model = network()
+    monitor = GWAMonitor(model.head, ROWS)
+    x, y = batch(ROWS)
+    for part in torch.arange(ROWS).split(PART):
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = model.body(x[part])
+            with torch.autocast("cpu", enabled=False):
+                loss = plain(model.head(latents.float()), y[part])
+            loss.backward()
+            monitor.update(y[part], part)
+    monitor.end_epoch()
+    assert monitor.residual == "formula"
+
+
+def test_a_class_without_a_weight_is_no_other_loss():
+    model = network()
+    weights = torch.tensor([0.0, 1.0, 2.0, 1.0, 0.5])
+    monitor = GWAMonitor(model.head, ROWS, class_weights=weights)
+    epoch(
+        model,
+        monitor,
+        lambda logits, y: F.cross_entropy(logits, y, weight=weights.to(logits), reduction="sum"),
+    )
+    monitor.end_epoch()
+    assert monitor.residual == "formula"
+
+
+def test_logits_that_are_changed_in_place_before_backward_have_no_score():
+    model = network()
+    monitor = GWAMonitor(model.head, 4, residual="backward")
+    x, y = batch(4)
+    logits = model(x)
+    monitor.update(y, torch.arange(4))
+    logits /= 0.1
+    plain(logits, y).backward()
+    with pytest.warns(UserWarning, match="had no gradient .* changed in place"):
+        assert monitor.end_epoch().omitted == 4
+
+
+def test_passes_do_not_pile_up_where_no_gradient_ever_comes():
+    model = network()
+    monitor = GWAMonitor(model.head, ROWS)
+    kept = []
+    for part in torch.arange(ROWS).split(1):
+        epoch(model, monitor, plain, parts=[part], backward=False)
+        kept = [tap for one in monitor._residuals._waiting for tap in one.taps]
+    assert len(kept) <= 8
+
+
+def test_a_saved_model_compiles_in_one_graph():
+    model = nn.Sequential(nn.Linear(4, 3))
+    monitor = GWAMonitor(model[0])
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=False)
+    torch._dynamo.reset()
+    x = torch.randn(2, 4)
+    assert torch.equal(torch.compile(loaded, fullgraph=True, backend="eager")(x), model(x))
+    monitor.close()
+
+
+def test_an_epoch_of_both_kinds_is_said():
+    model = network()
+    monitor = GWAMonitor(model.head, ROWS)
+    epoch(model, monitor, plain, parts=torch.arange(ROWS).split(PART)[:2])
+    resumed = GWAMonitor(model.head, ROWS, residual="backward")
+    with pytest.warns(UserWarning, match="its summary has both"):
+        resumed.load_state_dict(monitor.state_dict())

@@ -145,7 +145,11 @@ def _batch(gpu: dict[str, Any], size: str) -> str:
     rows = []
     for way in sorted(ways, key=lambda way: gpu[prefix + way]):
         memory = gpu.get(f"{size}: extra MB, {way}")
-        label = {"ours": "**`gwa_torch`**, one kernel"}.get(way, way)
+        names = {
+            "ours": "**`gwa_torch`**, one kernel",
+            "ours, from the gradient": "**`gwa_torch`**, from the gradient, one kernel",
+        }
+        label = names.get(way, way)
         shown = "" if memory is None else f"{memory:,.2f} MB"
         rows.append([label, f"{gpu[prefix + way]:.4g} ms", shown])
     return table([f"{size}, float32", "time", "extra memory"], rows)
@@ -181,8 +185,7 @@ def _step(training: dict[str, Any]) -> str:
             f"{training[f'{vit}: images/s by that, with the monitor / alone']:.4f}",
             "",
         ],
-        ["torchmetrics accuracy", *beside("torchmetrics accuracy")],
-        ["paper's formula, without ids", *beside("the paper's formula")],
+        ['`residual="backward"`, steps in turn', *beside("the monitor, residual='backward'")],
         [
             "a pass over 1 % validation data an epoch",
             f"{training[f'{vit}: images/s of an epoch with a 1 % validation pass / alone']:.4f}",

@@ -233,8 +233,9 @@ def alignment_from_logits(
         Outputs of the linear head, bias included. Half precision is raised to float32.
     latent_norms : array of shape (N,)
         Euclidean norm of the input of the head, one a sample.
-    weight_norm : 0-D array or float
-        Frobenius norm of the head's weight at the forward pass.
+    weight_norm : 0-D array, float, or array of shape (N,)
+        Frobenius norm of the head's weight at the forward pass; (N,) where the rows come from
+        several steps.
     targets : array of shape (N,) or (N, C)
         Class numbers in 0..C-1, or probabilities that sum to one in each row (with
         ``loss="binary_cross_entropy"``: one probability in [0, 1] for each output).
@@ -286,12 +287,17 @@ def alignment_from_logits(
     check_bias(xp, bias, classes, rows)
     check_loss(xp, targets, rows, classes, loss, label_smoothing, where)
     dtype = result_dtype(xp, logits, latent_norms)
+    if getattr(weight_norm, "ndim", 0) == 1:
+        check_vector(xp, "weight_norm", weight_norm, rows)
+        weight_norm = xp.astype(weight_norm, dtype, copy=False)
+    else:
+        weight_norm = scalar(xp, "weight_norm", weight_norm, logits, dtype)
     bias = None if bias is None else xp.astype(bias, dtype, copy=False)
     return _from_logits(
         xp,
         logits,
         xp.astype(latent_norms, dtype),
-        scalar(xp, "weight_norm", weight_norm, logits, dtype),
+        weight_norm,
         targets,
         bias,
         loss,

@@ -64,8 +64,8 @@ class Stage:
             self._buffers = _buffers(forward.logits.shape[1])
         into, to = self._buffers, slice(self.rows, self.rows + targets.shape[0])
         into["logits"][to] = forward.logits.numpy()
-        norms = torch.linalg.vector_norm(forward.latents, dim=-1)
-        np.multiply(norms.numpy(), forward.weight_norm.item(), out=into["norms"][to])
+        into["latent_norms"][to] = torch.linalg.vector_norm(forward.latents, dim=-1).numpy()
+        into["weight_norm"][to] = forward.weight_norm.item()
         into["targets"][to] = targets.numpy()
         if forward.bias is not None:
             into["bias"][to] = forward.bias.numpy()
@@ -78,7 +78,7 @@ class Stage:
         """Tell whether what waits must be scored before a pass."""
         if not self.rows:
             return False
-        short = self.rows + forward.logits.shape[0] > self._buffers["norms"].shape[0]
+        short = self.rows + forward.logits.shape[0] > self._buffers["targets"].shape[0]
         return short or self._has_bias != (forward.bias is not None)
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -94,7 +94,7 @@ class Stage:
         if state is None:
             return
         self._buffers = _buffers(state["logits"].shape[1])
-        self.rows = state["norms"].shape[0]
+        self.rows = state["targets"].shape[0]
         for name, buffer in self._buffers.items():
             buffer[: self.rows] = state[name].numpy()
         self._has_bias = state["has_bias"]
@@ -108,9 +108,8 @@ class Stage:
         counted = targets != options.ignore_index
         scores = alignment_from_logits(
             logits=part["logits"],
-            latent_norms=part["norms"],
-            # The norms are products with ‖W‖ already, which is another one in each step.
-            weight_norm=1.0,
+            latent_norms=part["latent_norms"],
+            weight_norm=part["weight_norm"],
             targets=np.where(known, targets, 0),
             bias=part["bias"] if self._has_bias else None,
             where=known,
@@ -136,7 +135,8 @@ def _buffers(classes: int) -> dict[str, np.ndarray[Any, Any]]:
     return {
         "logits": np.empty((rows, classes), np.float32),
         "bias": np.empty((rows, classes), np.float32),
-        "norms": np.empty(rows, np.float32),
+        "latent_norms": np.empty(rows, np.float32),
+        "weight_norm": np.empty(rows, np.float32),
         "targets": np.empty(rows, np.int64),
         "ids": np.empty(rows, np.int64),
     }

@@ -563,3 +563,16 @@ def test_half_precision_gradients_change_a_score_by_what_is_stated(dtype, stated
         )
         largest = max(largest, float((got - exact).abs().max()))
     assert stated / 3 < largest <= stated
+
+
+def test_each_row_may_have_its_own_weight_norm():
+    hooked = {**HOOKED, "weight_norm": np.linspace(0.5, 2.0, N)}
+    want = [
+        alignment_from_logits(
+            **{name: x[i : i + 1] if np.ndim(x) and name != "bias" else x for name, x in one.items()}
+        )
+        for i, one in enumerate({**hooked, "weight_norm": w} for w in hooked["weight_norm"])
+    ]
+    np.testing.assert_array_equal(alignment_from_logits(**hooked), np.concatenate(want))
+    with pytest.raises(ValueError, match="`weight_norm` must be"):
+        alignment_from_logits(**{**hooked, "weight_norm": np.ones(N + 1)})

@@ -11,7 +11,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from gwa_torch._labels import SeenLabels
 from gwa_torch._loggers import to_lightning
 
-__all__ = ["is_trial", "keeps_checkpoints", "labels_of_all", "say_limits", "write_histogram"]
+__all__ = [
+    "is_trial",
+    "keeps_checkpoints",
+    "labels_of_all",
+    "nothing_trained",
+    "say_limits",
+    "write_histogram",
+]
 
 
 def is_trial(trainer: Trainer) -> bool:
@@ -67,3 +74,12 @@ def write_histogram(
         # Lightning counts one back to log the end of an epoch.
         step = max(0, trainer.fit_loop.epoch_loop._batches_that_stepped - 1)
         to_lightning(trainer.loggers, name, scores, step=step, epoch=epoch)
+
+
+def nothing_trained(trainer: Trainer, *, skipped: bool, scored: bool) -> bool:
+    """Tell on all ranks alike whether batches were skipped and none was scored."""
+    # Both are asked in any case, since the ranks may differ in them.
+    any_skipped, any_scored = (
+        trainer.strategy.reduce_boolean_decision(flag, all=False) for flag in (skipped, scored)
+    )
+    return any_skipped and not any_scored

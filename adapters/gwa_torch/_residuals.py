@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import warnings
 from collections import deque
@@ -11,14 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gwa_core import score_agreement
 from gwa_core.agreement import SHARE
 from gwa_torch._capture import Capture, Forward
+from gwa_torch._evidence import Evidence, compare
 from gwa_torch._gradients import Arrival
 from gwa_torch._keeper import Keeper
 from gwa_torch._stage import Stage, is_plain
 from gwa_torch._targets import Flat, LossOptions
-from gwa_torch.scoring import as_soft
 
 __all__ = ["FORMULA", "RESIDUALS", "Residuals", "check_residual"]
 
@@ -26,10 +24,6 @@ RESIDUALS = ("auto", "formula", "backward")
 
 # After the first checks, one batch in so many is checked.
 EVERY = 64
-
-# Rows of a batch that are checked, and the bytes that their logits may have.
-CHECKED_ROWS = 256
-CHECKED_BYTES = 1 << 26
 
 # Batches in which no row can tell, all of them saturated, until the next one is checked later.
 MOST_IDLE = 4
@@ -82,13 +76,6 @@ def _warn(message: str) -> None:
 FORMULA = {"used": "formula", "batches": 0, "arrived": False, "tapping": True, "stage": None}
 
 
-class _Evidence(NamedTuple):
-    """Some rows of a pass, to score them in both ways."""
-
-    rows: slice
-    arrays: dict[str, Any]
-
-
 class _Scored(NamedTuple):
     """A batch with the scores of its gradient."""
 
@@ -102,7 +89,7 @@ class _Batch(NamedTuple):
     taps: list[Any]
     flat: Flat
     # Empty where the gradient is used in any case.
-    evidence: list[_Evidence]
+    evidence: list[Evidence]
 
     @property
     def silent(self) -> bool:
@@ -202,7 +189,9 @@ class Residuals:
             if tap is not None:
                 tap.own()
         known = all(tap is not None for tap in taps)
-        evidence = [self._evidence(*part) for part in parts] if known and self._auto else []
+        options = self._options()
+        wanted = parts if known and self._auto else []
+        evidence = [Evidence.of(*part, options) for part in wanted]
         self._waiting.append(_Batch(taps, flat.owned(parts[0][0].logits.device), evidence))
         self.settle()
 
@@ -236,40 +225,6 @@ class Residuals:
         """Score the rows that wait for others, to be scored together."""
         if self._stage.rows:
             self._keeper.add(*self._stage.take())
-
-    def _evidence(self, forward: Forward, flat: Flat) -> _Evidence:
-        """Copy some rows, so that the whole of a large batch need not be kept."""
-        logits = forward.logits.reshape(-1, forward.logits.shape[-1])
-        latents = forward.latents.reshape(logits.shape[0], -1)
-        most = min(CHECKED_ROWS, CHECKED_BYTES // (4 * logits.shape[1]))
-        rows = slice(None, None, math.ceil(logits.shape[0] / max(1, most)))
-        options, flat = self._options(), flat.to(logits.device)
-        latents = latents[rows].to(torch.promote_types(latents.dtype, torch.float32))
-        targets, smoothing = as_soft(
-            flat.fitting(logits)[rows], options.weights_on(logits.device), options.label_smoothing
-        )
-        where = None if flat.where is None else flat.where[rows]
-        if targets.ndim == 1 and not targets.is_floating_point():
-            known = (targets >= 0) & (targets < max(2, logits.shape[1]))
-            targets = torch.where(known, targets, 0)
-            weights = options.weights_on(logits.device)
-            if weights is not None:
-                # A class without a weight has no gradient.
-                known &= weights[targets] > 0
-            where = known if where is None else where & known
-        return _Evidence(
-            rows,
-            {
-                "logits": logits[rows].clone(),
-                "latent_norms": torch.linalg.vector_norm(latents, dim=1),
-                "weight_norm": forward.weight_norm.clone(),
-                "targets": targets.clone(),
-                "bias": None if forward.bias is None else forward.bias.clone(),
-                "loss": options.loss,
-                "label_smoothing": smoothing,
-                "where": where,
-            },
-        )
 
     def settle(self, *, newest: bool = False, last: bool = False) -> None:
         """Take the scores of the backward passes that have come.
@@ -320,19 +275,7 @@ class Residuals:
         scored = _Scored(scores, batch.flat.to(scores.device))
         if self._beside is not None:
             self._beside.append(scored)
-        self._verdicts.append((Arrival(self._compare(batch)), scored))
-
-    def _compare(self, batch: _Batch) -> torch.Tensor:
-        """Return rows that can tell, rows that differ, and by how much."""
-        found = []
-        for tap, evidence in zip(batch.taps, batch.evidence, strict=True):
-            scores = tap.plain()[evidence.rows]
-            # Mixed precision would compare sums of bfloat16.
-            with torch.autocast(scores.device.type, enabled=False):
-                agreement = score_agreement(scores, **evidence.arrays)
-            found.append(torch.stack([x.double() for x in agreement]).to(scores.device))
-        rows = torch.stack([x.to(found[0].device) for x in found])
-        return torch.cat([rows[:, :2].sum(0), rows[:, 2:].amax(0)])
+        self._verdicts.append((Arrival(compare(batch.taps, batch.evidence)), scored))
 
     def _judge(self, *, wait: bool) -> None:
         while self._verdicts and (wait or self._verdicts[0][0].here):

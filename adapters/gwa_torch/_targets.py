@@ -10,7 +10,7 @@ from torch import nn
 from gwa_torch._checks import check_integer, check_real
 from gwa_torch.heads import rows_last
 
-__all__ = ["Flat", "LossOptions", "flatten"]
+__all__ = ["Flat", "LossOptions", "check_ids", "flatten"]
 
 
 class LossOptions(NamedTuple):
@@ -190,3 +190,27 @@ def flatten(
             counted, where = (x.to(device, non_blocking=True) for x in (counted, where))
         where = counted if where is None else counted & where
     return Flat(targets, None if ids is None else ids.reshape(-1).long(), where, shape)
+
+
+def check_ids(ids: torch.Tensor | None, num_samples: int | None) -> None:
+    """Refuse ids that are missing, no integers, or on the host and out of range."""
+    if (ids is None) != (num_samples is None):
+        raise ValueError(
+            "`ids` and `num_samples` must be given together, got "
+            f"{'no ' if ids is None else ''}ids and num_samples={num_samples}; let the "
+            "dataset return its index, and say GWAMonitor(head, num_samples=len(dataset))"
+        )
+    if ids is None:
+        return
+    if ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(f"`ids` must be integers, got {ids.dtype}")
+    size = num_samples or 0
+    # Looking at ids on a GPU would wait for it; those are counted and refused at the end.
+    if ids.device.type != "cpu" or not ids.numel():
+        return
+    low, high = (int(x) for x in torch.aminmax(ids))
+    if low < 0 or high >= size:
+        raise ValueError(
+            f"`ids` must be in 0..{size - 1}, got {low}..{high}; ids number the whole training "
+            "set, not the batch"
+        )

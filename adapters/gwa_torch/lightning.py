@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -351,10 +350,7 @@ class GWACallback(Watched, Callback):
         batches, skipped = trainer.num_training_batches, self._skipped
         scored, self._skipped = self._open is not None, 0
         self._open, self._ended = None, epoch
-        # On all ranks alike: they may differ in both.
-        any_of = partial(trainer.strategy.reduce_boolean_decision, all=False)
-        any_scored, any_skipped = any_of(scored), any_of(skipped > 0)
-        if any_skipped and not any_scored:
+        if _lightning.nothing_trained(trainer, skipped=skipped > 0, scored=scored):
             rank_zero_warn(
                 f"GWACallback leaves out epoch {epoch}, in which no batch trained the head"
             )

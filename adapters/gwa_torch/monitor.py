@@ -343,26 +343,7 @@ class GWAMonitor:
         self.skip()
 
     def _check_ids(self, ids: torch.Tensor | None) -> None:
-        if (ids is None) != (self.num_samples is None):
-            raise ValueError(
-                "`ids` and `num_samples` must be given together, got "
-                f"{'no ' if ids is None else ''}ids and num_samples={self.num_samples}; let the "
-                "dataset return its index, and say GWAMonitor(head, num_samples=len(dataset))"
-            )
-        if ids is None:
-            return
-        if ids.is_floating_point() or ids.dtype == torch.bool:
-            raise ValueError(f"`ids` must be integers, got {ids.dtype}")
-        size = self.num_samples or 0
-        # Looking at ids on a GPU would wait for it; those are counted and refused at the end.
-        if ids.device.type != "cpu" or not ids.numel():
-            return
-        low, high = (int(x) for x in torch.aminmax(ids))
-        if low < 0 or high >= size:
-            raise ValueError(
-                f"`ids` must be in 0..{size - 1}, got {low}..{high}; ids number the whole training "
-                "set, not the batch"
-            )
+        _targets.check_ids(ids, self.num_samples)
 
     def end_epoch(self, step: int | None = None, *, batches: int | None = None) -> EpochSummary:
         """Summarise the epoch over all ranks, append it to the history, and begin a new one.

@@ -299,7 +299,7 @@ def test_a_sketch_is_checked_without_it():
 
 
 def test_a_part_of_a_large_batch_is_checked(monkeypatch):
-    monkeypatch.setattr("gwa_torch._residuals.CHECKED_ROWS", 4)
+    monkeypatch.setattr("gwa_torch._evidence.CHECKED_ROWS", 4)
     for loss, used in ((plain, "formula"), (cold, "backward")):
         model = network()
         monitor = GWAMonitor(model.head, ROWS)

@@ -569,7 +569,10 @@ def test_each_row_may_have_its_own_weight_norm():
     hooked = {**HOOKED, "weight_norm": np.linspace(0.5, 2.0, N)}
     want = [
         alignment_from_logits(
-            **{name: x[i : i + 1] if np.ndim(x) and name != "bias" else x for name, x in one.items()}
+            **{
+                name: x[i : i + 1] if np.ndim(x) and name != "bias" else x
+                for name, x in one.items()
+            }
         )
         for i, one in enumerate({**hooked, "weight_norm": w} for w in hooked["weight_norm"])
     ]

@@ -54,7 +54,7 @@ def layers(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module]]
 
 
 def last_layer(module: nn.Module, name: str, path: str) -> tuple[str, Head] | None:
-    """Return name and module of the last linear layer, unless something else stands there."""
+    """Return name and module of the last linear layer; raise if another kind is in its place."""
     last = None
     for last in layers(module, name):  # noqa: B007
         pass

@@ -34,7 +34,7 @@ def to_lightning(
     name : str
         Name of the histogram.
     scores : tensor of shape (N,) or None
-        Scores of an epoch; those that are not finite are left out. Without any nothing is written.
+        Scores of an epoch. Scores that are not finite are skipped; None writes nothing.
     step : int
         The step that the numbers of the epoch are logged with.
     epoch : int
@@ -67,7 +67,7 @@ def to_transformers(
     name : str
         Name of the histogram.
     scores : tensor of shape (N,) or None
-        Scores of an epoch; those that are not finite are left out. Without any nothing is written.
+        Scores of an epoch. Scores that are not finite are skipped; None writes nothing.
     step : int
         ``state.global_step``.
     epoch : int

@@ -42,7 +42,7 @@ class Place:
         self.trainer = trainer
         self.callback = callback
         self._left = left
-        # Whether the callback was among those of the trainer.
+        # Whether the trainer had the callback.
         self.was_taken = False
         before = vars(trainer).get(ATTRIBUTE)
         if before is not None:
@@ -56,7 +56,7 @@ class Place:
 
     @property
     def taken(self) -> bool:
-        """Whether the callback is among those of the trainer."""
+        """Whether the trainer has the callback."""
         return any(other is self.callback for other in self._callbacks)
 
     @property

@@ -72,7 +72,7 @@ def targets_of(
 
 
 def _virtual_tokens(model: Any) -> int:
-    """Return how many tokens prompt tuning puts before those of the batch."""
+    """Return how many tokens prompt tuning adds before the batch."""
     config = getattr(model, "active_peft_config", None)
     # Prefix tuning puts them into the cache of each layer, and not before the input.
     if config is None or not config.is_prompt_learning or "PREFIX" in str(config.peft_type):

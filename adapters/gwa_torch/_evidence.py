@@ -10,7 +10,7 @@ import torch
 from gwa_core import score_agreement
 from gwa_torch._capture import Forward
 from gwa_torch._targets import Flat, LossOptions
-from gwa_torch.scoring import as_soft
+from gwa_torch.scoring import as_soft, full_precision
 
 __all__ = ["Evidence", "compare"]
 
@@ -32,16 +32,13 @@ class Evidence(NamedTuple):
         latents = forward.latents.reshape(logits.shape[0], -1)
         most = min(CHECKED_ROWS, CHECKED_BYTES // (4 * logits.shape[1]))
         rows = slice(None, None, math.ceil(logits.shape[0] / max(1, most)))
-        flat = flat.to(logits.device)
+        flat, weights = flat.to(logits.device), options.weights_on(logits.device)
         latents = latents[rows].to(torch.promote_types(latents.dtype, torch.float32))
-        targets, smoothing = as_soft(
-            flat.fitting(logits)[rows], options.weights_on(logits.device), options.label_smoothing
-        )
+        targets, smoothing = as_soft(flat.fitting(logits)[rows], weights, options.label_smoothing)
         where = None if flat.where is None else flat.where[rows]
         if targets.ndim == 1 and not targets.is_floating_point():
             known = (targets >= 0) & (targets < max(2, logits.shape[1]))
             targets = torch.where(known, targets, 0)
-            weights = options.weights_on(logits.device)
             if weights is not None:
                 # A class without a weight has no gradient.
                 known &= weights[targets] > 0
@@ -66,8 +63,7 @@ def compare(taps: list[Any], evidence: list[Evidence]) -> torch.Tensor:
     found = []
     for tap, (rows, arrays) in zip(taps, evidence, strict=True):
         scores = tap.plain()[rows]
-        # Mixed precision would compare sums of bfloat16.
-        with torch.autocast(scores.device.type, enabled=False):
+        with full_precision(scores.device):
             agreement = score_agreement(scores, **arrays)
         found.append(torch.stack([x.double() for x in agreement]).to(scores.device))
     counts = torch.stack([x.to(found[0].device) for x in found])

@@ -35,8 +35,8 @@ MOST_WAITING = 256
 MOST_UNPROVED = 8
 
 UNCHECKED = (
-    "no gradient arrived at the output of the head, so that the scores are those of loss={loss!r}, "
-    "unchecked. Usual causes: no backward pass, or two through one output; a compiled model with "
+    "no gradient arrived at the output of the head, and the scores use the closed form of "
+    "loss={loss!r} without a check. Usual causes: no backward pass, or two through one output; a compiled model with "
     "more than 16,384 rows or 16 million logits a pass, or moved to another device after the "
     "monitor was made; a checkpoint with use_reentrant=True around the head. If this is your loss, "
     "say residual='formula'"
@@ -99,10 +99,13 @@ class _Batch(NamedTuple):
     def scores(self) -> torch.Tensor | None:
         """Return the scores of all rows, or None where some have not come."""
         parts = [None if tap is None else tap.scores() for tap in self.taps]
-        if any(part is None for part in parts):
-            return None
-        device = parts[0].device  # type: ignore[union-attr]
-        return torch.cat([part.to(device) for part in parts])  # type: ignore[union-attr]
+        return None if any(part is None for part in parts) else _joined(parts)
+
+
+def _joined(parts: list[Any]) -> torch.Tensor:
+    """Return the scores of the passes of a batch, on the device of the first."""
+    first: torch.Tensor = parts[0]
+    return torch.cat([part.to(first.device) for part in parts]) if len(parts) > 1 else first
 
 
 class Residuals:
@@ -160,7 +163,7 @@ class Residuals:
         """Score a batch now, or when its gradient has come."""
         changed, self._changed = self._changed, False
         if changed and any(forward.tap is None for forward in forwards):
-            # Run before the change was known: one batch of those that are left out.
+            # It ran before the change was known, and is left out with the batches before it.
             self._keeper.batches -= 1
             return
         parts, start = [], 0
@@ -168,13 +171,20 @@ class Residuals:
             part = flat if len(forwards) == 1 else flat.part(start, start + forward.samples)
             parts.append((forward, part))
             start += forward.samples
-        self._keeper.count(flat.samples)
-        self._batches += 1
+        self._count(flat.samples)
         if self.used == "formula":
             self._by_formula(parts, flat)
-        if self.used == "backward" or (self._auto and self._capture.tapping):
+        if self._taps(due=self._capture.tapping):
             self._wait(parts, flat)
-        self._capture.tapping = self.used == "backward" or (self._auto and self._is_due())
+        self._capture.tapping = self._taps(due=self._is_due())
+
+    def _count(self, rows: int) -> None:
+        self._keeper.count(rows)
+        self._batches += 1
+
+    def _taps(self, *, due: bool) -> bool:
+        """Whether a batch needs its gradient, if a check is due."""
+        return self.used == "backward" or (self._auto and due)
 
     def _is_due(self) -> bool:
         """Whether the next batch is checked."""
@@ -197,8 +207,8 @@ class Residuals:
 
     def stage(self, targets: torch.Tensor | None, ids: torch.Tensor | None) -> bool:
         """Keep a small batch on the host, to be scored with others; False where it is another."""
-        plain = self.used == "formula" and not (self._auto and self._capture.tapping)
-        if not plain or not self._stage.takes(targets, ids):
+        gradient = self._taps(due=self._capture.tapping)
+        if gradient or not self._stage.takes(targets, ids):
             return False
         assert targets is not None  # noqa: S101  # asked by the stage
         forward = self._capture.sole(targets.shape[0], is_plain)
@@ -207,19 +217,14 @@ class Residuals:
         if self._stage.is_full(forward):
             self.flush()
         self._stage.put(forward, targets, ids)
-        self._keeper.count(targets.shape[0])
-        self._batches += 1
-        self._capture.tapping = self._auto and self._is_due()
+        self._count(targets.shape[0])
+        self._capture.tapping = self._taps(due=self._is_due())
         return True
 
     def _by_formula(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> None:
         self.flush()
-        scores = [self._closed(*part) for part in parts]
-        device = scores[0].device
-        self._keeper.add(
-            torch.cat([part.to(device) for part in scores]) if len(scores) > 1 else scores[0],
-            flat.to(device),
-        )
+        scores = _joined([self._closed(*part) for part in parts])
+        self._keeper.add(scores, flat.to(scores.device))
 
     def flush(self) -> None:
         """Score the rows that wait for others, to be scored together."""
@@ -235,7 +240,7 @@ class Residuals:
             Also of a compiled pass that came last, of which nobody can tell whether its backward
             pass has been.
         last : bool
-            Give up those that have not come.
+            Stop waiting for gradients that have not arrived.
         """
         while self._waiting:
             batch = self._waiting[0]
@@ -359,7 +364,7 @@ class Residuals:
         self._batches, self._arrived = state["batches"], state["arrived"]
         # What the epoch had before cannot be scored from its gradient any more.
         self._beside = None
-        self._capture.tapping = self.used == "backward" or (self._auto and state["tapping"])
+        self._capture.tapping = self._taps(due=state["tapping"])
 
     def begin_epoch(self) -> None:
         """Watch the first batch of the next epoch, and do as the other ranks."""

@@ -12,6 +12,7 @@ from gwa_core.signals import TrackedSignals
 from gwa_torch._capture import Forward
 from gwa_torch._distributed import each
 from gwa_torch._targets import Flat, LossOptions
+from gwa_torch.scoring import full_precision
 
 __all__ = ["Followed", "made_of_arrays", "made_of_tensors"]
 
@@ -81,8 +82,7 @@ class Followed:
             known = (ids >= 0) & (ids < (self.tracked.num_samples or 0))
             ids, where = ids.where(known, 0), known if where is None else known & where
         self._own = self._own or self._fresh()
-        # Mixed precision would round what the core adds up.
-        with torch.autocast(logits.device.type, enabled=False):
+        with full_precision(logits.device):
             self._own.update(
                 logits=logits,
                 latents=forward.latents.reshape(-1, forward.latents.shape[-1]),

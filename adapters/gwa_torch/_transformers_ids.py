@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from gwa_torch.ids import Around
+
 __all__ = ["Columns", "carry_ids", "label_column"]
 
 
@@ -64,14 +66,11 @@ def carry_ids(loader: Any, columns: Columns) -> None:
     vars(inner)["dataset"] = Numbered(rows)
 
 
-class Numbered:
+class Numbered(Around):
     """A data set whose rows come with their numbers."""
 
-    def __init__(self, rows: Any) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
+    # A subset has a `dataset` of its own, which stays in reach.
+    inside = "rows"
 
     def __getitem__(self, index: Any) -> tuple[Any, Any]:
         return index, self.rows[index]
@@ -80,18 +79,6 @@ class Numbered:
         several = getattr(self.rows, "__getitems__", None)
         rows = several(indices) if several else [self.rows[index] for index in indices]
         return list(zip(indices, rows, strict=True))
-
-    def __getattr__(self, name: str) -> Any:
-        # Not before `rows` is there, as while a worker unpickles it.
-        if name == "rows" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.rows, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name == "rows":
-            super().__setattr__(name, value)
-        else:
-            setattr(self.rows, name, value)
 
 
 class Carry:

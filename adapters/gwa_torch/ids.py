@@ -86,14 +86,34 @@ def with_ids(dataset: Any) -> Dataset[Any]:
     return _WithIds(dataset)
 
 
-class _WithIds(Dataset[Any]):
-    """A data set whose items have their row number."""
+class Around:
+    """A data set around another one: its other attributes are those of the one inside."""
+
+    # The attribute that has the one inside.
+    inside = "dataset"
 
     def __init__(self, dataset: Any) -> None:
-        self.dataset = dataset
+        setattr(self, self.inside, dataset)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(getattr(self, self.inside))
+
+    def __getattr__(self, name: str) -> Any:
+        # A copy that is being unpickled has no attributes yet, and must not look for them for ever.
+        if name == self.inside or (name.startswith("__") and name.endswith("__")):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return getattr(getattr(self, self.inside), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # A transform that is set later is meant for the data set.
+        if name == self.inside:
+            super().__setattr__(name, value)
+        else:
+            setattr(getattr(self, self.inside), name, value)
+
+
+class _WithIds(Around, Dataset[Any]):
+    """A data set whose items have their row number."""
 
     def __getitem__(self, index: Any) -> Any:
         """Return an item with its number; several items, by a slice or a list, with theirs."""
@@ -116,19 +136,6 @@ class _WithIds(Dataset[Any]):
             return [_join(item, number) for item, number in zip(found, numbers, strict=True)]
         # A batch that is already put together.
         return _join(found, torch.tensor(numbers))
-
-    def __getattr__(self, name: str) -> Any:
-        # A copy that is being unpickled has no attributes yet, and must not look for them for ever.
-        if name == "dataset" or (name.startswith("__") and name.endswith("__")):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(self.dataset, name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # A transform that is set later is meant for the data set.
-        if name == "dataset":
-            super().__setattr__(name, value)
-        else:
-            setattr(self.dataset, name, value)
 
     def _number(self, index: Any) -> int:
         number = operator.index(index)

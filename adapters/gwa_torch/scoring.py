@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.util
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -148,10 +148,7 @@ def head_scores(
     if class_weights is not None:
         _refuse_class_weights(loss)
         targets, options["label_smoothing"] = as_soft(targets, class_weights, label_smoothing)
-    kind = latents.device.type
-    # Mixed precision would round what the core keeps exact; asking first is faster than leaving it.
-    mixed = torch.is_autocast_enabled(kind)
-    with torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext():
+    with full_precision(latents.device):
         if latents.device.type == "cpu" or sketch is not None:
             return _by_the_core(
                 latents, targets, logits, weight, weight_norm, bias, where, sketch, options
@@ -190,16 +187,14 @@ def gradient_scores(
     tensor of shape (N,)
         As `gwa_core.alignment_from_logit_gradients`.
     """
-    kind = logits.device.type
-    mixed = torch.is_autocast_enabled(kind)
-    with torch.autocast(kind, enabled=False) if mixed else contextlib.nullcontext():
+    with full_precision(logits.device):
         narrow = all(x.dtype != torch.float64 for x in (gradients, logits, latents))
         if has_triton(logits.device) and narrow:
             from gwa_torch._triton_gradients import fused_gradient_scores
 
             return fused_gradient_scores(gradients, logits, latents, weight_norm, bias)
         wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
-        norms, host = torch.linalg.vector_norm(wide, dim=1), kind == "cpu"
+        norms, host = torch.linalg.vector_norm(wide, dim=1), logits.device.type == "cpu"
         give: Any = _numpy if host else (lambda x: x)
         scores = alignment_from_logit_gradients(
             logit_gradients=give(gradients),
@@ -209,6 +204,15 @@ def gradient_scores(
             bias=None if bias is None else give(bias),
         )
     return torch.from_numpy(scores) if host else scores
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Leave mixed precision, which would round what the core keeps exact.
+
+    Asking first is faster than leaving it.
+    """
+    mixed = torch.is_autocast_enabled(device.type)
+    return torch.autocast(device.type, enabled=False) if mixed else nullcontext()
 
 
 def as_soft(

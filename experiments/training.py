@@ -80,7 +80,10 @@ class Run:
         self.monitor = GWAMonitor(head, count, signals=() if s.mixup else tuple(SIGNALS))
         self.others: dict[str, GWAMonitor] = {}
         if s.mixup:
-            self.others["labels"] = GWAMonitor(head, count, signals=tuple(SIGNALS))
+            # No loss is taken of the label alone, so there is no gradient to check it by.
+            self.others["labels"] = GWAMonitor(
+                head, count, signals=tuple(SIGNALS), residual="formula"
+            )
         if 0 < s.sketch < head.in_features:
             self.others["sketched"] = GWAMonitor(head, count, sketch=s.sketch)
         self.measures = Measures(engine, self.monitor, self.images, self.labels, s.batch_size)

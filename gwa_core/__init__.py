@@ -11,6 +11,7 @@ from gwa_core.alignment import (
     alignment_scores,
 )
 from gwa_core.attribution import LabelQuality, epoch_weights, label_quality, rank_samples
+from gwa_core.averaging import EpochAverage, average_shares, update_share
 from gwa_core.baseline_rules import BestMetric, GradientDisparity, LabelWave
 from gwa_core.estimator import exponential_window, glass_delta
 from gwa_core.gradient import gradient_alignment, gradient_norms
@@ -39,6 +40,7 @@ __all__ = [
     "BestMetric",
     "DipThenMax",
     "EarlyStopper",
+    "EpochAverage",
     "EpochSummary",
     "Extremum",
     "GWATracker",
@@ -57,6 +59,7 @@ __all__ = [
     "alignment_from_logit_gradients",
     "alignment_from_logits",
     "alignment_scores",
+    "average_shares",
     "epoch_weights",
     "exponential_window",
     "glass_delta",
@@ -74,6 +77,7 @@ __all__ = [
     "select_step",
     "summarize",
     "summarize_history",
+    "update_share",
     "warmup_steps",
     "weighted_targets",
 ]

@@ -53,6 +53,29 @@ def is_cut_short(fields: Mapping[str, Any], fullest: float) -> tuple[bool, float
     return 10 * came < whole, max(fullest, came)  # nan comes second and changes nothing
 
 
+class Seen(NamedTuple):
+    """What a rule or an average sees of a record."""
+
+    value: float
+    known: bool  # finite, and not the GWA of an unhealthy epoch
+    short: bool  # cut short
+    fullest: float  # samples of the fullest epoch so far
+
+
+def see(name: str, record: Any, signal: str, fullest: float, *, watcher: str) -> Seen:
+    """Look at one column of a record, or raise and say which columns there are."""
+    fields = as_mapping(record)
+    if signal not in fields:
+        raise ValueError(
+            f"`{name}` must have the column {signal!r} that {watcher} watches, got "
+            f"{', '.join(sorted(map(str, fields)))}; give it beside the summary: "
+            f"{{**summary._asdict(), {signal!r}: ...}}"
+        )
+    value = number(fields, signal)
+    healthy = signal != "gwa" or number(fields, "denominator", 1.0) > 0.0
+    return Seen(value, healthy and math.isfinite(value), *is_cut_short(fields, fullest))
+
+
 def epochs_cut_short(history: Iterable[Any]) -> list[int]:
     """Return the positions of the epochs that were cut short, which no rule keeps."""
     fullest, found = 0.0, []

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 from gwa_core._lib.checks import check_integer, check_positive_int
 from gwa_core.baseline_rules import BestMetric, GradientDisparity, LabelWave
-from gwa_core.history import EpochSummary, as_mapping, is_cut_short, number
+from gwa_core.history import EpochSummary, see
 from gwa_core.rules import Extremum, MaxBimodality, MaxGWA, MaxSeparation, Rule, warmup_steps
 from gwa_core.score import Summary
 
@@ -126,15 +126,15 @@ class EarlyStopper:
         with less than nine tenths of the samples ``expected``, or, where that is not known, with
         less than half of the fullest epoch so far.
         """
-        fields = as_mapping(record)
-        _check_column("record", fields, self.rule)
-        value = number(fields, self.rule.signal)
-        short, fullest = is_cut_short(fields, self._fullest)
-        healthy = self.rule.signal != "gwa" or number(fields, "denominator", 1.0) > 0.0
+        return self._observe("record", record, step)
+
+    def _observe(self, name: str, record: Any, step: int | None = None) -> bool:
+        rule = self.rule
+        seen = see(name, record, rule.signal, self._fullest, watcher=type(rule).__name__)
         step = self._next(step)
         if not self.should_stop:
-            self._advance(value, step, healthy=healthy, short=short)
-            self._fullest = fullest
+            self._advance(seen.value, step, known=seen.known, short=seen.short)
+            self._fullest = seen.fullest
         return self.should_stop
 
     def update(self, value: float, *, step: int | None = None, healthy: bool = True) -> bool:
@@ -161,7 +161,8 @@ class EarlyStopper:
         """
         step = self._next(step)
         if not self.should_stop:
-            self._advance(float(value), step, healthy=bool(healthy), short=False)
+            value = float(value)
+            self._advance(value, step, known=bool(healthy) and math.isfinite(value), short=False)
         return self.should_stop
 
     def _next(self, step: int | None) -> int:
@@ -176,8 +177,7 @@ class EarlyStopper:
             )
         return step
 
-    def _advance(self, value: float, step: int, *, healthy: bool, short: bool) -> None:
-        known = healthy and math.isfinite(value)
+    def _advance(self, value: float, step: int, *, known: bool, short: bool) -> None:
         self.rule.advance(self._state, value, step, known and not short, self.total_steps)
         self._last_step = step
         self._short += short
@@ -370,8 +370,7 @@ def select_epoch(
         raise ValueError("`history` must have at least one epoch, got none")
     stopper = EarlyStopper(rule, total_steps=len(records) if total_steps is None else total_steps)
     for position, record in enumerate(records):
-        _check_column(f"history[{position}]", as_mapping(record), stopper.rule)
-        if stopper.observe(record):
+        if stopper._observe(f"history[{position}]", record):
             break
     return Selection(stopper.best_step, stopper.best_value, stopper.reason)
 
@@ -428,13 +427,3 @@ OWN_RULES: tuple[Rule, ...] = (
     LabelWave(),
     GradientDisparity(),
 )
-
-
-def _check_column(name: str, fields: Mapping[str, Any], rule: Rule) -> None:
-    """Raise where there is no column for the rule to read, and say what there is."""
-    if rule.signal not in fields:
-        raise ValueError(
-            f"`{name}` must have the column {rule.signal!r} that {type(rule).__name__} watches, got "
-            f"{', '.join(sorted(map(str, fields)))}; give it beside the summary: "
-            f"{{**summary._asdict(), {rule.signal!r}: ...}}"
-        )

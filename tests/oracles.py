@@ -302,6 +302,13 @@ def epoch_weights(history):
     return weights
 
 
+def update_share(log_total, value, power=10):
+    """The share of a power in its sum, and the logarithm of the sum."""
+    own = float(value) ** power
+    total = math.exp(log_total) + own
+    return own / total, math.log(total)
+
+
 def label_quality(history, until=None, weights=None):
     """The weighted mean of the finite scores, from [-1, 1] to [0, 1]; the plain one of `until`."""
     history = np.asarray(history, np.float64)[:until]

@@ -291,6 +291,22 @@ def _vector_scenarios() -> list[Scenario]:
             lambda a: label_quality_by_epochs(a["history"]),
             oracles.label_quality,
         ),
+        Scenario(
+            "update_share",
+            "later",
+            {"log_total": np.asarray(-8.5), "value": np.asarray(0.4375)},
+            lambda a: g.update_share(a["log_total"], a["value"]),
+            oracles.update_share,
+            slack=20,
+        ),
+        Scenario(
+            "update_share",
+            "first",
+            {"log_total": np.asarray(-np.inf), "value": np.asarray(0.4375)},
+            lambda a: g.update_share(a["log_total"], a["value"], power=2.0),
+            lambda log_total, value: oracles.update_share(log_total, value, 2),
+            slack=20,
+        ),
     ]
     return out
 

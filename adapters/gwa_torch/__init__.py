@@ -8,14 +8,17 @@ from gwa_core import (
     BestMetric,
     DipThenMax,
     EarlyStopper,
+    EpochAverage,
     GradientDisparity,
     LabelWave,
     MaxBimodality,
     MaxGWA,
     MaxSeparation,
+    average_shares,
     rank_samples,
     select_epoch,
 )
+from gwa_torch.averaging import AveragedWeights
 from gwa_torch.heads import find_head
 from gwa_torch.ids import with_ids
 from gwa_torch.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
@@ -25,9 +28,11 @@ from gwa_torch.scoring import frobenius_norm, head_scores
 from gwa_torch.sketch import JLHead
 
 __all__ = [
+    "AveragedWeights",
     "BestMetric",
     "DipThenMax",
     "EarlyStopper",
+    "EpochAverage",
     "GWAMonitor",
     "GradientDisparity",
     "JLHead",
@@ -36,6 +41,7 @@ __all__ = [
     "MaxGWA",
     "MaxSeparation",
     "alignment_scores",
+    "average_shares",
     "find_head",
     "frobenius_norm",
     "head_scores",

@@ -17,7 +17,15 @@ PLUMBING = sorted(path.stem for path in (CORE / "_lib").glob("*.py") if path.ste
 # Shared between modules of the core or with the adapters; users need none of it.
 SHARED = {
     "attribution": {"QualitySums", "epoch_weight"},
-    "history": {"as_mapping", "epochs_cut_short", "expected_samples", "is_cut_short", "number"},
+    "history": {
+        "Seen",
+        "as_mapping",
+        "epochs_cut_short",
+        "expected_samples",
+        "is_cut_short",
+        "number",
+        "see",
+    },
     "rules": {"keep_best", "new_state", "smooth", "wait"},
     "score": {"separation"},
 }
@@ -48,8 +56,10 @@ DIFFERENT = {
     "mean",
     "negative_fraction",
     "patience",  # of DipThenMax counts from the dip
+    "record",  # read by a rule or by an average
     "rule",  # each with its own example
     "scores",
+    "signal",  # a rule's or an average's
     "step",
     "total_steps",  # each with its own default
     "value",

@@ -13,9 +13,9 @@ from torch.nn import functional as F  # noqa: N812
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
-from gwa_core import EarlyStopper, MaxSeparation
+from gwa_core import EarlyStopper, EpochAverage, MaxSeparation, average_shares
 from gwa_core.signals import SIGNALS, margin
-from gwa_torch import GWAMonitor, head_scores
+from gwa_torch import AveragedWeights, GWAMonitor, head_scores
 
 SAMPLES, BATCH, EPOCHS = 53, 8, 4
 STREAMED = [name for name, signal in SIGNALS.items() if "ids" not in signal.needs]
@@ -253,6 +253,46 @@ def fsdp(rank: int, world: int) -> Any:
     return out
 
 
+def averaged_weights(rank: int, world: int) -> Any:
+    """The average of the weights, replicated by DDP and where shards of FSDP2 lie."""
+    from torch.distributed.fsdp import fully_shard
+
+    history = [{"separation": value} for value in (0.3, 0.5, 0.4)]
+    found = []
+    for shard in (False, True):
+        model = network()
+        x, y = batch()
+        wrapped: Any = fully_shard(model) if shard else DistributedDataParallel(model)
+        averaged, kept = AveragedWeights(wrapped, EpochAverage(warmup=0)), []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        part = slice(rank * 6, rank * 6 + 6)
+        for record in history:
+            F.cross_entropy(wrapped(x[part]), y[part]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            averaged.update(record)
+            kept.append({name: _whole(p) for name, p in model.named_parameters()})
+        resumed = AveragedWeights(wrapped, EpochAverage(warmup=0))
+        resumed.load_state_dict(averaged.state_dict())
+        shares = average_shares(history, warmup=0)
+        want = {
+            name: sum(share * one[name] for share, one in zip(shares, kept, strict=True))
+            for name in kept[0]
+        }
+        for one in (averaged, resumed):
+            with one.applied():
+                got = {name: _whole(p) for name, p in model.named_parameters()}
+            found.append((got, want))
+        back = {name: _whole(p) for name, p in model.named_parameters()}
+        found.append((back, kept[-1]))
+    return found
+
+
+def _whole(parameter: torch.Tensor) -> torch.Tensor:
+    full = getattr(parameter, "full_tensor", lambda: parameter)()
+    return full.detach().clone()
+
+
 # For the page of what is right under what.
 WORKS = {
     "DDP with a padding sampler": padded_ids,
@@ -265,4 +305,5 @@ WORKS = {
     "samples on several ranks": shared_samples,
     "ranks that disagree in `num_samples`": disagreeing,
     "FSDP2": fsdp,
+    "average of the weights, DDP and FSDP2": averaged_weights,
 }

@@ -115,6 +115,14 @@ def test_fsdp(results):
             assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
+def test_the_average_of_the_weights_is_the_same_on_all_ranks(results):
+    first, second = results["averaged_weights"]
+    for (got, want), (same, _) in zip(first, second, strict=True):
+        for name in want:
+            assert_allclose(got[name], want[name], rtol=1e-6, atol=1e-7)
+            assert_array_equal(got[name], same[name])
+
+
 def test_every_work_of_the_documentation_is_run():
     source = Path(__file__).read_text(encoding="utf-8")
     assert all(f'"{work.__name__}"' in source for work in ranks.WORKS.values())

@@ -1,0 +1,329 @@
+"""The running mean of a model's weights over the epochs of a training."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import update_bn
+
+from gwa_core import EpochAverage, EpochSummary, Summary
+from gwa_torch.heads import unwrap
+
+__all__ = ["AveragedWeights"]
+
+STATE_VERSION = 1
+
+
+class AveragedWeights:
+    r"""Average the weights of a model over its epochs, each by its share.
+
+    .. math:: \bar\theta_t = \bar\theta_{t-1} + a_t (\theta_t - \bar\theta_{t-1}),
+              \qquad a_t = s_t^p / \sum_{u \le t} s_u^p
+
+    Parameters
+    ----------
+    model : nn.Module
+        The model in training. Its weights are read, and changed by `applied` and `copy_to` alone.
+    average : EpochAverage, optional
+        What says the share of an epoch; default ``EpochAverage(warmup=1)``, which needs no number of
+        epochs.
+
+    Attributes
+    ----------
+    average : EpochAverage
+        Its power, its signal, and the epochs that counted.
+
+    Raises
+    ------
+    ValueError
+        If no floating-point parameter of the model requires a gradient.
+
+    See Also
+    --------
+    gwa_core.average_shares : The shares of a finished run with stored checkpoints.
+
+    Notes
+    -----
+    Parameters that require a gradient are averaged: of a model with LoRA, the adapters. Tied weights
+    count once. A parameter that is unfrozen later joins with its value of that epoch. bfloat16 and
+    float16 are averaged in float32 and rounded once, in `applied` and `copy_to`. Sharded parameters
+    (FSDP2, tensor parallelism) are averaged where they lie, without communication. All ranks have
+    the same summaries, so they have the same shares.
+
+    Buffers stay those of the model, as in `torch.optim.swa_utils.AveragedModel`. The statistics of
+    batch norm belong to the weights of the last epoch: call `update_bn` before you use the average.
+
+    Cost: one copy of the averaged parameters, and one pass over it for each call of `update`.
+    A training step costs nothing.
+
+    References
+    ----------
+    Izmailov et al., UAI 2018, for the plain mean. The signal: Hölzl, Rueckert, Kaissis, NeurIPS
+    2025, Definition 2 and App. A.4.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gwa_torch import AveragedWeights, EpochAverage
+    >>> model = torch.nn.Linear(1, 1, bias=False)
+    >>> averaged = AveragedWeights(model, EpochAverage(power=1, warmup=0))
+    >>> for weight, separation in [(1.0, 0.2), (2.0, 0.6)]:
+    ...     _ = torch.nn.init.constant_(model.weight, weight)
+    ...     averaged.update({"separation": separation})  # or monitor.end_epoch()
+    1.0
+    0.75
+    >>> with averaged.applied():
+    ...     round(model(torch.ones(1)).item(), 3)
+    1.75
+    >>> model(torch.ones(1)).item()
+    2.0
+    """
+
+    def __init__(self, model: nn.Module, average: EpochAverage | None = None) -> None:
+        self.average = EpochAverage(warmup=1) if average is None else average
+        self._given, self._model = model, unwrap(model)
+        self._mean: dict[str, torch.Tensor] = {}
+        # Statistics of batch norm that belong to the mean, once they were computed.
+        self._statistics: dict[str, torch.Tensor] = {}
+        self._applied = False
+        if not _trained(self._model):
+            raise ValueError(
+                "`model` must have a floating-point parameter that requires a gradient, got none; "
+                "usual cause: all of it is frozen"
+            )
+
+    @torch.no_grad()
+    def update(self, record: Summary | EpochSummary | Mapping[str, Any]) -> float:
+        """Move the mean to the weights that the model has now; call it at the end of an epoch.
+
+        Parameters
+        ----------
+        record : Summary, EpochSummary or mapping
+            The summary of the epoch, as ``monitor.end_epoch()`` returns it.
+
+        Returns
+        -------
+        float
+            The share of these weights in the mean, in [0, 1].
+
+        Raises
+        ------
+        RuntimeError
+            Inside `applied`.
+        ValueError
+            If the record lacks the signal of the average. Nothing has changed then.
+        """
+        if self._applied:
+            raise RuntimeError(
+                "`update` must come outside of `applied`: the model has the mean now"
+            )
+        share = self.average.share(record)
+        self._statistics = {}
+        parameters = _trained(self._model)
+        for name, new in parameters.items():
+            if name not in self._mean:
+                self._mean[name] = _exact_copy(new)
+        means = [_local(self._mean[name]) for name in parameters]
+        news = [_local(new) for new in parameters.values()]
+        if share == 1.0:
+            # Exactly, whatever the mean was.
+            torch._foreach_copy_(means, news)
+        elif share > 0.0:
+            # A dtype at a time is one kernel on a GPU.
+            torch._foreach_lerp_(
+                means, [new.to(mean.dtype) for new, mean in zip(news, means, strict=True)], share
+            )
+        return share
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[nn.Module]:
+        """Give the model the mean for a while, such as to evaluate it.
+
+        Yields
+        ------
+        nn.Module
+            The model. After the block it has its own weights again, bit for bit.
+
+        Warns
+        -----
+        UserWarning
+            If the model has batch norm whose statistics were not computed by `update_bn`.
+
+        Notes
+        -----
+        Before the first `update` the model stays as it is. Cost: a second copy of the parameters
+        for that while.
+        """
+        self._say_batch_norm()
+        with self._swapped():
+            yield self._given
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module | None = None) -> None:
+        """Write the mean into a model.
+
+        Parameters
+        ----------
+        model : nn.Module, optional
+            A model with parameters of the same names and shapes; default the one in training.
+
+        Raises
+        ------
+        ValueError
+            If the model lacks a parameter of the mean. Nothing has changed then.
+
+        Warns
+        -----
+        UserWarning
+            If the model has batch norm whose statistics were not computed by `update_bn`.
+        """
+        self._say_batch_norm()
+        self._write(self._model if model is None else unwrap(model))
+
+    def update_bn(self, loader: Iterable[Any], device: torch.device | None = None) -> None:
+        """Compute the statistics of batch norm that belong to the mean, in one pass over data.
+
+        Parameters
+        ----------
+        loader : iterable
+            Batches of inputs, or tuples whose first item is the input, of the training data.
+        device : torch.device, optional
+            Where batches are moved to.
+
+        Notes
+        -----
+        It calls `torch.optim.swa_utils.update_bn`. `applied` and `copy_to` use the statistics until
+        the next `update`. The model in training keeps its own.
+        """
+        with self._swapped():
+            update_bn(loader, self._model, device)
+            self._statistics = {
+                name: buffer.clone() for name, buffer in _batch_norm(self._model).items()
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the mean and the state of its average, with a version; sharded where it is."""
+        return {
+            "version": STATE_VERSION,
+            "average": self.average.state_dict(),
+            "mean": dict(self._mean),
+            "statistics": dict(self._statistics),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state of the same model and the same options.
+
+        Parameters
+        ----------
+        state : mapping
+            What `state_dict` returned.
+
+        Raises
+        ------
+        ValueError
+            If it is of another version, another average or another model. Nothing has changed then.
+        """
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"`state` must be of version {STATE_VERSION}, got version {state.get('version')!r}"
+            )
+        own = dict(self._model.named_parameters())
+        _check_names(state["mean"], own)
+        self.average.load_state_dict(state["average"])
+        self._mean = {name: _exact_copy(own[name]) for name in state["mean"]}
+        for name, mean in self._mean.items():
+            mean.copy_(state["mean"][name])
+        buffers = _batch_norm(self._model)
+        self._statistics = {
+            name: value.to(buffers[name].device, copy=True)
+            for name, value in state["statistics"].items()
+        }
+
+    @contextlib.contextmanager
+    def _swapped(self) -> Iterator[None]:
+        if self._applied:
+            raise RuntimeError("`applied` must not be nested: the model has the mean already")
+        parameters = dict(self._model.named_parameters())
+        with torch.no_grad():
+            own = {name: _local(parameters[name]).clone() for name in self._mean}
+            statistics = {name: x.clone() for name, x in _batch_norm(self._model).items()}
+        self._applied = True
+        try:
+            self._write(self._model)
+            yield
+        finally:
+            self._applied = False
+            with torch.no_grad():
+                for name, value in own.items():
+                    _local(parameters[name]).copy_(value)
+                for name, buffer in _batch_norm(self._model).items():
+                    buffer.copy_(statistics[name])
+
+    @torch.no_grad()
+    def _write(self, model: nn.Module) -> None:
+        parameters = dict(model.named_parameters())
+        _check_names(self._mean, parameters)
+        for name, mean in self._mean.items():
+            _local(parameters[name]).copy_(_local(mean))
+        if self._statistics:
+            for name, buffer in _batch_norm(model).items():
+                buffer.copy_(self._statistics[name])
+
+    def _say_batch_norm(self) -> None:
+        if self._mean and not self._statistics and _batch_norm(self._model):
+            warnings.warn(
+                "the model has batch norm, whose statistics are those of the last epoch and not of "
+                "the averaged weights; call `averaged.update_bn(train_loader)` first",
+                stacklevel=4,
+            )
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the parameters that are averaged; tied ones have one name."""
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and parameter.is_floating_point()
+    }
+
+
+def _batch_norm(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the statistics of batch norm."""
+    return {
+        f"{place}.{name}".lstrip("."): buffer
+        for place, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        for name, buffer in module.named_buffers(recurse=False)
+    }
+
+
+def _local(x: torch.Tensor) -> torch.Tensor:
+    """Return what this process has of a tensor, without communication."""
+    to_local = getattr(x, "to_local", None)
+    own: torch.Tensor = x.detach() if to_local is None else to_local().detach()
+    return own
+
+
+def _exact_copy(x: torch.Tensor) -> torch.Tensor:
+    """Copy a parameter, half precision as float32, where it lies."""
+    half = x.dtype in (torch.float16, torch.bfloat16)
+    return x.detach().to(torch.float32 if half else x.dtype, copy=True)
+
+
+def _check_names(mean: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]) -> None:
+    lacking = [
+        f"{name} {tuple(value.shape)}"
+        for name, value in mean.items()
+        if name not in parameters or parameters[name].shape != value.shape
+    ]
+    if lacking:
+        raise ValueError(
+            f"`model` must have the parameters of the mean, got none for {', '.join(lacking[:3])}; "
+            "usual cause: another model, or a wrapper that changes names"
+        )

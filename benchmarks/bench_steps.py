@@ -16,6 +16,9 @@ from gwa_torch import GWAMonitor
 THREADS = 2
 SAMPLES = 50_000
 
+# Steps before another way has its turn: a training has the caches to itself.
+TOGETHER = 20
+
 # Inputs, hidden units, classes, batch, and steps of each way.
 NETWORKS = {
     "784-256-10, batch 128": (784, 256, 10, 128, 3000),
@@ -62,10 +65,10 @@ def steps_rows() -> dict[str, Any]:
         }
         runs = {way: Training(*sizes, residual) for way, residual in ways.items()}
         times: dict[str, list[float]] = {way: [] for way in ways}
-        for turn in range(steps):
+        for turn in range(steps // TOGETHER):
             # Each goes first equally often.
             for way in sorted(runs, reverse=bool(turn % 2)):
-                times[way].append(runs[way].step())
+                times[way].extend(runs[way].step() for _ in range(TOGETHER))
         # The first steps allocate. A mean has the steps in which rows are scored, which a median
         # hides; the slowest hundredth is the operating system's.
         kept = {way: sorted(all_of[100:])[: -steps // 100] for way, all_of in times.items()}

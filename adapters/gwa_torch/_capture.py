@@ -14,6 +14,7 @@ from torch import nn
 
 from gwa_core import JLSketch
 from gwa_torch._gradients import CompiledTap, Picked, Slots, SlotTap, Tap
+from gwa_torch._host import Host
 from gwa_torch.heads import Head, head_device, head_weight, rows_last
 from gwa_torch.scoring import frobenius_norm
 
@@ -46,11 +47,12 @@ class Forward(NamedTuple):
 
     logits: torch.Tensor
     latents: torch.Tensor
-    weight_norm: torch.Tensor
+    weight_norm: torch.Tensor | float
     bias: torch.Tensor | None
     weight: torch.Tensor | None
     version: int | None
     tap: Tap | SlotTap | Picked | None = None
+    host: Host | None = None
 
     @property
     def samples(self) -> int:
@@ -69,7 +71,7 @@ class Forward(NamedTuple):
         """
         latents = self.latents.reshape(-1, self.latents.shape[-1])[rows]
         tap = None if self.tap is None else Picked(self.tap, rows)  # type: ignore[arg-type]
-        return self._replace(logits=logits, latents=latents, version=None, tap=tap)
+        return self._replace(logits=logits, latents=latents, version=None, tap=tap, host=None)
 
 
 class Listener:
@@ -218,7 +220,11 @@ class Capture:
         # All of it is detached, which is cheaper than to switch gradients off.
         matrix = head_weight(module)
         latents = rows_last(whole((args[0] if args else kwargs["input"]).detach()), module)
-        norm, bias = frobenius_norm(matrix), cast("Any", module.bias)
+        bias = cast("Any", module.bias)
+        host = None
+        if not (compiling or self.tapping or self.sketch is not None):
+            host = Host.of(matrix, latents, output.detach())
+        norm: Any = frobenius_norm(matrix) if host is None else host.weight_norm
         # The optimiser's step writes into the parameters.
         bias = None if bias is None else whole(bias.detach()).clone()
         weight = None if self.sketch is None else whole(matrix).clone()
@@ -233,7 +239,7 @@ class Capture:
             tap = Tap(_rows(logits), _rows(latents), norm, bias, weight, self.sketch)
             hook = functools.partial(_arrive, tap, module)
             output.register_hook(hook)  # type: ignore[no-untyped-call]
-        forward = Forward(logits, latents, norm, bias, weight, version, tap)
+        forward = Forward(logits, latents, norm, bias, weight, version, tap, host)
         self._newest = _Link(forward, self._newest)
         return None if passed is output else passed
 
@@ -264,15 +270,14 @@ class Capture:
         )
         return passed, SlotTap(slots, number, logits.numel() // logits.shape[-1])
 
-    def sole(self, rows: int, fits: Callable[[Forward], bool]) -> Forward | None:
-        """Take the pass that waits, if there is one alone, of this many rows, and it fits."""
+    def sole(self, rows: int) -> Forward | None:
+        """Take the pass that waits, if there is one alone, of this many rows, small on the host."""
         newest = self._newest
         if newest is None or newest.before is not None or self._missed or self._left:
             return None
         forward = newest.forward
-        logits = forward.logits
-        changed = forward.version is not None and forward.version != logits._version
-        if logits.ndim != 2 or logits.shape[0] != rows or changed or not fits(forward):
+        changed = forward.version is not None and forward.version != forward.logits._version
+        if forward.host is None or forward.logits.shape[0] != rows or changed:
             return None
         self._newest, self._count = None, 0
         return forward

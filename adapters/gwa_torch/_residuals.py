@@ -15,7 +15,7 @@ from gwa_torch._capture import Capture, Forward
 from gwa_torch._evidence import Evidence, compare
 from gwa_torch._gradients import Arrival
 from gwa_torch._keeper import Keeper
-from gwa_torch._stage import Stage, is_plain
+from gwa_torch._stage import Stage
 from gwa_torch._targets import Flat, LossOptions
 
 __all__ = ["FORMULA", "RESIDUALS", "Residuals", "check_residual"]
@@ -23,7 +23,7 @@ __all__ = ["FORMULA", "RESIDUALS", "Residuals", "check_residual"]
 RESIDUALS = ("auto", "formula", "backward")
 
 # After the first checks, one batch in so many is checked.
-EVERY = 64
+EVERY = 256
 
 # Batches in which no row can tell, all of them saturated, until the next one is checked later.
 MOST_IDLE = 4
@@ -211,7 +211,7 @@ class Residuals:
         if gradient or not self._stage.takes(targets, ids):
             return False
         assert targets is not None  # noqa: S101  # asked by the stage
-        forward = self._capture.sole(targets.shape[0], is_plain)
+        forward = self._capture.sole(targets.shape[0])
         if forward is None:
             return False
         if self._stage.is_full(forward):

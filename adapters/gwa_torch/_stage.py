@@ -10,12 +10,10 @@ import torch
 
 from gwa_core import alignment_from_logits
 from gwa_torch._capture import Forward
+from gwa_torch._host import BYTES
 from gwa_torch._targets import Flat, LossOptions
 
-__all__ = ["Stage", "is_plain"]
-
-# Logits that wait. A larger batch is scored at once.
-BYTES = 1 << 21
+__all__ = ["Stage"]
 
 
 class Stage:
@@ -60,12 +58,12 @@ class Stage:
 
     def put(self, forward: Forward, targets: torch.Tensor, ids: torch.Tensor | None) -> None:
         """Copy a batch; there must be room."""
+        assert forward.host is not None  # noqa: S101  # what `Capture.sole` gives has it
         if not self._buffers:
             self._buffers = _buffers(forward.logits.shape[1])
         into, to = self._buffers, slice(self.rows, self.rows + targets.shape[0])
         into["logits"][to] = forward.logits.numpy()
-        into["latent_norms"][to] = torch.linalg.vector_norm(forward.latents, dim=-1).numpy()
-        into["weight_norm"][to] = forward.weight_norm.item()
+        into["latent_norms"][to], into["weight_norm"][to] = forward.host
         into["targets"][to] = targets.numpy()
         if forward.bias is not None:
             into["bias"][to] = forward.bias.numpy()
@@ -117,13 +115,6 @@ class Stage:
         ids = None if self._samples is None else torch.from_numpy(part["ids"].copy())
         where = torch.from_numpy(counted)
         return torch.from_numpy(scores), Flat(torch.from_numpy(targets), ids, where)
-
-
-def is_plain(forward: Forward) -> bool:
-    """Tell whether a pass is on the host, in float32, and without a sketch."""
-    logits, latents = forward.logits, forward.latents
-    plain = logits.dtype == latents.dtype == torch.float32 and logits.is_cpu
-    return plain and logits.is_contiguous() and forward.weight is None
 
 
 def _is_vector(x: torch.Tensor | None) -> bool:

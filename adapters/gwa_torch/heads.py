@@ -140,7 +140,8 @@ def head_weight(head: nn.Module) -> torch.Tensor:
     # Of a module's dict: to ask for an attribute that is not there takes long.
     parts: Any = head._modules.get("parametrizations")
     if parts is None or not parts.training:
-        return head.weight.detach().flatten(1)  # type: ignore[operator]
+        weight: torch.Tensor = head.weight.detach()  # type: ignore[operator]
+        return weight if weight.ndim == 2 else weight.flatten(1)
     # Spectral norm takes a step of its own whenever its weight is read in train mode.
     parts.eval()
     try:

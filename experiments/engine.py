@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from experiments.augmentation import AUGMENTATIONS
@@ -43,6 +44,8 @@ class Engine:
         torch.set_float32_matmul_precision("high")
         self.model: Classifier = build(network, classes, 0, folder).to(device)
         self.latents = self.model.latents
+        # Whether a pass in training differs from one in evaluation.
+        self._modes = any(isinstance(m, nn.BatchNorm2d) for m in self.model.modules())
         self.augmentations = AUGMENTATIONS
         if self.fast:
             if network.startswith("convnext"):
@@ -72,7 +75,8 @@ class Engine:
     @torch.no_grad()
     def evaluate(self, images: torch.Tensor, size: int = 2000) -> tuple[torch.Tensor, torch.Tensor]:
         """Return latents and logits of images or tokens, in float32, unseen by the monitor."""
-        found = []
+        found, training = [], self.model.training
+        self.model.train(training and not self._modes)
         for part in images.split(size):
             rows = len(part)
             if self.fast and rows < size:
@@ -81,5 +85,6 @@ class Engine:
             x = self.model.scaled(part)
             with self.precision():
                 found.append(self.latents(x)[:rows].float())
+        self.model.train(training)
         latents = torch.cat(found)
         return latents, F.linear(latents, self.model.head.weight, self.model.head.bias)

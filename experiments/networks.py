@@ -130,6 +130,49 @@ def _conv(classes: int, widths: list[int], side: int, width: int) -> Classifier:
     return Classifier(body, lambda x: x, width, classes)
 
 
+def _resnet(classes: int, depths: list[int], widths: list[int]) -> Classifier:
+    """Return a ResNet with batch norm, its stem for small images: 3 x 3, and no pooling."""
+    from transformers import ResNetConfig, ResNetModel
+
+    body = ResNetModel(
+        ResNetConfig(
+            depths=depths, hidden_sizes=widths, embedding_size=widths[0], layer_type="basic"
+        )
+    )
+    body.embedder.embedder.convolution = nn.Conv2d(3, widths[0], 3, padding=1, bias=False)
+    body.embedder.pooler = nn.Identity()
+    return Classifier(body, lambda out: out.pooler_output.flatten(1), widths[-1], classes)
+
+
+def _bert(classes: int, vocabulary: int, width: int, layers: int) -> Classifier:
+    """Return an encoder of texts without pretraining, and the mean of its outputs."""
+    return Classifier(
+        _Encoder(vocabulary, width, layers), lambda x: x, width, classes, scaled=lambda x: x
+    )
+
+
+class _Encoder(nn.Module):
+    """A BERT without dropout, so that a pass in training is one in evaluation."""
+
+    def __init__(self, vocabulary: int, width: int, layers: int) -> None:
+        from transformers import BertConfig, BertModel
+
+        super().__init__()
+        config = BertConfig(
+            vocab_size=vocabulary, hidden_size=width, num_hidden_layers=layers,
+            num_attention_heads=width // 64, intermediate_size=4 * width,
+            hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        )  # fmt: skip
+        self.encoder = BertModel(config, add_pooling_layer=False)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        mask = tokens != 0
+        out = self.encoder(tokens, attention_mask=mask).last_hidden_state
+        count = mask.sum(1, keepdim=True).clamp_min(1)
+        found: torch.Tensor = (out * mask[..., None]).sum(1) / count
+        return found
+
+
 class _Words(nn.Module):
     """The mean of the embeddings of a text's tokens, and a layer of its own; token 0 fills up."""
 
@@ -252,6 +295,10 @@ NETWORKS: dict[str, tuple[Callable[..., Classifier], dict[str, Any]]] = {
         _vit,
         {"width": 512, "patch": 4, "side": 32, "layers": 6, "heads": 8, "mlp": 512},
     ),
+    # With batch norm.
+    "resnet": (_resnet, {"depths": [2, 2, 2, 2], "widths": [64, 128, 256, 512]}),
+    # Four layers for texts, drawn at random.
+    "bert": (_bert, {"vocabulary": 16_384, "width": 256, "layers": 4}),
     # Two hidden layers, for machines without a GPU.
     "mlp": (_mlp, {"pixels": 768, "hidden": 256, "width": 128}),
     # Three convolutions that halve an image, for the same machines.
@@ -262,6 +309,8 @@ NETWORKS: dict[str, tuple[Callable[..., Classifier], dict[str, Any]]] = {
     "lite0": (_lite0, {"weights": "efficientnet-lite0-57934424.pth"}),
     "minilm": (_minilm, {"weights": "minilm.npz"}),
     # For tests.
+    "tiny-resnet": (_resnet, {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16]}),
+    "tiny-bert": (_bert, {"vocabulary": 64, "width": 64, "layers": 1}),
     "tiny": (
         _convnext,
         {"depths": [1, 1], "hidden_sizes": [8, 16], "patch_size": 4, "num_stages": 2},

@@ -54,6 +54,9 @@ class Settings:
         Whether to measure ever more stages before the head at the end of each epoch (Fig. 7).
     sketch : int
         Measure behind a sketch of so many features too (Fig. 8), 0 for no; needs a wider head.
+    averages : bool
+        Whether to keep the weights of all epochs and to judge means of them at the end, instead of
+        measuring what needs passes of its own.
     fold : int
         Hold the k-th of ``folds.FOLDS`` out and score its labels at the end; 0 for none.
     variant : str
@@ -79,6 +82,7 @@ class Settings:
     offline: bool = False
     layers: bool = False
     sketch: int = 0
+    averages: bool = False
     fold: int = 0
     variant: str = ""
 

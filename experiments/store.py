@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.averages import HORIZONS
 from experiments.plan import Settings
 from gwa_core import EpochSummary
 
@@ -40,6 +41,7 @@ SUMMARY = tuple(name for name in EpochSummary._fields if name not in ("separatio
 COLUMNS = frozenset(
     (
         *SUMMARY,
+        *(f"{name}_{test}_accuracy" for name in HORIZONS for test in ("test", "validation")),
         *("test_accuracy", "validation_accuracy", "after_loss", "label_probability"),
         *("prediction_changes", "gradient_disparity", "sample_loss", "gradient_norm"),
         *("pairwise_alignment", "optimum_alignment", "mir", "hdr"),

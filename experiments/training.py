@@ -16,6 +16,7 @@ import torch
 from torch.nn import functional as F  # noqa: N812
 
 from experiments.augmentation import mixed
+from experiments.averages import Averages
 from experiments.data import Images, with_noise
 from experiments.engine import Engine
 from experiments.folds import packed, scores, split
@@ -86,7 +87,12 @@ class Run:
             )
         if 0 < s.sketch < head.in_features:
             self.others["sketched"] = GWAMonitor(head, count, sketch=s.sketch)
-        self.measures = Measures(engine, self.monitor, self.images, self.labels, s.batch_size)
+        self.averages = Averages(engine, self.images) if s.averages else None
+        self.measures = (
+            None
+            if s.averages
+            else Measures(engine, self.monitor, self.images, self.labels, s.batch_size)
+        )
         self.step, self.seconds = 0, 0.0
         self.columns: list[dict[str, Any]] = []
         self.samples: dict[str, list[Any]] = {}
@@ -181,6 +187,8 @@ class Run:
             loss.backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
+            if self.averages is not None:
+                self.averages.step()
             self.monitor.update(targets, ids=ids)
             for name, monitor in self.others.items():
                 monitor.update(self.labels[ids] if name == "labels" else targets, ids=ids)
@@ -196,10 +204,13 @@ class Run:
             found[f"{name}_accuracy"] = (logits.argmax(1) == labels).float().mean().item()
             found[f"{name}_loss"] = F.cross_entropy(logits, labels).item()
         s = self.settings
-        with contextlib.ExitStack() as paused:
-            for other in self.others.values():
-                paused.enter_context(other.pause())
-            found |= self.measures.epoch(offline=s.offline, layers=s.layers)
+        if self.averages is not None:
+            found |= self.averages.epoch(self.tests)
+        if self.measures is not None:
+            with contextlib.ExitStack() as paused:
+                for other in self.others.values():
+                    paused.enter_context(other.pause())
+                found |= self.measures.epoch(offline=s.offline, layers=s.layers)
         if behind := beside.get("sketched"):
             found |= {"sketched_gwa": behind.gwa, "sketched_mean": behind.mean}
         plain = {name: value for name, value in found.items() if isinstance(value, float)}
@@ -227,9 +238,10 @@ class Run:
         )
         history = self.monitor.history
         columns = self.columns
-        best = max(range(len(columns)), key=lambda k: columns[k]["test_accuracy"])
-        for row, value in zip(columns, self.measures.towards(best), strict=True):
-            row["optimum_alignment"] = value
+        if self.measures is not None:
+            best = max(range(len(columns)), key=lambda k: columns[k]["test_accuracy"])
+            for row, value in zip(columns, self.measures.towards(best), strict=True):
+                row["optimum_alignment"] = value
         name = "cpu" if not self.engine.fast else torch.cuda.get_device_name()
         result = {
             "settings": asdict(self.settings),
@@ -239,6 +251,8 @@ class Run:
             "epochs": {key: [_short(row[key]) for row in columns] for key in columns[0]},
             "detection": detection(samples, history, self.wrong, self.engine.device),
         }
+        if self.averages is not None:
+            result["kept"] = self.averages.kept(history, self.tests)
         if self.settings.fold:
             images, labels = self.tests["validation"]
             logits = self.engine.evaluate(images)[1].cpu().numpy()
@@ -251,7 +265,8 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "monitor": self.monitor.state_dict(),
             "others": {name: other.state_dict() for name, other in self.others.items()},
-            "measures": self.measures.ends,
+            "measures": None if self.measures is None else self.measures.ends,
+            "averages": None if self.averages is None else self.averages.state_dict(),
             "generator": self.generator.get_state(),
             "random": _random_state(self.engine.device),
             "progress": (self.step, self.seconds, self.columns),
@@ -269,7 +284,10 @@ class Run:
         self.monitor.load_state_dict(state["monitor"])
         for name, other in self.others.items():
             other.load_state_dict(state["others"][name])
-        self.measures.ends = state["measures"]
+        if self.measures is not None:
+            self.measures.ends = state["measures"]
+        if self.averages is not None:
+            self.averages.load_state_dict(state["averages"])
         self.generator.set_state(state["generator"])
         _set_random_state(self.engine.device, state["random"])
         self.step, self.seconds, self.columns = state["progress"]

@@ -8,7 +8,7 @@ from experiments.criteria import CHOSEN_ON, CRITERIA, KNOWN, best_epoch
 from experiments.store import Result, column, name_of
 from experiments.tables.cells import LABELS
 
-__all__ = ["DATA", "columns_of", "compared", "groups", "judged", "newest", "runs_of"]
+__all__ = ["DATA", "SMALL", "columns_of", "compared", "groups", "judged", "newest", "runs_of"]
 
 #: Data that rules are compared on, by what they are called, and networks that a CPU can train.
 DATA = {"cifar10n": "CIFAR-10-N", "fashion-mnist": "Fashion-MNIST", "newsgroups": "20 newsgroups"}
@@ -32,6 +32,8 @@ def judged(results: list[Result]) -> list[Result]:
         r
         for r in results
         if not r["settings"]["fold"]
+        # Without the columns that the other rules watch.
+        and not r["settings"]["averages"]
         and r["settings"]["labels"] != "random"
         and len(column(r, "epoch")) >= 30
     ]

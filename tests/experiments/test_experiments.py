@@ -13,6 +13,7 @@ from PIL import Image
 
 from experiments import (
     augmentation,
+    averages,
     criteria,
     data,
     figures,
@@ -21,8 +22,10 @@ from experiments import (
     store,
 )
 from experiments.__main__ import main
+from experiments.engine import Engine
 from experiments.networks import build
 from experiments.tables import cells, correlations, label_errors, stopping
+from experiments.training import Run
 from gwa_core import label_quality
 from gwa_offline import RunFolder
 
@@ -144,9 +147,6 @@ def test_a_run_that_a_budget_ended_goes_on_as_if_it_had_not(folder, finished, tm
     ).split()
     first = plan.plan(str(folder / "mini.toml"), labels="worse", percent=90)[0]
     images = data.load(folder / "cifar10n.parquet")
-    from experiments.engine import Engine
-    from experiments.training import Run
-
     run = Run(first, images, tmp_path / "runs", Engine("tiny", CLASSES, "cpu"))
     run._epoch()
     run._end_epoch()
@@ -168,9 +168,6 @@ def test_under_mixup_scores_are_of_the_mixture_and_signals_of_the_label(folder, 
     (tmp_path / "mixed.toml").write_text(lines + "mixup = 0.5\nweight_decay = 0.1\n")
     (tmp_path / "plain.toml").write_text(lines)
     end = f"--data {folder} --device cpu --out {tmp_path / 'runs'} --results {tmp_path / 'r'}"
-    from experiments.engine import Engine
-    from experiments.training import Run
-
     [settings] = plan.plan(str(tmp_path / "mixed.toml"))
     images = data.load(folder / "cifar10n.parquet")
     run = Run(settings, images, tmp_path / "runs", Engine("tiny", CLASSES, "cpu"))
@@ -413,3 +410,83 @@ def test_plans_name_their_runs_once():
     assert [s.seed for s in plan.plan("convnext", labels="worse", percent=90)] == [0, 1, 2]
     with pytest.raises(ValueError, match="`study` must be one of"):
         plan.plan("convnxet")
+
+
+def begin(folder, tmp_path, network, kept=True):
+    """A run of two epochs that keeps the weights of each, or one that does not."""
+    tmp_path.mkdir(exist_ok=True)
+    lines = CONFIG.replace('["label", "worse"]', '"worse"').replace("[100, 90]", "90")
+    lines = lines.replace('"tiny"', f'"{network}"') + "averages = true\n" * kept
+    (tmp_path / f"kept{kept}.toml").write_text(lines)
+    [settings] = plan.plan(str(tmp_path / f"kept{kept}.toml"))
+    images = data.load(folder / "cifar10n.parquet")
+    return Run(settings, images, tmp_path / "runs", Engine(network, CLASSES, "cpu"))
+
+
+def test_means_are_those_of_the_ends_and_the_run_is_the_same(folder, tmp_path):
+    run = begin(folder, tmp_path, "tiny")
+    result = run.train()
+    plain = begin(folder, tmp_path, "tiny", kept=False)
+    other = plain.train()
+    assert [x.tolist() for x in plain.engine.model.state_dict().values()] == [
+        x.tolist() for x in run.engine.model.state_dict().values()
+    ]
+    for name in ("mean", "separation", "test_accuracy", "validation_loss", "margin"):
+        assert result["epochs"][name] == other["epochs"][name], name
+    ends = run.averages.ends
+    assert len(ends) == len(run.averages.means) == 2
+    for parameter, end in zip(run.engine.model.parameters(), ends[-1], strict=True):
+        assert torch.equal(parameter, end)
+    kept = result["kept"]
+    assert kept.keys() == {"test_accuracy", "validation_accuracy"}
+    assert kept["test_accuracy"].keys() == averages.names().keys()
+    mean = [(a + b) / 2 for a, b in zip(*ends, strict=True)]
+    wanted = run.averages._accuracies(mean, run.tests)
+    for test, accuracy in wanted.items():
+        assert kept[test]["plain, warm-up 0"] == pytest.approx(accuracy, abs=1e-4)
+    for name in averages.HORIZONS:
+        assert len(result["epochs"][f"{name}_validation_accuracy"]) == 2
+
+
+def test_statistics_of_batch_norm_belong_to_the_mean(folder, tmp_path):
+    run = begin(folder, tmp_path, "tiny-resnet")
+    norm = run.averages._norms[0]
+    before = norm.running_mean.clone()
+    doubled = [2 * x for x in run.averages.own]
+    with run.averages._applied(doubled):
+        assert not torch.allclose(norm.running_mean, before)
+        assert torch.equal(next(run.engine.model.parameters()), doubled[0])
+    assert torch.equal(norm.running_mean, before)
+
+
+def test_a_run_that_stopped_has_the_same_means(folder, tmp_path):
+    whole = begin(folder, tmp_path / "whole", "tiny").train()
+    first = begin(folder, tmp_path / "parts", "tiny")
+    first._epoch()
+    first._end_epoch()
+    assert first.train(deadline=0.0) is None
+    assert begin(folder, tmp_path / "parts", "tiny").train()["kept"] == whole["kept"]
+
+
+def test_a_network_of_texts_takes_tokens():
+    engine = Engine("tiny-bert", CLASSES, "cpu")
+    tokens = torch.tensor([[3, 4, 0, 0], [5, 6, 7, 8]], dtype=torch.int32)
+    full = torch.tensor([[3, 4, 9, 9], [5, 6, 7, 8]], dtype=torch.int32)
+    latents, _ = engine.evaluate(tokens)
+    assert latents.shape == (2, 64)
+    # What fills a text up does not count.
+    alone, _ = engine.evaluate(tokens[:1, :2])
+    torch.testing.assert_close(alone[0], latents[0])
+    assert not torch.allclose(engine.evaluate(full)[0][0], latents[0])
+
+
+def test_results_keep_what_the_table_reads(folder, tmp_path):
+    text = CONFIG.replace('["label", "worse"]', '"worse"').replace("[100, 90]", "100")
+    (tmp_path / "kept.toml").write_text(text + "averages = true\n")
+    main(
+        f"run {tmp_path / 'kept.toml'} --data {folder} --device cpu --out {tmp_path / 'runs'} "
+        f"--results {tmp_path / 'results'}".split()
+    )
+    result = named(tmp_path / "results", "kept-worse-100-s0")
+    assert set(result["kept"]["test_accuracy"]) == set(averages.names())
+    assert len(store.column(result, "ema_998_test_accuracy")) == 2

@@ -8,7 +8,7 @@ from PIL import Image
 
 from experiments import criteria, figures, store
 from experiments.plan import Settings
-from experiments.tables import fluctuation, knowing, label_errors, rules, two_modes
+from experiments.tables import fluctuation, keep, knowing, label_errors, rules, two_modes
 from experiments.tables.cells import MISSING
 
 
@@ -180,3 +180,44 @@ def test_figures_of_unhealthy_epochs_and_of_random_labels(tmp_path):
         assert figures.draw(name, [run], "", tmp_path / f"{name}.png")
         with Image.open(tmp_path / f"{name}.png") as image:
             assert image.width > 300
+
+
+def kept(labels, accuracies, *, network="resnet", seed=1, percent=100, mean=0.6, **columns):
+    """A run of `averages.py`, whose mean by separation^10 has this accuracy."""
+    fading = {
+        f"ema_{x}_{t}_accuracy": accuracies for x in (99, 998) for t in ("test", "validation")
+    }
+    run = made(test_accuracy=accuracies, epochs=len(accuracies), **(fading | columns))
+    run["settings"] |= {"study": f"keep-{network}", "network": network, "averages": True}
+    run["settings"] |= {"labels": labels, "seed": seed, "percent": percent}
+    means = {"separation^10": mean, "plain, warm-up 0.1": 0.5}
+    return run | {"kept": {"test_accuracy": means}}
+
+
+def test_what_is_kept_is_compared_with_the_best_epoch_on_runs_of_no_choice():
+    falling = [0.3, 0.58, 0.55, 0.5]
+    results = [
+        kept("worse", falling, mean=0.6),
+        kept("random1", falling, mean=0.57),
+        # A twin on nine tenths, whose validation is best in the epoch before the last.
+        kept(
+            "worse",
+            [0.2, 0.3, 0.56, 0.4],
+            percent=90,
+            ema_998_validation_accuracy=[0, 0.1, 0.5, 0.2],
+        ),
+        kept("asymmetric-40", falling, network="mlp", mean=0.4),
+        # What was chosen on is not reported, nor are runs without means.
+        kept("worse", falling, seed=0, mean=0.1),
+        made(test_accuracy=falling, epochs=4),
+    ]
+    cells = rows_of(keep.keep(results))
+    assert cells["kept"] == ["large, human, 2 runs", "small, asymmetric, 1 runs"]
+    best = next(row for name, row in cells.items() if "separation^10" in name)
+    assert best == ["+0.50 (-1.00)", "-18.00 (-18.00)"]
+    assert cells["last epoch"][0] == "-8.00 (-8.00)"
+    held = next(row for name, row in cells.items() if "validation" in name)
+    assert held == ["-2.00 (-2.00), 1 runs", MISSING]
+    every = rows_of(keep.candidates(results))
+    assert every["separation^10"] == ["-48.00 (-48.00)", "+0.50 (-1.00)", "-18.00 (-18.00)"]
+    assert keep.keep([]) == keep.candidates([]) == ""

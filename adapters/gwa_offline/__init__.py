@@ -4,15 +4,17 @@ from gwa_core import (
     BestMetric,
     DipThenMax,
     EarlyStopper,
+    EpochAverage,
     GradientDisparity,
     LabelWave,
     MaxBimodality,
     MaxGWA,
     MaxSeparation,
+    average_shares,
     rank_samples,
     select_epoch,
 )
-from gwa_offline.analysis import analyse
+from gwa_offline.analysis import analyse, average_checkpoints
 from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.readers import Epoch, Features, Source, open_features
 from gwa_offline.store import FeaturesError, RunFolder
@@ -22,6 +24,7 @@ __all__ = [
     "DipThenMax",
     "EarlyStopper",
     "Epoch",
+    "EpochAverage",
     "EpochRecord",
     "Features",
     "FeaturesError",
@@ -34,6 +37,8 @@ __all__ = [
     "RunFolder",
     "Source",
     "analyse",
+    "average_checkpoints",
+    "average_shares",
     "open_features",
     "rank_samples",
     "select_epoch",

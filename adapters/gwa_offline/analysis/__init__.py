@@ -1,6 +1,7 @@
 """A source becomes a report; reports become tables, curves and comparisons of runs."""
 
 from gwa_offline.analysis.analysis import analyse
+from gwa_offline.analysis.averaging import AveragedCheckpoints, average_checkpoints
 from gwa_offline.analysis.comparison import Comparison, ComparisonRow, SignalRow, compare
 from gwa_offline.analysis.curves import (
     SignalCurve,
@@ -12,6 +13,7 @@ from gwa_offline.analysis.export import sample_columns, to_json, write_csv, writ
 from gwa_offline.analysis.results import EpochRecord, Report
 
 __all__ = [
+    "AveragedCheckpoints",
     "Comparison",
     "ComparisonRow",
     "EpochRecord",
@@ -20,6 +22,7 @@ __all__ = [
     "SignalCurves",
     "SignalRow",
     "analyse",
+    "average_checkpoints",
     "compare",
     "sample_columns",
     "signal_curves",

@@ -32,6 +32,7 @@ from gwa_offline.analysis.statistics import (
     moments_of,
     per_class,
     quality_of,
+    shares_of,
 )
 from gwa_offline.analysis.view import observed
 from gwa_offline.readers import Block, Epoch, Features, Source, open_features
@@ -130,6 +131,7 @@ def analyse(
         rule=repr(rule),
         selection=selection,
         best_index=best,
+        average_shares=shares_of(rows),
         memorising=run.memorising,
         targets=source.targets,
         predictions=reader.predictions(source.epochs[shown]),

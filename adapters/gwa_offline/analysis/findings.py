@@ -61,6 +61,9 @@ class Findings:
     best_index : int or None
         Position of the best epoch in `epochs`; None where no epoch qualifies. It differs from
         `best_epoch`, its number, where the run did not store every epoch.
+    average_shares : array of shape (T,)
+        Share of each epoch in the average of the weights (gwa_core.average_shares); zeros where no
+        epoch counts.
     memorising : bool
         The history looks like memorisation of wrong labels (gwa_core.summarize_history).
     targets : array of shape (N,) or None
@@ -91,6 +94,7 @@ class Findings:
     rule: str
     selection: Selection
     best_index: int | None
+    average_shares: NDArray[np.float64]
     memorising: bool
     targets: NDArray[np.int64] | None
     predictions: NDArray[np.int64] | None

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import EpochSummary, LabelQuality, Moments, summarize
+from gwa_core import (
+    EpochAverage,
+    EpochSummary,
+    LabelQuality,
+    Moments,
+    average_shares,
+    summarize,
+)
 
-__all__ = ["histograms_of", "moments_of", "per_class", "quality_of", "scaled"]
+__all__ = ["histograms_of", "moments_of", "per_class", "quality_of", "scaled", "shares_of"]
 
 # Scores summarised at once; their moments take ten times their memory.
 CHUNK = 1 << 18
@@ -35,6 +42,22 @@ def quality_of(
             quality.update(np.asarray(values, np.float64), summary)
     found: NDArray[np.float64] | None = quality.value
     return np.full(num_samples, np.nan) if found is None else found
+
+
+def shares_of(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    power: float = 10.0,
+    warmup: float = 0.1,
+    signal: str = "separation",
+) -> NDArray[np.float64]:
+    """Return the (T,) shares of the epochs in the average of the weights; zeros where none counts."""
+    average = EpochAverage(power, warmup, total_steps=len(rows), signal=signal)
+    for row in rows:
+        average.share(row)
+    if not average.counted:  # the mean would be the weights of the last epoch
+        return np.zeros(len(rows))
+    return average_shares(rows, power, warmup, signal=signal)
 
 
 def histograms_of(

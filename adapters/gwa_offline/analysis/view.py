@@ -13,6 +13,7 @@ from gwa_offline.analysis.findings import EpochRecord, Findings
 
 __all__ = [
     "ClassEnds",
+    "average_sentence",
     "class_ends",
     "column",
     "curve_limits",
@@ -59,6 +60,26 @@ def healthy_epochs(report: Findings) -> NDArray[np.bool_]:
     """Return which of the T epochs have a meaningful GWA."""
     healthy = [record.summary.healthy for record in report.epochs]
     return np.array(healthy, dtype=bool) & np.isfinite(column(report, "gwa"))
+
+
+def average_sentence(report: Findings, least: float = 0.9) -> str | None:
+    """Say which epochs make most of the average of the weights: the shortest stretch of them.
+
+    None for one epoch, or where none counts.
+    """
+    numbers, ends = epoch_numbers(report), np.append(0.0, np.cumsum(report.average_shares))
+    if len(numbers) == 1 or not ends[-1]:
+        return None
+    stretches = []
+    for first, before in enumerate(ends[:-1]):
+        last = int(np.searchsorted(ends, before + least)) - 1
+        if last < len(numbers):
+            stretches.append((last - first, before - ends[last + 1], first, last))
+    _, share, first, last = min(stretches)
+    words = f"epoch {numbers[first]} is"
+    if first != last:
+        words = f"epochs {numbers[first]} to {numbers[last]} are"
+    return f"Or average the weights: {words} {-100 * share:.0f} % of the average."
 
 
 def metric_names(report: Findings) -> list[str]:

@@ -22,6 +22,7 @@ from gwa_core import (
     __version__,
 )
 from gwa_offline.analysis import analyse as run_analysis
+from gwa_offline.analysis import average_checkpoints
 from gwa_offline.analysis.comparison import compare as run_comparison
 from gwa_offline.analysis.results import Report
 from gwa_offline.app.demo import run_demo
@@ -147,6 +148,35 @@ def stop(
     terminal = Terminal(json=json, quiet=quiet)
     report = _report(open_features(run), _rule(rule, metric, mode), terminal)
     terminal.selection(report)
+
+
+@app.command()
+def average(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    checkpoints: Annotated[
+        str,
+        typer.Option(
+            help="The .safetensors file of an epoch, such as 'ckpt/epoch_{epoch:03d}.safetensors'; "
+            "{number} counts from 1, {step} is the training step."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The new .safetensors file.")],
+    power: Annotated[float, typer.Option(help="Of the signal; 0 is the plain mean.")] = 10.0,
+    warmup: Annotated[
+        float, typer.Option(help="Fraction or number of first epochs that do not count.")
+    ] = 0.1,
+    signal: Annotated[str, typer.Option(help="A column of epochs.jsonl, larger is better.")] = (
+        "separation"
+    ),
+    json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Average the checkpoints of a run, each epoch with its share."""
+    terminal = Terminal(json=json, quiet=quiet)
+    options: dict[str, Any] = {"power": power, "warmup": warmup, "signal": signal}
+    with terminal.progress(f"averaging into {out}") as progress:
+        found = average_checkpoints(run, checkpoints, out, progress=progress, **options)
+    terminal.averaged(found)
 
 
 @app.command()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_core import GWATracker, alignment_scores
+from gwa_core import EpochAverage, GWATracker, alignment_scores
 from gwa_core.signals import SIGNALS, TrackedSignals
 from gwa_offline.analysis import analyse
 from gwa_offline.analysis.results import Report
@@ -38,6 +38,8 @@ class DemoResult:
         What `analyse` returns for the run folder.
     best_accuracy, highest_accuracy, last_accuracy : float
         Test accuracy at the best epoch of the report, the highest one, and that of the last epoch.
+    average_accuracy : float
+        That of the average of the weights, each epoch with its share.
     highest_epoch : int
         The epoch of highest test accuracy, which nobody can know during training.
     flipped : int
@@ -54,6 +56,7 @@ class DemoResult:
     best_accuracy: float
     highest_accuracy: float
     last_accuracy: float
+    average_accuracy: float
     highest_epoch: int
     flipped: int
     found: int
@@ -125,6 +128,7 @@ def run_demo(
     # scikit-learn makes the weights with the first step.
     network.partial_fit(inputs[:BATCH], labels[:BATCH], classes=np.arange(10))
     tracker, tracked = GWATracker(len(labels)), TrackedSignals(SIGNALS, len(labels))
+    average, mean = EpochAverage(total_steps=EPOCHS), [np.zeros_like(w) for w in _weights(network)]
     for epoch in range(EPOCHS):
         order = rng.permutation(len(labels))
         for start in range(0, len(order), BATCH):
@@ -134,8 +138,12 @@ def run_demo(
             tracker.update(alignment_scores(logits=logits, **head), ids=ids)
             tracked.update(logits=logits, latents=head["latents"], targets=head["targets"], ids=ids)
             network.partial_fit(inputs[ids], labels[ids])
+        summary = tracker.end_epoch(step=(epoch + 1) * -(-len(order) // BATCH))
+        share = average.share(summary)
+        for value, newest in zip(mean, _weights(network), strict=True):
+            value += share * (newest - value)
         run.write_epoch(
-            tracker.end_epoch(step=(epoch + 1) * -(-len(order) // BATCH)),
+            summary,
             scores=tracker.scores,
             features=_head(network, inputs, labels, np.float32),
             metrics={
@@ -148,12 +156,15 @@ def run_demo(
 
     report = analyse(run.path)
     accuracy = [record.metrics["test_accuracy"] for record in report.epochs]
+    for weights, value in zip(_weights(network), mean, strict=True):
+        weights[...] = value
     suspicious = report.rank(len(wrong))
     return DemoResult(
         report=report,
         best_accuracy=accuracy[report.shown],
         highest_accuracy=max(accuracy),
         last_accuracy=accuracy[-1],
+        average_accuracy=network.score(test_inputs, test_labels),
         highest_epoch=int(np.argmax(accuracy)),
         flipped=len(wrong),
         found=len(np.intersect1d(suspicious, wrong)),
@@ -161,6 +172,11 @@ def run_demo(
         run=run.path,
         images=place / "images.npy",
     )
+
+
+def _weights(network: Any) -> list[NDArray[Any]]:
+    """Return the arrays of a network's weights themselves."""
+    return [*network.coefs_, *network.intercepts_]
 
 
 def _head(

@@ -15,7 +15,13 @@ import numpy as np
 
 from gwa_offline.analysis.curves import signal_curves, stored_signals
 from gwa_offline.analysis.findings import Findings
-from gwa_offline.analysis.view import class_ends, epoch_numbers, format_number, metric_names
+from gwa_offline.analysis.view import (
+    average_sentence,
+    class_ends,
+    epoch_numbers,
+    format_number,
+    metric_names,
+)
 from gwa_offline.figures.images import Images, ImageSource, match_images
 from gwa_offline.figures.interactive import BARS, make_figures
 
@@ -85,8 +91,9 @@ def write_html(
     >>> report = Report(
     ...     name="run", num_samples=3, num_classes=2, class_names=("cat", "dog"), beta=1.2,
     ...     epochs=(EpochRecord(summary=summary, source="offline"),), rule="MaxGWA()",
-    ...     selection=Selection(0, 0.14, "the only epoch"), best_index=0, memorising=False,
-    ...     targets=np.array([0, 1, 1]), predictions=None, scores=np.float32([-0.2, 0.1, 0.4]),
+    ...     selection=Selection(0, 0.14, "the only epoch"), best_index=0,
+    ...     average_shares=np.ones(1), memorising=False, targets=np.array([0, 1, 1]),
+    ...     predictions=None, scores=np.float32([-0.2, 0.1, 0.4]),
     ...     label_quality=np.array([0.2, 0.5, 0.8]), class_gwa=np.full((1, 2), np.nan),
     ...     class_mean=np.array([[-0.2, 0.25]]), histogram_edges=np.linspace(-1, 1, 5),
     ...     histograms=np.array([[0, 1, 2, 0]]))
@@ -134,6 +141,7 @@ def _render(
         summaries=summaries,
         gwa=_measure(summaries[shown].gwa, summaries[shown].gwa_standard_error),
         measure=_measure,
+        average=average_sentence(report),
         value_is_gwa=math.isclose(report.selection.value, summaries[shown].gwa, rel_tol=1e-6),
         metrics=metric_names(report),
         metric=metric,

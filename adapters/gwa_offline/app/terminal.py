@@ -15,9 +15,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from gwa_offline.analysis.averaging import AveragedCheckpoints
 from gwa_offline.analysis.comparison import Comparison
 from gwa_offline.analysis.export import plain_values
 from gwa_offline.analysis.results import Report
+from gwa_offline.analysis.view import average_sentence
 from gwa_offline.app.demo import DemoResult
 
 __all__ = ["Terminal"]
@@ -115,6 +117,8 @@ class Terminal:
                 f"Keep epoch {report.best_epoch}: {report.selection.reason} "
                 f"({report.selection.value:.4g})."
             )
+        if (sentence := average_sentence(report)) is not None:
+            self._line(sentence)
         for message in report.messages:
             self._line(message)
 
@@ -124,6 +128,23 @@ class Terminal:
         found = report.selection
         best = {"best_epoch": report.best_epoch, "value": found.value, "reason": found.reason}
         self.json({"rule": report.rule, **best})
+
+    def averaged(self, found: AveragedCheckpoints) -> None:
+        """Print the shares of the epochs, and where their average is."""
+        parts = list(zip(found.epochs, found.shares, found.checkpoints, strict=True))
+        rows = [[str(epoch), f"{100 * share:.2f} %", str(file)] for epoch, share, file in parts]
+        if not self._plain:
+            rows = [rows[i] for i in _spread(len(rows), int(found.shares.argmax()))]
+        self._table("average of the weights", ["epoch", "share", "checkpoint"], rows)
+        if found.batch_norm:
+            self._line(
+                "Its statistics of batch norm are those of other weights: compute them again with "
+                "torch.optim.swa_utils.update_bn."
+            )
+        self.wrote([found.path])
+        names = ("epoch", "share", "checkpoint")
+        epochs = [dict(zip(names, [*part[:2], str(part[2])], strict=True)) for part in parts]
+        self.json({"out": str(found.path), "batch_norm": found.batch_norm, "epochs": epochs})
 
     def samples(self, report: Report, *, lowest: int, highest: int, per_class: bool) -> None:
         """Print the samples of lowest and highest label quality."""
@@ -190,6 +211,7 @@ class Terminal:
             "",
             f"Best epoch: {report.best_epoch} ({report.selection.reason}).",
             f"  test accuracy there          {100 * result.best_accuracy:.1f} %",
+            f"  average of the weights       {100 * result.average_accuracy:.1f} %",
             f"  highest, at epoch {result.highest_epoch:<11d}{100 * result.highest_accuracy:.1f} %",
             f"  last, at epoch {last:<14d}{100 * result.last_accuracy:.1f} %",
             "",

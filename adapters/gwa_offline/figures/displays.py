@@ -71,6 +71,9 @@ class GWACurveDisplay(Display):
         Drawn on an axis of its own at the right.
     metric_name : str
         Its label.
+    shares : array of shape (T,) or None
+        Shares of the epochs in the average of the weights: bars at the bottom, the largest at full
+        height.
 
     Attributes
     ----------
@@ -88,7 +91,9 @@ class GWACurveDisplay(Display):
     'GWA'
     """
 
-    _arrays: ClassVar[tuple[str, ...]] = ("epochs", "gwa", "standard_error", "healthy", "metric")
+    _arrays: ClassVar[tuple[str, ...]] = (
+        "epochs", "gwa", "standard_error", "healthy", "metric", "shares",
+    )  # fmt: skip
 
     epochs: NDArray[Any]
     gwa: NDArray[np.float64]
@@ -97,6 +102,7 @@ class GWACurveDisplay(Display):
     best_index: int | None = None
     metric: NDArray[np.float64] | None = None
     metric_name: str = "metric"
+    shares: NDArray[np.float64] | None = None
 
     @classmethod
     def from_report(cls, report: Findings, *, metric: str | None = None) -> Self:
@@ -118,6 +124,7 @@ class GWACurveDisplay(Display):
             best_index=report.best_index,
             metric=None if metric is None else metric_values(report, metric),
             metric_name=metric or "metric",
+            shares=report.average_shares if report.average_shares.any() else None,
         )
 
     def plot(self, ax: Any = None) -> Self:
@@ -164,6 +171,12 @@ class GWACurveDisplay(Display):
             ax.plot(
                 self.epochs[self.best_index], self.gwa[self.best_index], "*", color=BEST, markersize=17,
                 markeredgecolor="white", label=f"best epoch {self.epochs[self.best_index]}", zorder=5,
+            )  # fmt: skip
+        if self.shares is not None:
+            low -= 0.18 * (high - low)
+            ax.bar(
+                self.epochs, 0.12 * self.shares / self.shares.max(), width=0.8, color=BEST,
+                alpha=0.55, transform=ax.get_xaxis_transform(), label="share in average",
             )  # fmt: skip
         ax.set_ylim(low, high)
         ax.set_ylabel("GWA")

@@ -157,7 +157,29 @@ def _curve(report: Findings, epochs: list[int]) -> go.Figure:
     second = {"overlaying": "y", "side": "right", "showgrid": False, "zeroline": False}
     # Ticks of its own: those in step with the left axis would be odd numbers.
     second |= {"tickmode": "auto", "nticks": 8, "automargin": True, "title_standoff": 14}
-    return style(figure, 400, hovermode="x unified", yaxis2=second)
+    style(figure, 440, hovermode="x unified", yaxis2=second)
+    return _add_shares(figure, report, epochs) if report.average_shares.any() else figure
+
+
+def _add_shares(figure: go.Figure, report: Findings, epochs: list[int]) -> go.Figure:
+    """Draw the shares of the epochs in the average of the weights, in a strip below the curve."""
+    figure.add_bar(
+        x=epochs,
+        y=(100 * report.average_shares).tolist(),
+        yaxis="y3",
+        name="share in the average of the weights",
+        showlegend=False,
+        marker={"color": "var(--best)", "line": {"width": 0}},
+        hovertemplate="%{y:.1f} %",
+    )
+    strip = {"domain": [0.0, 0.14], "title_text": "share", "ticksuffix": " %", "nticks": 3}
+    strip |= {"rangemode": "tozero", "zeroline": False, "automargin": True, "title_standoff": 8}
+    return figure.update_layout(
+        yaxis={"domain": [0.22, 1.0]},
+        yaxis3={**strip, "gridcolor": "var(--grid)"},
+        xaxis={"anchor": "y3"},
+        hoversubplots="axis",
+    )
 
 
 def _signal(epochs: list[int], signal: SignalCurve, beside: SignalCurves) -> go.Figure:

@@ -6,8 +6,11 @@ memory of the process, so a map over a large file looks like (and is limited as)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -35,10 +38,34 @@ class LazyArray(Protocol):
         """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
 
 
+Openers = Mapping[str, Callable[[], LazyArray]]
+
+
 def read_all(array: LazyArray) -> NDArray[Any]:
     """Read a whole array."""
     blocks = list(array.chunks(max(1, array.shape[0])))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def open_at(path: Path, offset: int) -> Callable[[], IO[bytes]]:
+    """Return what opens a file at one of its bytes."""
+
+    def open_stream() -> IO[bytes]:
+        stream = path.open("rb", buffering=0)
+        stream.seek(offset)
+        return stream
+
+    return open_stream
+
+
+def check_size(shape: tuple[int, ...], dtype: np.dtype[Any], available: int) -> None:
+    """Refuse an array that its bytes do not hold."""
+    needed = math.prod(shape) * dtype.itemsize
+    if needed != available:
+        raise FeaturesError(
+            f"must hold {needed} bytes for {dtype} of shape {shape}, has {available}; "
+            "the file is truncated or damaged"
+        )
 
 
 def _fill(stream: IO[bytes], out: NDArray[Any]) -> None:
@@ -99,6 +126,16 @@ class Packed:
         return np.dtype(np.float32) if self.bfloat16 else self.stored.newbyteorder("=")
 
     @property
+    def kind(self) -> str:
+        """The dtype in words."""
+        return "bfloat16" if self.bfloat16 else self.stored.name
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
     def streams(self) -> bool:
         """Whether blocks of rows can be read without reading all."""
         return self.seekable or not self.fortran
@@ -113,9 +150,27 @@ class Packed:
                 else:
                     block = np.empty((stop - start, *self.shape[1:]), dtype=self.stored)
                     _fill(stream, block)
-                if self.bfloat16:  # the upper half of a float32
-                    block = (block.astype(np.uint32) << 16).view(np.float32)
-                yield _native(block)
+                yield self._decode(block)
+
+    def part(self, start: int, stop: int) -> NDArray[Any]:
+        """Read elements start..stop, counted in C order, as a flat array."""
+        with reading(), self.open_stream() as stream:
+            stream.seek(start * self.stored.itemsize, os.SEEK_CUR)
+            flat = np.empty(stop - start, dtype=self.stored)
+            _fill(stream, flat)
+        return self._decode(flat)
+
+    def _decode(self, block: NDArray[Any]) -> NDArray[Any]:
+        if self.bfloat16:  # the upper half of a float32
+            block = (block.astype(np.uint32) << 16).view(np.float32)
+        return _native(block)
+
+    def encode(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return values as they are stored, rounded to the nearest, ties to even."""
+        if not self.bfloat16:
+            return values.astype(self.stored)
+        bits = values.astype(np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + (bits >> 16 & 1)) >> 16).astype(self.stored)
 
     def _read_columns(self, stream: IO[bytes], origin: int, start: int, stop: int) -> NDArray[Any]:
         n, size = self.shape[0], self.stored.itemsize

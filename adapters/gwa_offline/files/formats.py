@@ -5,7 +5,6 @@ Every size is checked against the size of the file before memory is asked for.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import struct
@@ -19,31 +18,17 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.files.arrays import LazyArray, Packed
+from gwa_offline.files.arrays import LazyArray, Openers, Packed, check_size, open_at
 from gwa_offline.files.checks import FIELDS
 from gwa_offline.files.errors import FeaturesError, blame, reading
+from gwa_offline.files.tensors import open_safetensors
 
 # Names that data sets commonly use for the same thing.
 _ALIASES = {"target": "targets", "label": "targets", "id": "ids"}
-_SAFETENSORS_DTYPES = {
-    "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
-    "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2",
-}  # fmt: skip
 _NPY_DTYPES = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
 _NPY_HEADER_LIMIT = 2**16
 # Deflate cannot pack more than 1032 bytes into one, so a larger claim is a damaged size.
 _MAX_DEFLATE = 1032
-
-Openers = Mapping[str, Callable[[], LazyArray]]
-
-
-def _opener(path: Path, offset: int) -> Callable[[], IO[bytes]]:
-    def open_stream() -> IO[bytes]:
-        stream = path.open("rb", buffering=0)
-        stream.seek(offset)
-        return stream
-
-    return open_stream
 
 
 # --- .npy and .npz ------------------------------------------------------------------------------
@@ -83,23 +68,14 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[int, tuple[int, ...], np.dtype[
     return fixed + size, dims, np.dtype(descr[1] + descr[2]), order[1] == "True"
 
 
-def _check_size(shape: tuple[int, ...], dtype: np.dtype[Any], available: int) -> None:
-    needed = math.prod(shape) * dtype.itemsize
-    if needed != available:
-        raise FeaturesError(
-            f"must hold {needed} bytes for {dtype} of shape {shape}, has {available}; "
-            "the file is truncated or damaged"
-        )
-
-
 def open_npy(path: Path, start: int = 0, stop: int | None = None) -> Packed:
     """Open a .npy file, or one that lies at bytes start..stop of another file."""
     with reading(), path.open("rb") as stream:
         stream.seek(start)
         header, shape, dtype, fortran = _read_npy_header(stream)
         end = path.stat().st_size if stop is None else stop
-        _check_size(shape, dtype, end - start - header)
-    return Packed(_opener(path, start + header), shape, dtype, fortran and len(shape) > 1)
+        check_size(shape, dtype, end - start - header)
+    return Packed(open_at(path, start + header), shape, dtype, fortran and len(shape) > 1)
 
 
 def _open_npz(path: Path) -> Openers:
@@ -136,7 +112,7 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> Packed:
 
     with reading(), inflate() as member:
         header, shape, dtype, fortran = _read_npy_header(member)
-        _check_size(shape, dtype, info.file_size - header)
+        check_size(shape, dtype, info.file_size - header)
 
     def open_stream() -> IO[bytes]:
         stream = inflate()
@@ -144,54 +120,6 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> Packed:
         return stream
 
     return Packed(open_stream, shape, dtype, fortran and len(shape) > 1, seekable=False)
-
-
-# --- .safetensors -------------------------------------------------------------------------------
-
-
-def _open_safetensors(path: Path) -> Openers:
-    """Read the header: eight bytes of length, then JSON.
-
-    The `safetensors` package maps the whole file and gives NumPy no bfloat16, and the format is
-    made to be read by hand.
-    """
-    with reading(), path.open("rb") as stream:
-        size = path.stat().st_size
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise FeaturesError(f"has {size} bytes and a header of {length}; it is truncated")
-        header = json.loads(stream.read(length))
-    if not isinstance(header, dict):
-        raise FeaturesError("has a header that is no table of tensors")
-    data = 8 + length
-    return {
-        name: partial(_open_tensor, path, entry, data, size)
-        for name, entry in header.items()
-        if name != "__metadata__"
-    }
-
-
-def _open_tensor(path: Path, entry: Any, data: int, size: int) -> Packed:
-    kind, shape, (start, stop) = _parse_tensor(entry)
-    if kind not in _SAFETENSORS_DTYPES:
-        raise FeaturesError(f"has dtype {kind}; save it as F32, F16 or BF16")
-    if not 0 <= start <= stop <= size - data:
-        raise FeaturesError(
-            f"lies at bytes {start} to {stop} of {size - data}; the file is truncated or damaged"
-        )
-    stored = np.dtype(_SAFETENSORS_DTYPES[kind])
-    _check_size(shape, stored, stop - start)
-    return Packed(_opener(path, data + start), shape, stored, bfloat16=kind == "BF16")
-
-
-def _parse_tensor(entry: Any) -> tuple[str, tuple[int, ...], tuple[int, int]]:
-    if isinstance(entry, Mapping):
-        kind, shape, span = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
-        if isinstance(kind, str) and isinstance(shape, list) and isinstance(span, list):
-            numbers = [*shape, *span]
-            if len(span) == 2 and all(type(x) is int and x >= 0 for x in numbers):
-                return kind, tuple(shape), (span[0], span[1])
-    raise FeaturesError(f"has the header {str(entry)[:120]}; the file is damaged")
 
 
 # --- .parquet -----------------------------------------------------------------------------------
@@ -287,7 +215,7 @@ def _open_folder(path: Path) -> Openers:
 
 FORMATS: Mapping[str, Callable[[Path], Openers]] = {
     ".npz": _open_npz,
-    ".safetensors": _open_safetensors,
+    ".safetensors": open_safetensors,
     ".parquet": _open_parquet,
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from gwa_core import EpochSummary, Selection
+from gwa_core import EpochSummary, Selection, average_shares
 from gwa_offline.analysis.results import EpochRecord, Report
 
 T, N, C = 20, 300, 4
@@ -47,6 +47,7 @@ def make_report(num_epochs: int = T, **changes: Any) -> Report:
     fields: dict[str, Any] = {
         "name": "demo run", "num_samples": N, "num_classes": C, "class_names": NAMES, "beta": 1.2,
         "epochs": tuple(records), "rule": "MaxGWA(warmup=0.1)", "best_index": best,
+        "average_shares": average_shares([record.summary for record in records]),
         "selection": Selection(
             best, records[best].summary.gwa, "largest GWA after the warm-up of 2 epochs"
         ),

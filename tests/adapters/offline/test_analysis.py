@@ -16,6 +16,7 @@ from gwa_core import (
     MaxGWA,
     MaxSeparation,
     alignment_scores,
+    average_shares,
     glass_delta,
     label_quality,
     summarize,
@@ -23,6 +24,7 @@ from gwa_core import (
 from gwa_offline import RunFolder, analyse, open_features
 from gwa_offline.analysis import statistics
 from gwa_offline.analysis.comparison import compare
+from gwa_offline.analysis.view import average_sentence
 
 N, C, D = 700, 4, 6
 
@@ -347,3 +349,25 @@ def test_signals_of_a_run_stand_beside_its_metric(tmp_path):
     assert found["late"].pearson == pytest.approx(-1.0)
     assert found["constant"].pearson is None
     assert compare([analyse(run.path)]).signals == ()
+
+
+def test_shares_in_the_average_are_the_core_s_and_said(tmp_path):
+    _snapshots(tmp_path)
+    report = analyse(tmp_path)
+    shares = average_shares([record.summary for record in report.epochs])
+    np.testing.assert_array_equal(report.average_shares, shares)
+    assert json.loads(report.to_json())["average_shares"] == shares.tolist()
+    named = replace(report, average_shares=np.asarray([0, 0.02, 0.1, 0.35, 0.5, 0.03, 0, 0]))
+    words = "Or average the weights: epochs 2 to 4 are 95 % of the average."
+    assert average_sentence(named) == words
+    alone = replace(report, average_shares=np.eye(8)[3])
+    assert average_sentence(alone) == "Or average the weights: epoch 3 is 100 % of the average."
+
+
+def test_where_no_epoch_counts_there_is_no_average(tmp_path):
+    for epoch in range(3):
+        np.savez(tmp_path / f"epoch_{epoch}.npz", **_features(epoch, scale=-1.0))
+    report = analyse(tmp_path)
+    assert report.average_shares.tolist() == [0.0, 0.0, 0.0]
+    assert average_sentence(report) is None
+    assert average_sentence(analyse(tmp_path / "epoch_1.npz")) is None

@@ -12,10 +12,20 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
-from gwa_core import BestMetric, DipThenMax, GWATracker, MaxBimodality, MaxGWA, select_epoch
+from gwa_core import (
+    BestMetric,
+    DipThenMax,
+    GWATracker,
+    MaxBimodality,
+    MaxGWA,
+    average_shares,
+    select_epoch,
+)
 from gwa_offline import RunFolder
 from gwa_offline.__main__ import main
+from gwa_offline.analysis.view import average_sentence
 from gwa_offline.app import demo as demonstration
 
 for library in ("typer", "sklearn"):
@@ -79,6 +89,7 @@ def test_analyse_prints_plain_text_into_a_pipe(demo):
     lines = done.stdout.splitlines()
     assert lines[0].split("\t")[:2] == ["epoch", "GWA"]
     assert f"Keep epoch {demo.report.selection.step}: largest separation" in done.stdout
+    assert average_sentence(demo.report) in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
 
@@ -87,6 +98,7 @@ def test_analyse_json_is_one_value_and_writes_files(features, tmp_path):
     done = gwa("analyse", features, "--json", "--out", tmp_path / "out", "--parquet")
     value = json.loads(done.stdout)
     assert value["num_samples"] == 60
+    assert value["average_shares"] == [1.0]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "report.json",
@@ -124,6 +136,40 @@ def test_stop_names_the_epoch_of_each_rule(demo):
     assert best["rule"] == repr(BestMetric(metric="test_accuracy"))
 
 
+def test_average_writes_the_mean_of_the_checkpoints(demo, tmp_path):
+    heads = []
+    for epoch in range(6):
+        with np.load(RunFolder.open(demo.run).features_path(epoch)) as saved:
+            # The format has no order: what is not in C order would be written as if it were.
+            weight = np.ascontiguousarray(saved["weight"])
+            heads.append({"weight": weight, "bn.running_mean": saved["bias"]})
+        save_file(heads[-1], tmp_path / f"{epoch:02d}.safetensors")
+    paths = ["--checkpoints", tmp_path / "{epoch:02d}.safetensors", "--out"]
+    done = gwa("average", demo.run, *paths, tmp_path / "mean.safetensors", "--warmup", 1)
+    assert done.returncode == 0, done.stderr
+    shares = average_shares([record.summary for record in demo.report.epochs], warmup=1)
+    got = load_file(tmp_path / "mean.safetensors")
+    want = np.tensordot(shares, np.stack([head["weight"] for head in heads]).astype(float), 1)
+    np.testing.assert_allclose(got["weight"], want, rtol=1e-6, atol=1e-9)
+    lines = done.stdout.splitlines()
+    assert lines[0] == "epoch\tshare\tcheckpoint"
+    assert lines[1] == f"1\t{100 * shares[1]:.2f} %\t{tmp_path / '01.safetensors'}"
+    assert "torch.optim.swa_utils.update_bn" in lines[-2]
+    assert lines[-1] == f"wrote {tmp_path / 'mean.safetensors'}"
+    options = ["--power", 0, "--warmup", 0.5, "--signal", "margin", "--json"]
+    value = json.loads(
+        gwa("average", demo.run, *paths, tmp_path / "m.safetensors", *options).stdout
+    )
+    rows = [{"margin": record.metrics["margin"]} for record in demo.report.epochs]
+    shares = average_shares(rows, power=0, warmup=0.5, signal="margin")
+    assert [epoch["epoch"] for epoch in value["epochs"]] == np.flatnonzero(shares).tolist()
+    assert [epoch["share"] for epoch in value["epochs"]] == pytest.approx(shares[shares > 0])
+    assert value["batch_norm"] is True
+    again = gwa("average", demo.run, *paths, tmp_path / "m.safetensors")
+    assert again.returncode == 2
+    assert again.stderr.startswith("gwa: `out` must be a new file")
+
+
 def test_samples_lists_suspicious_labels_and_draws_them(demo, tmp_path):
     figure = tmp_path / "sheet.png"
     done = gwa("samples", demo.run, "--lowest", 5, "--images", demo.images, "--figure", figure)
@@ -138,14 +184,14 @@ def test_samples_lists_suspicious_labels_and_draws_them(demo, tmp_path):
 def test_compare_and_report(demo, tmp_path):
     done = gwa("compare", demo.run, demo.run, "--metric", "test_accuracy", "--json")
     assert json.loads(done.stdout)["rows"][0]["best_epoch"] == demo.report.selection.step
-    page = tmp_path / "page.html"
-    done = gwa("report", demo.run, "--out", page, "--images", demo.images, "--figures", tmp_path)
+    page, rule = tmp_path / "page.html", ["--metric", "el2n", "--mode", "min"]
+    shown = ["--images", demo.images, "--figures", tmp_path]
+    done = gwa("report", demo.run, "--out", page, *shown, *rule)
     assert done.returncode == 0, done.stderr
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+    assert "Correlations are with el2n" in page.read_text(encoding="utf-8")
     assert (tmp_path / "gwa.png").exists()
     assert (tmp_path / "signals.png").exists()
-    done = gwa("report", demo.run, "--out", page, "--metric", "el2n", "--mode", "min")
-    assert "Correlations are with el2n" in page.read_text(encoding="utf-8")
 
 
 def test_demo_says_the_same_to_people_and_machines(tmp_path, monkeypatch):
@@ -154,10 +200,12 @@ def test_demo_says_the_same_to_people_and_machines(tmp_path, monkeypatch):
     done = gwa("demo", "--out", tmp_path / "d", "--json")
     value = json.loads(done.stdout)
     assert value["found"] == short.found
+    assert value["average_accuracy"] == short.average_accuracy
     assert value["best_epoch"] == value["selection"]["step"] == short.report.best_epoch
     text = gwa("demo", "--out", tmp_path / "d").stdout
     assert f"Best epoch: {short.report.best_epoch} (" in text
     assert f"highest, at epoch {short.highest_epoch} " in text
+    assert f"average of the weights       {100 * short.average_accuracy:.1f} %" in text
     assert f"Of the 130 most suspicious labels {short.found}" in text
 
 
@@ -197,6 +245,7 @@ def test_a_stored_column_chooses_the_epoch_in_every_command(demo):
         (["samples", "f.npz", "--images", "nowhere"], "nowhere"),
         (["report", "f.npz", "--metric", "acc"], "`metric` must be one of"),
         (["report", "f.npz", "--out", "text.npz/x.html"], "text.npz"),
+        (["average", "f.npz", "--checkpoints", "x", "--out", "y"], "f.npz is no run folder"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(args, message, features):

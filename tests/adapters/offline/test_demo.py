@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gwa_core import gwa_score, summarize
+from gwa_core import average_shares, gwa_score, summarize
 from gwa_core.signals import SIGNALS
 from gwa_offline.app import demo as demonstration
 from gwa_offline.app.demo import run_demo
@@ -23,6 +23,13 @@ def test_best_epoch_is_within_a_point_of_the_highest(demo):
     assert demo.highest_accuracy - demo.best_accuracy <= 0.01
     assert demo.report.best_index is not None
     assert demo.report.epochs[demo.report.best_index].metrics["test_accuracy"] == demo.best_accuracy
+
+
+def test_the_average_of_the_weights_is_as_good_as_the_best_epoch(demo):
+    assert demo.average_accuracy >= demo.best_accuracy
+    assert demo.average_accuracy > demo.last_accuracy
+    shares = average_shares([record.summary for record in demo.report.epochs])
+    np.testing.assert_array_equal(demo.report.average_shares, shares)
 
 
 def test_most_suspicious_labels_are_the_flipped_ones(demo):
@@ -45,7 +52,10 @@ def test_a_run_carries_all_signals(demo):
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    return run_demo(tmp_path_factory.mktemp("other"), seed=3)
+    """Long enough to go past its best epoch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demonstration, "EPOCHS", 22)
+        return run_demo(tmp_path_factory.mktemp("other"), seed=3)
 
 
 def test_same_numbers_at_every_run(demo, tmp_path, monkeypatch):
@@ -64,6 +74,7 @@ def test_same_numbers_at_every_run(demo, tmp_path, monkeypatch):
 
 def test_other_seed_holds_the_promise_too(other):
     assert other.highest_accuracy - other.best_accuracy <= 0.015
+    assert other.report.best_epoch < 21
     assert other.found / other.flipped >= 0.90
 
 

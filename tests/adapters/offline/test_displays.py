@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,20 @@ def test_curve_shows_band_choice_and_unhealthy_epochs() -> None:
     assert display.metric_ax_.get_lines()[0].get_ydata()[0] == pytest.approx(0.4)
     with pytest.raises(ValueError, match=r"`metric` must be one of \['test_accuracy'"):
         GWACurveDisplay.from_report(report, metric="accuracy")
+
+
+def test_shares_are_bars_below_the_curve() -> None:
+    report = make_report()
+    ax = GWACurveDisplay.from_report(report).plot().ax_
+    (bars,) = ax.containers
+    heights = [bar.get_height() for bar in bars]
+    assert heights == pytest.approx(0.12 * report.average_shares / report.average_shares.max())
+    assert [bar.get_x() + bar.get_width() / 2 for bar in bars] == pytest.approx(range(T))
+    # The curve is above them.
+    lowest = ax.transData.transform((0, np.nanmin(line(ax, "GWA").get_ydata())))
+    assert ax.transAxes.inverted().transform(lowest)[1] > 0.12
+    nothing = replace(report, average_shares=np.zeros(T))
+    assert not GWACurveDisplay.from_report(nothing).plot().ax_.containers
 
 
 def test_curve_survives_a_pole_and_no_choice() -> None:
@@ -158,7 +173,7 @@ def test_samples_stand_at_their_ends() -> None:
 
 @pytest.mark.parametrize(("format", "start"), [("png", b"\x89PNG"), ("svg", b"<?xml")])
 def test_save_figures(tmp_path: Path, format: str, start: bytes) -> None:  # noqa: A002
-    report = make_report()
+    report = make_report(targets=None)  # one row of images
     paths = save_figures(report, tmp_path / "a" / "b", images=IMAGES, format=format)
     names = ["gwa", "moments", "distribution", "histogram", "samples"]
     assert [path.name for path in paths] == [f"{name}.{format}" for name in names]

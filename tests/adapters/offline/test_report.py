@@ -19,6 +19,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from gwa_core import Selection
 from gwa_offline.analysis.curves import signal_curves
+from gwa_offline.analysis.view import average_sentence
 from gwa_offline.app.report import write_html
 from gwa_offline.store import FeaturesError
 
@@ -140,6 +141,19 @@ def test_unhealthy_epochs_are_crosses_outside_the_line(page: Page) -> None:
     assert [epoch for epoch, value in enumerate(line) if value is None] == [SICK]
 
 
+def test_shares_in_the_average_are_bars_below_the_curve(page: Page) -> None:
+    report = make_report()
+    bars = trace(page, "share in the average of the weights")
+    assert bars["y"] == pytest.approx(100 * report.average_shares)
+    layout = page.evaluate("document.getElementById('plot-curve').layout")
+    assert layout["yaxis3"]["domain"][1] < layout["yaxis"]["domain"][0]
+    assert page.locator("#plot-curve .y3title").text_content() == "share"
+    sentence = average_sentence(report)
+    assert sentence is not None
+    assert page.locator(".answer").get_by_text(sentence).count() == 1
+    assert "The bars below" in page.locator("figure:has(#plot-curve) figcaption").inner_text()
+
+
 def test_signals_stand_beside_gwa_and_the_metric(open_page: Open, tmp_path: Path) -> None:
     report = run(COLUMNS)
     page = open_page(write_html(report, tmp_path / "r.html", metric="test_loss", mode="min"))
@@ -154,8 +168,8 @@ def test_signals_stand_beside_gwa_and_the_metric(open_page: Open, tmp_path: Path
     assert page.locator("nav a[href='#signals']").count() == 1
     boxes = [box.bounding_box() for box in page.locator(".three > div").all()]
     assert len({round(box["x"]) for box in boxes}) == 3
-    page = open_page(tmp_path / "r.html", viewport={"width": 390, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.wait_for_function("() => document.documentElement.scrollWidth <= 390")
     with pytest.raises(ValueError, match="`metric` must be one of"):
         write_html(report, tmp_path / "r.html", metric="acc")
 

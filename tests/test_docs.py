@@ -96,9 +96,25 @@ def same_output(path, got, shown):
         assert numbers(got) == pytest.approx(numbers(shown), rel=0.02, abs=1e-6)
 
 
+# Pages of several trainings, or of the whole demonstration.
+LONG = {
+    "docs/command-line.md",
+    "docs/sklearn/digits.md",
+    "docs/sklearn/text.md",
+    "docs/torch/lightning.md",
+    "docs/torch/transformers.md",
+}
+
+
 # PyTorch warns of what the libraries around it still call.
 @pytest.mark.filterwarnings("ignore:`torch.jit.* is deprecated:DeprecationWarning")
-@pytest.mark.parametrize("path", PAGES, ids=name_of)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=name_of(path), marks=[pytest.mark.slow] * (name_of(path) in LONG))
+        for path in PAGES
+    ],
+)
 def test_code_of_a_page_runs_and_its_output_is_real(path, tmp_path, monkeypatch):
     for library in ("sklearn", "typer", "plotly", "PIL"):
         require(library)

@@ -118,6 +118,7 @@ def test_hundred_thousand_float32_merges_in_a_row():
     assert full[0] == steps * batch
 
 
+@pytest.mark.slow
 def test_hundred_million_float32_values_far_from_zero():
     jax = require("jax")
     chunks, size = 100, 10**6

@@ -15,6 +15,9 @@ pytest.importorskip("jax")
 import gwa_core
 import gwa_jax
 
+# A program is compiled for each way to split the work.
+pytestmark = pytest.mark.slow
+
 PLACES = {str(Path(package.__file__).parent.parent) for package in (gwa_core, gwa_jax)}
 
 

@@ -320,6 +320,7 @@ def apart():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "way", ["data parallel", "state by samples", "shard_map", "shard_map, without ids"]
 )

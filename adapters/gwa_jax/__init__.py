@@ -4,16 +4,20 @@ from gwa_core import (
     BestMetric,
     DipThenMax,
     EarlyStopper,
+    EpochAverage,
     GradientDisparity,
     LabelWave,
     MaxBimodality,
     MaxGWA,
     MaxSeparation,
+    average_shares,
     rank_samples,
     select_epoch,
+    update_share,
 )
 from gwa_jax import signals
 from gwa_jax.agreement import check
+from gwa_jax.averaging import average
 from gwa_jax.gradients import add_probe
 from gwa_jax.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
 from gwa_jax.runs import save
@@ -26,6 +30,7 @@ __all__ = [
     "BestMetric",
     "DipThenMax",
     "EarlyStopper",
+    "EpochAverage",
     "GradientDisparity",
     "LabelWave",
     "MaxBimodality",
@@ -34,6 +39,8 @@ __all__ = [
     "State",
     "add",
     "add_probe",
+    "average",
+    "average_shares",
     "check",
     "end_epoch",
     "fetch",
@@ -52,4 +59,5 @@ __all__ = [
     "signals",
     "summary",
     "update",
+    "update_share",
 ]

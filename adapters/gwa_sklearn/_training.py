@@ -27,6 +27,7 @@ import gwa_core
 from gwa_core import EarlyStopper, EpochSummary, GWATracker, LabelQuality, Rule
 from gwa_core.signals import SIGNALS, TrackedSignals
 from gwa_offline.store import RunFolder
+from gwa_sklearn._averaging import WeightAverage
 from gwa_sklearn.heads import find_classifiers
 from gwa_sklearn.signals import check_signals
 
@@ -290,12 +291,12 @@ def _row_norms(X: Any) -> Any:
 
 
 class Best(NamedTuple):
-    """A model as it was after an epoch, and what was known then.
+    """The best epoch by the rule, and from where a further fit goes on.
 
     Parameters
     ----------
     model : SGDClassifier or MLPClassifier
-        A copy of its own.
+        A copy as it was after the epoch; where weights are averaged, the model after the last one.
     epoch : int
         Position in the history.
     record : mapping
@@ -303,7 +304,7 @@ class Best(NamedTuple):
     scores : array of shape (N,)
         Of the epoch, by row of X.
     quality : dict
-        State of the label quality over all epochs up to this one.
+        State of the label quality over all epochs that `model` has seen.
     """
 
     model: Any
@@ -365,6 +366,7 @@ def train(
     history: list[EpochSummary],
     signals: TrackedSignals | None,
     start_run: Callable[[str], RunFolder] | None,
+    average: WeightAverage | None,
 ) -> tuple[Best, LabelQuality, str]:
     """Train the model on; return the best epoch by the rule, the label quality, and why.
 
@@ -386,6 +388,8 @@ def train(
         Follows the new epochs.
     start_run : callable or None
         Opens the folder to write to, given the loss of the head.
+    average : WeightAverage or None
+        Takes in the weights of each epoch. No copy of the model is kept then.
 
     Returns
     -------
@@ -432,11 +436,16 @@ def train(
                 run.write_epoch(summary, scores=scores, metrics=means)
             record = {**summary._asdict(), **means}
             stopper.observe(record, step=epoch)
+            if average is not None:
+                average.update(model, record)
             if stopper.best_step == epoch:
-                best = Best(copy.deepcopy(model), epoch, record, scores, quality.state_dict())
+                kept = model if average is not None else copy.deepcopy(model)
+                best = Best(kept, epoch, record, scores, quality.state_dict())
             if stopper.should_stop:
                 break
     best = best or Best(model, epoch, record, scores, quality.state_dict())
+    if average is not None:
+        best = best._replace(model=model, quality=quality.state_dict())
     return best, quality, stopper.reason
 
 

@@ -1,4 +1,4 @@
-"""A classifier that is trained on all rows, with the weights of its best epoch."""
+"""A classifier that is trained on all rows, with the weights of its best epoch or their average."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Collection
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, _fi
 from sklearn.linear_model import SGDClassifier
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_array, check_random_state, get_tags
-from sklearn.utils._param_validation import HasMethods, Interval
+from sklearn.utils._param_validation import HasMethods, Interval, StrOptions
 from sklearn.utils.metadata_routing import (
     MetadataRouter,
     MethodMapping,
@@ -34,6 +34,7 @@ from sklearn.utils.validation import (
 from gwa_core import EpochSummary, MaxBimodality, Rule
 from gwa_core.signals import TrackedSignals
 from gwa_offline.store import RunFolder
+from gwa_sklearn._averaging import WeightAverage
 from gwa_sklearn._training import (
     Best,
     TrainingSet,
@@ -65,8 +66,16 @@ def _offers(name: str) -> Callable[[Any], bool]:
     return check
 
 
+def _with_last_step(estimator: Any, model: Any) -> Any:
+    """Return the estimator with another model in it."""
+    if not isinstance(estimator, Pipeline):
+        return model
+    estimator.steps[-1] = (estimator.steps[-1][0], model)
+    return estimator
+
+
 class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):  # type: ignore[misc]
-    """Train a classifier on all rows, and keep the weights of the best epoch.
+    r"""Train a classifier on all rows, and keep the weights of the best epoch, or an average.
 
     It replaces the early stopping of `SGDClassifier` and `MLPClassifier`, which hold out a tenth of
     the rows: here the alignment of the training samples says how good an epoch is.
@@ -81,8 +90,8 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     rule : Rule, optional
         Which epoch is the best, and when to stop. Default ``MaxBimodality(patience=10)``, because
         `MaxSeparation` can be late in a linear model. A rule without `patience` sees all of
-        `max_epochs`. It watches a field of the epoch summaries, or one of `signals`:
-        ``LabelWave()`` needs ``signals="prediction_changes"``.
+        `max_epochs`; under ``keep="average"`` the default one has none. It watches a field of the
+        epoch summaries, or one of `signals`: ``LabelWave()`` needs ``signals="prediction_changes"``.
     max_epochs : int
         Epochs at most, default 100.
     batch_size : int, optional
@@ -92,7 +101,8 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         Shuffle the rows before each epoch, default True.
     warm_start : bool
         Let a further ``fit`` go on from the best epoch, for `max_epochs` more. The history is cut
-        there, and the best epoch competes with the new ones.
+        there, and the best epoch competes with the new ones. Under ``keep="average"`` it goes on
+        from the last epoch, and so do the history and the average.
     signals : str or collection of str
         Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none.
     run_folder : path, optional
@@ -100,13 +110,16 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         means of the signals. ``gwa analyse`` and `gwa_offline.store.RunFolder` read it. One fit
         needs one folder, so leave it out inside a search. With `warm_start` a further ``fit`` goes
         on in the same folder.
+    keep : {"best", "average"}
+        The weights to predict from: those of the best epoch, the default, or the mean of the
+        weights at the ends of all epochs, see the notes. The rule stops the training in both.
     random_state : int, RandomState or None
         Of the shuffling, and of the seeds that `estimator` leaves unset.
 
     Attributes
     ----------
     estimator_ : estimator
-        The fitted estimator as it was after the best epoch.
+        The fitted estimator as it was after the best epoch, or with the average of its weights.
     classes_ : array of shape (n_classes,)
         Labels.
     n_features_in_ : int
@@ -116,11 +129,13 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     history_ : list of EpochSummary
         One summary an epoch.
     best_epoch_ : int
-        Position of the best epoch in `history_`; the last one where none qualifies.
+        Position of the best epoch by the rule in `history_`; the last one where none qualifies.
     stopping_reason_ : str
-        Why this epoch, and why the rule stopped if it did.
+        Why this epoch is the best, and why the rule stopped if it did.
     n_iter_ : int
         Number of epochs in `history_`.
+    shares_ : array of shape (n_iter_,) or None
+        The share of each epoch in the average of the weights; they sum to one.
     alignment_ : array of shape (n_samples,)
         Score of each row in the best epoch, low = suspicious; nan for rows of weight 0.
     label_quality_ : array of shape (n_samples,)
@@ -146,13 +161,20 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     training in progress. Only the very first batch is scored after its step,
     which makes the weights.
 
+    The average is the mean of the weights at the ends of the epochs after the first. An epoch has
+    the share :math:`b_t^5 / \sum_u b_u^5` in it by its bimodality b, see `gwa_core.EpochAverage`.
+    The training goes on with its own weights. Of ``SGDClassifier(average=True)`` the averaged
+    weights are averaged, from which it predicts. `best_epoch_` and `alignment_` are then those of
+    the rule alone, and the history has all epochs.
+
     Cost: beside the training one product with the weights and O(NC) an epoch; for a network a
-    forward pass. Memory: O(N), a batch, and two copies of the model; X is not copied if its dtype
-    is numeric.
+    forward pass. Memory: O(N), a batch, and two copies of the model; under ``keep="average"`` one
+    of them is in float64, and a third is made at the end. X is not copied if its dtype is numeric.
 
     References
     ----------
-    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Algorithm 1 and Sec. 4.1.
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Algorithm 1 and Sec. 4.1. Izmailov et al., UAI 2018,
+    for a mean of weights in which all epochs count alike.
 
     Examples
     --------
@@ -182,6 +204,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         "warm_start": ["boolean"],
         "signals": [Collection, None],
         "run_folder": [str, os.PathLike, None],
+        "keep": [StrOptions({"best", "average"})],
         "random_state": ["random_state"],
     }
 
@@ -190,7 +213,10 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     best_epoch_: int
     history_: list[EpochSummary]
     signals_: TrackedSignals | None
+    shares_: NDArray[np.float64] | None
     _best: Best
+    # The mean of the weights, where it is kept.
+    _average: WeightAverage | None = None
     _label_quality: NDArray[Any]
     # Where the last fit has written its run.
     _written: Path | None = None
@@ -206,6 +232,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         warm_start: bool = False,
         signals: Collection[str] | None = None,
         run_folder: str | os.PathLike[str] | None = None,
+        keep: Literal["best", "average"] = "best",
         random_state: Any = None,
     ) -> None:
         self.estimator = estimator
@@ -216,6 +243,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         self.warm_start = warm_start
         self.signals = signals
         self.run_folder = run_folder
+        self.keep = keep
         self.random_state = random_state
 
     @_fit_context(prefer_skip_nested_validation=False)
@@ -240,10 +268,8 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         """
         rng = check_random_state(self.random_state)
         going_on = self.warm_start and hasattr(self, "estimator_")
-        estimator = copy.deepcopy(self.estimator_) if going_on else untrained(self._template(), rng)
+        estimator, average, history = self._begin(rng, going_on)
         data, named = self._prepare(estimator, X, y, sample_weight, going_on)
-        # What came after the best epoch belongs to weights that are gone.
-        history = self.history_[: self.best_epoch_ + 1] if going_on else []
         model, rows = last_step(estimator), data.rows
         count, known = (rows, data.y) if isinstance(rows, int) else (len(rows), data.y[rows])
         balance(model, getattr(last_step(self._template()), "class_weight", None), known)
@@ -253,7 +279,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         best, quality, reason = train(
             model,
             data,
-            rule=MaxBimodality(patience=PATIENCE) if self.rule is None else self.rule,
+            rule=self._rule(),
             max_epochs=self.max_epochs,
             batch_size=self.batch_size or default_batch_size(model, count),
             rng=rng if self.shuffle else None,
@@ -261,12 +287,13 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
             history=history,
             signals=signals,
             start_run=None if self.run_folder is None else self._starter(data, len(history)),
+            average=average,
         )
-        _check_feature_names(best.model, named, reset=True)
-        if isinstance(estimator, Pipeline):
-            estimator.steps[-1] = (estimator.steps[-1][0], best.model)
-        self._best = best
-        self.estimator_ = estimator if isinstance(estimator, Pipeline) else best.model
+        model = best.model if average is None else average.applied_to(best.model)
+        _check_feature_names(model, named, reset=True)
+        self._best, self._average = best, average
+        self.estimator_ = _with_last_step(estimator, model)
+        self.shares_ = None if average is None else average.shares(history)
         self.classes_ = data.classes
         self.history_, self.n_iter_ = history, len(history)
         self.alignment_, self.best_epoch_ = best.scores, best.epoch
@@ -274,6 +301,33 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         self._written = None if self.run_folder is None else Path(self.run_folder).resolve()
         self.stopping_reason_, self.signals_ = reason, signals
         return self
+
+    def _begin(
+        self, rng: np.random.RandomState, going_on: bool
+    ) -> tuple[Any, WeightAverage | None, list[EpochSummary]]:
+        """Return what is trained, the mean of its weights, and the epochs that it has seen."""
+        averages = self.keep == "average"
+        if not going_on:
+            return untrained(self._template(), rng), WeightAverage() if averages else None, []
+        if averages != (self._average is not None):
+            before = "best" if averages else "average"
+            raise ValueError(
+                f"`keep` must stay {before!r} with `warm_start`, got {self.keep!r}; the weights of "
+                "the epochs before are gone"
+            )
+        # The model in training is not the one that predicts, where weights are averaged.
+        estimator, model, average = copy.deepcopy(
+            (self.estimator_, self._best.model, self._average)
+        )
+        # What came after the best epoch belongs to weights that are gone.
+        end = self.n_iter_ if averages else self.best_epoch_ + 1
+        return _with_last_step(estimator, model), average, self.history_[:end]
+
+    def _rule(self) -> Rule:
+        """Return the rule; the default one ends no average."""
+        if self.rule is not None:
+            return self.rule
+        return MaxBimodality(patience=PATIENCE if self.keep == "best" else None)
 
     @property
     def label_quality_(self) -> NDArray[Any]:

@@ -41,7 +41,7 @@ def checkpoint_beside(folder: Path, step: int) -> Path:
     if not found.is_dir():
         raise ValueError(
             f"`resume_from_checkpoint` must lie beside the checkpoint of the best epoch, "
-            f"{found.name}, got none in {folder.parent}; copy both, or say restore_best=False"
+            f'{found.name}, got none in {folder.parent}; copy both, or say keep="last"'
         )
     return found
 

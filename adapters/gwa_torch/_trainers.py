@@ -12,6 +12,8 @@ import torch
 
 from gwa_core import BestMetric, EarlyStopper, EpochSummary, Rule
 from gwa_core.signals import SIGNALS
+from gwa_torch._keep import Average
+from gwa_torch.averaging import AveragedWeights
 from gwa_torch.monitor import GWAMonitor
 
 __all__ = [
@@ -21,7 +23,6 @@ __all__ = [
     "best_values",
     "check_new_run",
     "check_options",
-    "log_values",
     "pick_ids",
     "pick_targets",
 ]
@@ -42,6 +43,12 @@ class Watched:
 
     monitor: GWAMonitor | None = None
     stopper: EarlyStopper | None = None
+    _average: Average | None = None
+
+    @property
+    def averaged(self) -> AveragedWeights | None:
+        """The average of the weights under ``keep="average"``, from the start of a training on."""
+        return None if self._average is None else self._average.weights
 
     @property
     def history(self) -> list[EpochSummary]:
@@ -76,6 +83,11 @@ class Watched:
     def _record(self) -> dict[str, Any]:
         """Return the summary of the epoch that ended last, with the means of its signals."""
         return {**self._hooked.history[-1]._asdict(), **signal_means(self._hooked)}
+
+    def _values(self, prefix: str, stopper: EarlyStopper | None = None) -> dict[str, float]:
+        """Return the numbers to log for the epoch that ended last, with its share in the average."""
+        share = {} if self._average is None else self._average.values(prefix)
+        return {**log_values(self._hooked, prefix, stopper), **share}
 
     def _observe(self, metrics: Mapping[str, Any]) -> bool:
         """Show the epoch that ended last to the rule, with what else was logged.

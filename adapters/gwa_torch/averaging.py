@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 from gwa_core import EpochAverage, EpochSummary, Summary
+from gwa_torch._distributed import minimum, position, total
 from gwa_torch.heads import unwrap
 
 __all__ = ["AveragedWeights"]
@@ -97,6 +97,11 @@ class AveragedWeights:
                 "usual cause: all of it is frozen"
             )
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the model has statistics of batch norm, which `update_bn` computes."""
+        return bool(_batch_norm(self._model))
+
     @torch.no_grad()
     def update(self, record: Summary | EpochSummary | Mapping[str, Any]) -> float:
         """Move the mean to the weights that the model has now; call it at the end of an epoch.
@@ -128,6 +133,9 @@ class AveragedWeights:
         for name, new in parameters.items():
             if name not in self._mean:
                 self._mean[name] = _exact_copy(new)
+            elif self._mean[name].device != new.device:
+                # The model was moved since.
+                self._mean[name] = self._mean[name].to(new.device)
         means = [_local(self._mean[name]) for name in parameters]
         news = [_local(new) for new in parameters.values()]
         if share == 1.0:
@@ -195,13 +203,32 @@ class AveragedWeights:
         device : torch.device, optional
             Where batches are moved to.
 
+        Raises
+        ------
+        ValueError
+            If there is no batch. Nothing has changed then.
+
         Notes
         -----
-        It calls `torch.optim.swa_utils.update_bn`. `applied` and `copy_to` use the statistics until
-        the next `update`. The model in training keeps its own.
+        As `torch.optim.swa_utils.update_bn`, but batch norm that is in eval mode while the model
+        trains keeps its statistics. `applied` and `copy_to` use the statistics until the next
+        `update`. The model in training keeps its own. With several ranks each one brings its part
+        of the data, all must call it, and all get the mean over the ranks.
         """
+        training = self._model.training
+        if not training:
+            self._model.train()
+        try:
+            self._measure(_passes(self._model, loader, device))
+        finally:
+            if not training:
+                self._model.eval()
+
+    @torch.no_grad()
+    def _measure(self, passes: Iterable[Any]) -> None:
+        """Take the statistics from forward passes, which the iterable makes one after the other."""
         with self._swapped():
-            update_bn(loader, self._model, device)
+            _fill(self._model, passes)
             self._statistics = {
                 name: buffer.clone() for name, buffer in _batch_norm(self._model).items()
             }
@@ -276,7 +303,7 @@ class AveragedWeights:
                 buffer.copy_(self._statistics[name])
 
     def _say_batch_norm(self) -> None:
-        if self._mean and not self._statistics and _batch_norm(self._model):
+        if self._mean and not self._statistics and self.has_batch_norm:
             warnings.warn(
                 "the model has batch norm, whose statistics are those of the last epoch and not of "
                 "the averaged weights; call `averaged.update_bn(train_loader)` first",
@@ -301,6 +328,46 @@ def _batch_norm(model: nn.Module) -> dict[str, torch.Tensor]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm)
         for name, buffer in module.named_buffers(recurse=False)
     }
+
+
+def _passes(model: nn.Module, loader: Iterable[Any], device: Any) -> Iterator[Any]:
+    """Yield the outputs of a model for the batches of a loader."""
+    for batch in loader:
+        x = batch[0] if isinstance(batch, (list, tuple)) else batch
+        yield model(x if device is None else x.to(device))
+
+
+def _fill(model: nn.Module, passes: Iterable[Any]) -> None:
+    """Fill the statistics of batch norm in train mode with the mean over passes and ranks."""
+    momenta = {
+        module: module.momentum
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+        and module.training
+        and module.track_running_stats
+    }
+    if not momenta:
+        return
+    count, failure = 0, None
+    for module in momenta:
+        module.reset_running_stats()
+        module.momentum = None  # each batch counts alike
+    try:
+        count = sum(1 for _ in passes)
+    except Exception as error:  # a rank that fails must not let the others wait
+        failure = error
+    finally:
+        for module, momentum in momenta.items():
+            module.momentum = momentum
+    done = torch.tensor(0 if failure else count)
+    if not minimum(done):
+        raise failure or ValueError("`loader` must have a batch, got none on this rank or another")
+    ranks = position()[1]
+    if ranks > 1:
+        for module in momenta:
+            for buffer in (module.running_mean, module.running_var):
+                assert buffer is not None  # noqa: S101  # it tracks them
+                buffer.copy_(total(buffer) / ranks)
 
 
 def _local(x: torch.Tensor) -> torch.Tensor:

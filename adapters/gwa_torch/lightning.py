@@ -1,4 +1,4 @@
-"""Gradient-weight alignment in Lightning: a callback that logs, stops and keeps the best epoch."""
+"""Gradient-weight alignment in Lightning: a callback that logs, stops, and keeps weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from gwa_core import EarlyStopper, EpochSummary, Rule
+from gwa_core import EarlyStopper, EpochSummary, MaxSeparation, Rule
+from gwa_torch._keep import Keep
 from gwa_torch._labels import SeenLabels
 from gwa_torch._trainers import (
     Pick,
@@ -18,7 +19,6 @@ from gwa_torch._trainers import (
     best_values,
     check_new_run,
     check_options,
-    log_values,
     pick_ids,
     pick_targets,
 )
@@ -26,10 +26,10 @@ from gwa_torch.monitor import GWAMonitor
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.callbacks import ModelCheckpoint
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
     from gwa_torch import _lightning
+    from gwa_torch._lightning_keep import Kept
 except ImportError as error:
     raise ImportError("`gwa_torch.lightning` needs Lightning; pip install lightning") from error
 
@@ -57,6 +57,10 @@ class GWACallback(Watched, Callback):
         unless the trainer has ``enable_checkpointing=False``, which a warning says. It
         watches a number of the summary, one of ``signals``, or a metric that the module logs in a
         training or validation step: ``BestMetric(metric="val_acc")``.
+    keep : "average", "best" or None
+        What the model has when ``fit`` returns. "average": the mean of the weights at the ends of the
+        epochs, by `EpochAverage`, also in ``gwa-average.ckpt``; a rule then only stops. "best": the
+        weights of the best epoch of the rule, default ``MaxSeparation()``. None: those of the end.
     prefix : str
         What the logged names begin with, default ``"train/"``.
     targets : str, int or function, optional
@@ -68,7 +72,7 @@ class GWACallback(Watched, Callback):
         Write each epoch to this run folder, too, with the labels where the first epoch sees all;
         see `GWAMonitor.save`.
     dirpath : path, optional
-        Folder of the best checkpoint, default that of ``ModelCheckpoint``.
+        Folder of the best checkpoint and of the average, default that of ``ModelCheckpoint``.
     **options : Any
         Those of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``, ``residual``,
         ``every``, ``signals``, ...
@@ -92,9 +96,14 @@ class GWACallback(Watched, Callback):
     Every checkpoint holds the state, so that a resumed run goes on within an epoch, too. A second
     ``fit`` of the same model goes on with the history, one of another model begins a new one. A rule
     never keeps an epoch that was cut short, and leaves out epochs without a new value of its metric.
+    Nothing of the training changes under ``keep="average"``, which also logs ``train/gwa_share``: how
+    far the average moved to the newest weights. The first tenth of ``max_epochs`` does not count in it,
+    or the first epoch where that number is not known. FSDP, DeepSpeed and ``ModelParallelStrategy``
+    are refused. After an interruption by the user ``gwa-average.ckpt`` has the average so far.
     At the end ``rank_samples(callback.label_quality, k=100)`` says which labels are suspicious.
     Cost: that of `GWAMonitor`; with a rule, one checkpoint each time an epoch is better than all
-    before it.
+    before it. The average costs one copy of the weights and one update an epoch, and with batch norm
+    one more pass over the training data at the end.
 
     References
     ----------
@@ -115,6 +124,7 @@ class GWACallback(Watched, Callback):
         num_samples: int | None = None,
         *,
         rule: Rule | None = None,
+        keep: Keep = None,
         prefix: str = "train/",
         targets: Pick = None,
         ids: Pick = None,
@@ -126,16 +136,18 @@ class GWACallback(Watched, Callback):
         check_options(options)
         if ids is not None and num_samples is None:
             raise ValueError(f"`ids` must come with `num_samples`, got ids={ids!r} alone")
-        if dirpath is not None and rule is None:
-            raise ValueError(f"`dirpath` must come with `rule`, got dirpath={dirpath!r} alone")
-        self.num_samples, self.rule, self.prefix = num_samples, rule, prefix
-        self.run_folder, self.dirpath = run_folder, dirpath
+        if dirpath is not None and rule is None and keep is None:
+            raise ValueError(
+                f"`dirpath` must come with `rule` or `keep`, got dirpath={dirpath!r} alone"
+            )
+        self.rule = MaxSeparation() if keep == "best" and rule is None else rule
+        self.num_samples, self.prefix, self.run_folder = num_samples, prefix, run_folder
         self._head, self._targets, self._ids = head, targets, ids
         # By itself, so that parsers of configuration files see where the options go.
         self._options = options
         self.monitor: GWAMonitor | None = None
         self.stopper: EarlyStopper | None = None
-        self._saver = ModelCheckpoint(dirpath)
+        self._kept = Kept(keep, dirpath)
         self._stage: str | None = None
         self._fitting = False
         self._loaded: dict[str, Any] | None = None  # waits for the monitor
@@ -143,10 +155,9 @@ class GWACallback(Watched, Callback):
         self._idle = contextlib.ExitStack()
         # Whether the batch had a backward pass, and batches of this epoch that were left out.
         self._backward, self._skipped = False, 0
-        # Where epochs and labels are written, if anywhere, and whether the best checkpoint is.
+        # Where epochs and labels are written, if anywhere.
         self._folder: str | Path | None = None
         self._labels: SeenLabels | None = None
-        self._keeps = False
         # The trainer's number of the epoch in progress, and of the one that ended last.
         self._open: int | None = None
         self._ended: int | None = None
@@ -166,7 +177,12 @@ class GWACallback(Watched, Callback):
     @property
     def best_model_path(self) -> str:
         """The checkpoint of that epoch, ``gwa-best-epoch=N.ckpt``, or an empty string."""
-        return self._saver.best_model_path
+        return self._kept.saver.best_model_path
+
+    @property
+    def averaged_model_path(self) -> str:
+        """The checkpoint of the average, ``gwa-average.ckpt``, once it is there, or an empty string."""
+        return self._kept.averaged_model_path
 
     @property
     def state_key(self) -> str:
@@ -180,17 +196,14 @@ class GWACallback(Watched, Callback):
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Watch the head: the model is whole now, and nothing of it is compiled yet."""
         monitor = GWAMonitor(self._head, self.num_samples, model=pl_module, **self._options)
-        if self._loaded is None and self.monitor and self.monitor.head is monitor.head:
+        if self._loaded is None and self.history and self._hooked.head is monitor.head:
             self._loaded = self.state_dict() | {"open": None, "ended": None, "skipped": 0}
             self._loaded["monitor"]["epoch"] = None
         self.monitor, self._open, self._ended = monitor, None, None
         epochs = trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
         self.stopper = begin_stopper(self.rule, epochs, monitor)
         self._metric, self._came, self._validated = None, False, False
-        # None of the trainer's: it saves when told to. In stage "fit" it would warn of files there.
-        self._saver = ModelCheckpoint(self.dirpath, save_on_train_epoch_end=True)
-        self._saver.setup(trainer, pl_module, stage="validate")
-        self._keeps = _lightning.keeps_checkpoints(trainer)
+        self._average = self._kept.begin(trainer, pl_module, epochs)
         self._folder = None if _lightning.is_trial(trainer) else self.run_folder
         self._labels, self._skipped = None, 0
         self._fitting = True
@@ -204,7 +217,7 @@ class GWACallback(Watched, Callback):
         if self._folder and not begun:
             check_new_run(self._folder)
             self._labels = None if self.num_samples is None else SeenLabels(self.num_samples)
-        _lightning.say_limits(trainer, rule=self.stopper is not None)
+        _lightning.say_limits(trainer, rule=self.stopper is not None and self._average is None)
         if self._open is not None and self._open != trainer.current_epoch:
             # From a checkpoint after the last batch of an epoch Lightning goes on with the next
             # epoch; the hooks at the end of that one are never called.
@@ -261,22 +274,16 @@ class GWACallback(Watched, Callback):
         # that epoch again.
         self._hooked.load_state_dict(self._hooked.state_dict() | {"epoch": None})
         self._open, self._metric, self._skipped = None, None, 0
-        self._log(trainer, pl_module, log_values(self._hooked, self.prefix, self.stopper))
+        self._log(trainer, pl_module, self._values(self.prefix, self.stopper))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make sure that the rule had its metric, and that the best checkpoint is there."""
+        """Make sure that the rule had its metric, and give the model what it is to keep."""
         if self.stopper is not None and self.history and self._reads_log and not self._came:
             rank_zero_warn(
                 f"the rule watches {self.stopper.rule.signal!r}, which no validation has logged; usual "
                 "cause: `check_val_every_n_epoch` is larger than the number of epochs"
             )
-        best = self.best_model_path
-        if best and not self._saver.file_exists(best, trainer):
-            rank_zero_warn(
-                f"{best}, the checkpoint of epoch {self.best_epoch}, is gone; usual cause: the run "
-                "had found a better epoch after the checkpoint that it was resumed from"
-            )
-            self._saver.best_model_path = ""
+        self._kept.end(trainer, pl_module, self.best_epoch)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Remove the hook; history and scores stay."""
@@ -285,7 +292,13 @@ class GWACallback(Watched, Callback):
         if self.monitor is not None:
             self.monitor.close()
 
-    on_exception = teardown  # Lightning calls one of them
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Do the same; of a training that a user interrupts the average is written."""
+        if self._fitting and isinstance(exception, KeyboardInterrupt):
+            self._kept.interrupt(trainer)
+        self.teardown()
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors on the host and plain values; all ranks must call it."""
@@ -306,6 +319,7 @@ class GWACallback(Watched, Callback):
             "monitor": state,
             "stopper": None if self.stopper is None else self.stopper.state_dict(),
             "best_model_path": self.best_model_path,
+            "average": None if self._average is None else self._average.state_dict(),
             "metric": None if self._metric is None else float(self._metric),
             "open": None if state["epoch"] is None else self._open,
             "ended": self._ended,
@@ -332,7 +346,9 @@ class GWACallback(Watched, Callback):
             total = self.stopper.total_steps
             self.stopper.load_state_dict(state["stopper"])
             self.stopper.total_steps = total  # a resumed run may be meant to last longer
-            self._saver.best_model_path = state["best_model_path"]
+            self._kept.saver.best_model_path = state["best_model_path"]
+        if self._average is not None:
+            self._average.load_state_dict(state.get("average"))
 
     def _find_targets(self, batch: Any) -> torch.Tensor | None:
         """Return the targets of a batch; what is measured by its gradient may have none."""
@@ -359,7 +375,9 @@ class GWACallback(Watched, Callback):
             step=trainer.global_step,
             batches=int(batches) - skipped if math.isfinite(batches) else None,
         )
-        self._log(trainer, pl_module, log_values(self._hooked, self.prefix))
+        if self._average is not None:
+            self._average.update(self._record())
+        self._log(trainer, pl_module, self._values(self.prefix))
         name = f"{self.prefix}gwa_scores"
         _lightning.write_histogram(trainer, name, self.scores, epoch=summary.epoch)
         if self._folder:
@@ -377,11 +395,7 @@ class GWACallback(Watched, Callback):
         if logged is None:
             return
         if self._observe(logged):
-            # That of an earlier epoch is the best no more.
-            self._saver.best_model_path = self._saver.best_model_path if self._keeps else ""
-            if self._keeps:
-                self._saver.filename = f"gwa-best-epoch={summary.epoch}"
-                self._saver.on_train_epoch_end(trainer, pl_module)
+            self._kept.save_best(trainer, pl_module, summary.epoch)
         if self.stopper.should_stop:
             trainer.should_stop = True  # on every rank: they have the same history
             rank_zero_info(

@@ -1,4 +1,4 @@
-"""Gradient-weight alignment in the Trainer of Hugging Face: it logs, stops, and restores the best.
+"""Gradient-weight alignment in the Trainer of Hugging Face: it logs, stops, and keeps weights.
 
 The labels are taken on their way to the loss, and the loss is left as it is: the model's own,
 ``compute_loss_func``, label smoothing, or that of a subclass.
@@ -16,13 +16,11 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from gwa_core import EarlyStopper, Rule
-from gwa_torch._loggers import to_transformers
 from gwa_torch._trainers import (
     Watched,
     begin_stopper,
     check_new_run,
     check_options,
-    log_values,
 )
 from gwa_torch.heads import head_size
 from gwa_torch.monitor import GWAMonitor
@@ -33,6 +31,8 @@ try:
 
     from gwa_torch._checkpoints import checkpoint_beside, load_renamed, read_state, write_state
     from gwa_torch._transformers import Tap, check_run, head_of, length_of, loss_of
+    from gwa_torch._transformers_keep import Keep, begin_average, choose, end_average
+    from gwa_torch._transformers_log import is_coming, new_logs, show_scores
     from gwa_torch._transformers_place import Place
 except ImportError as error:
     raise ImportError(
@@ -69,9 +69,11 @@ class GWACallback(Watched, TrainerCallback):
         A stopping rule such as ``MaxSeparation(patience=3)``: it stops the training. It watches a
         number of the summary, one of ``signals``, or a metric of the trainer's log:
         ``BestMetric(metric="eval_accuracy")``. A warm-up that is a fraction is one of all epochs.
-    restore_best : bool
-        Save a checkpoint at each new best epoch of the rule, and load the best one into the model
-        when the training ends; default true.
+    keep : "average", "best" or "last", optional
+        What the model has when ``train`` returns; default "best" under a rule, else "last".
+        "average": the mean of the weights at the ends of the epochs, by `EpochAverage`; a rule then
+        only stops. "best": the weights of the best epoch of the rule, default ``MaxSeparation()``,
+        of which there is a checkpoint at each new best epoch. "last": the weights of the end.
     prefix : str
         Put before the names that are logged, default nothing.
     ids : str
@@ -103,12 +105,18 @@ class GWACallback(Watched, TrainerCallback):
     -----
     Sequence, token and image classification, masked and causal language models, also in the
     ``SFTTrainer`` of TRL; labels of causal models are shifted as in their loss. Passes in eval mode
-    do not count. The weights after a training are the same with the callback and without. Each checkpoint has a file
-    ``gwa_state.pt``, so that a resumed run goes on within an epoch, too. A rule never keeps an epoch
+    do not count. The weights in a training are the same with the callback and without. Each checkpoint
+    has a file ``gwa_state.pt``, so that a resumed run goes on within an epoch, too. A rule never keeps an epoch
     that was cut short, such as the last of ``num_train_epochs=4.2``, and leaves out epochs without a
-    new value of its metric. At the end ``rank_samples(callback.label_quality, k=100)`` says which
+    new value of its metric. Nothing of the training changes under ``keep="average"``, which also
+    logs ``gwa_share``: how far the average moved to the newest weights. The first tenth of the epochs does
+    not count in it, or the first epoch of data without a length. Checkpoints have the weights of the
+    training, and the average so far in ``gwa_state.pt``. At the end it is saved, as by ``save_model``,
+    in the folder ``gwa-average`` beside them, unless ``save_strategy="no"``. FSDP, DeepSpeed and tensor
+    parallelism are refused. At the end ``rank_samples(callback.label_quality, k=100)`` says which
     labels are suspicious. Cost: that of `GWAMonitor`, and one checkpoint for each new best epoch
-    where there is a rule.
+    where there is a rule. The average costs one copy of the weights and one update an epoch, and with
+    batch norm one more pass over the training data at the end.
 
     References
     ----------
@@ -140,7 +148,7 @@ class GWACallback(Watched, TrainerCallback):
         num_samples: int | None = None,
         *,
         rule: Rule | None = None,
-        restore_best: bool = True,
+        keep: Keep = None,
         prefix: str = "",
         ids: str = "ids",
         run_folder: str | os.PathLike[str] | None = None,
@@ -152,19 +160,14 @@ class GWACallback(Watched, TrainerCallback):
                 "trainer.add_callback(GWACallback(trainer))"
             )
         check_options(options)
-        metric = trainer.args.metric_for_best_model
-        if rule is not None and restore_best and metric is not None:
-            raise ValueError(
-                f"`metric_for_best_model` must be None where a rule restores the best epoch, got "
-                f"{metric!r}; leave `load_best_model_at_end` out, or say restore_best=False"
-            )
         # Its types differ between versions of Transformers.
         self.trainer = cast("Any", trainer)
         self.num_samples = num_samples
-        self.rule = rule
-        self.restore_best = restore_best and rule is not None
+        self.keep, self.rule = choose(trainer.args, keep, rule)
         self.prefix = prefix
         self.run_folder = run_folder
+        #: Where the average was saved at the end of ``train``, or an empty string.
+        self.averaged_model_path = ""
         #: The monitor, from the start of ``train`` on.
         self.monitor: GWAMonitor | None = None
         #: The rule at work.
@@ -200,7 +203,7 @@ class GWACallback(Watched, TrainerCallback):
         self._resumed = Path(found) if found else None
         before = own.load_best_model_at_end
         # The trainer itself then loads the checkpoint that its state calls the best.
-        own.load_best_model_at_end = before or self.restore_best
+        own.load_best_model_at_end = before or self.keep == "best"
         self._tap.attach()
         try:
             return train(resume_from_checkpoint, *args, **more)
@@ -227,11 +230,12 @@ class GWACallback(Watched, TrainerCallback):
             options.setdefault("label_smoothing", args.label_smoothing_factor)
         self.monitor = GWAMonitor(head, self.num_samples, **options)
         # What the trainer says where the data have no length.
-        endless = state.num_train_epochs == sys.maxsize
-        self.stopper = begin_stopper(
-            self.rule, None if endless else state.num_train_epochs, self.monitor
-        )
+        epochs = None if state.num_train_epochs == sys.maxsize else state.num_train_epochs
+        self.stopper = begin_stopper(self.rule, epochs, self.monitor)
+        average = self.keep == "average"
+        self._average = begin_average(self.trainer, model, epochs) if average else None
         self._batches, self._undecided = length_of(train_dataloader), None
+        self.averaged_model_path = ""
         keep = self.run_folder is not None
         self._tap.open(self.monitor, train_dataloader, keep_labels=keep)
         if self._resumed is not None:
@@ -256,6 +260,8 @@ class GWACallback(Watched, TrainerCallback):
             kept["monitor"]["epoch"] = None
         monitor.load_state_dict(kept["monitor"])
         self._tap.load_labels(kept.get("labels"))
+        if self._average is not None:
+            self._average.load_state_dict(kept.get("average"))
         if (stopper is None) != (kept["stopper"] is None):
             raise ValueError(
                 f"`rule` must be the one of the resumed run, got {self.rule!r}; the run began "
@@ -266,7 +272,7 @@ class GWACallback(Watched, TrainerCallback):
             stopper.load_state_dict(kept["stopper"])
             # A run may go on for longer than it was meant to.
             stopper.total_steps = total
-            if self.restore_best and stopper.best_step is not None:
+            if self.keep == "best" and stopper.best_step is not None:
                 step = monitor.history[stopper.best_step].step
                 state.best_model_checkpoint = str(checkpoint_beside(folder, step))
             if stopper.should_stop:
@@ -308,6 +314,8 @@ class GWACallback(Watched, TrainerCallback):
     ) -> None:
         self._hooked.end_epoch(step=state.global_step, batches=self._batches)
         self._tap.fresh = False
+        if self._average is not None:
+            self._average.update(self._record())
         if self.run_folder is not None:
             self._hooked.save(self.run_folder, targets=self._tap.given_labels())
         # The row of the epoch then has what the rule says of it.
@@ -316,47 +324,24 @@ class GWACallback(Watched, TrainerCallback):
             self._undecided = folder
             self._decide(state, control)
         # To log means to be done with what was to be logged; the loss may wait for it, too.
-        wanted, values = control.should_log, log_values(self._hooked, self.prefix, self.stopper)
+        wanted, values = control.should_log, self._values(self.prefix, self.stopper)
         self.trainer.log(values)
         control.should_log = wanted
-        self._show(state)
+        name = f"train/{self.prefix}gwa_scores"
+        show_scores(self.trainer, name, self.scores, epoch=self.history[-1].epoch)
         if self.stopper is None or at_once:
             return
         self._undecided = folder
-        if self._signal not in values and self._is_coming(state, control):
+        if self._signal not in values and is_coming(self.trainer, control, self._signal):
             return
-        if self._signal in values or self._signal in self._new_logs(state):
+        if self._signal in values or self._signal in new_logs(state, self.history):
             self._decide(state, control)
         self._give_up(args, state)
-
-    def _show(self, state: TrainerState) -> None:
-        """Have the trackers show the scores."""
-        if self.num_samples is not None and state.is_world_process_zero:
-            to_transformers(
-                self.trainer.callback_handler.callbacks,
-                f"train/{self.prefix}gwa_scores",
-                self.scores,
-                step=state.global_step,
-                epoch=self.history[-1].epoch,
-            )
 
     @property
     def _signal(self) -> str:
         assert self.stopper is not None  # noqa: S101  # asked before
         return self.stopper.rule.signal
-
-    def _new_logs(self, state: TrainerState) -> dict[str, float]:
-        """Return what was logged since the epoch before the last one ended."""
-        before = self.history[-2].step if len(self.history) > 1 else 0
-        rows = [row for row in state.log_history if row["step"] > before]
-        return {name: value for row in rows for name, value in row.items()}
-
-    def _is_coming(self, state: TrainerState, control: TrainerControl) -> bool:
-        """Whether the trainer will log the metric at the end of this epoch."""
-        if self._signal.startswith("eval_"):
-            return control.should_evaluate
-        last: int = self.trainer._globalstep_last_logged
-        return control.should_log and state.global_step > last
 
     def _give_up(self, args: TrainingArguments, state: TrainerState) -> None:
         """Leave out an epoch whose metric has not come; raise if it never will."""
@@ -368,13 +353,13 @@ class GWACallback(Watched, TrainerCallback):
         # Not every epoch may have an evaluation.
         later = self._signal.startswith("eval_") and args.eval_strategy != "no" and not evaluated
         if not (later or self._signal in came):
-            self._observe(self._new_logs(state))  # which says what there is
+            self._observe(new_logs(state, self.history))  # which says what there is
 
     def _decide(self, state: TrainerState, control: TrainerControl) -> None:
         """Ask the rule about the epoch that ended last."""
         assert self.stopper is not None  # noqa: S101  # asked before
         folder, self._undecided = self._undecided, None
-        if self._observe(self._new_logs(state)) and self.restore_best:
+        if self._observe(new_logs(state, self.history)) and self.keep == "best":
             state.best_metric = self.stopper.best_value
             state.best_global_step = state.global_step
             state.best_model_checkpoint = str(folder)
@@ -388,9 +373,10 @@ class GWACallback(Watched, TrainerCallback):
         state: TrainerState,
         control: TrainerControl,
         model: Any = None,
+        train_dataloader: Any = None,
         **more: Any,
     ) -> None:
-        """See that the weights of the best epoch were loaded."""
+        """See that the model has the weights that are kept."""
         self._give_up(args, state)
         metric = self.stopper and self.history and self._signal not in self._record()
         if metric and not any(self._signal in row for row in state.log_history):
@@ -399,8 +385,13 @@ class GWACallback(Watched, TrainerCallback):
                 "`eval_steps` or `eval_delay` is longer than the training",
                 stacklevel=2,
             )
-        if self.restore_best and state.best_model_checkpoint is not None:
+        if self.keep == "best" and state.best_model_checkpoint is not None:
             self._load(model, Path(state.best_model_checkpoint))
+        if self._average is not None:
+            self._tap.close()
+            self.averaged_model_path = end_average(
+                self._average, self.trainer, train_dataloader, self._batches
+            )
 
     def _load(self, model: Any, folder: Path) -> None:
         # Sharded models have ways of their own.
@@ -426,6 +417,7 @@ class GWACallback(Watched, TrainerCallback):
             kept = {
                 "monitor": self._hooked.state_dict(),
                 "stopper": None if self.stopper is None else self.stopper.state_dict(),
+                "average": None if self._average is None else self._average.state_dict(),
                 "labels": None if self._tap.labels is None else self._tap.labels.value.cpu(),
             }
             write_state(kept, self._checkpoint(state))

@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import typing
+import warnings
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ from gwa_core import (
     MaxBimodality,
     MaxGWA,
     MaxSeparation,
+    average_shares,
     select_epoch,
     select_step,
 )
@@ -171,11 +173,11 @@ def trainer(folder, *callbacks, **options):
     return L.Trainer(callbacks=list(callbacks), **options)
 
 
-def plain_loop(epochs, num_samples=ROWS, accumulate=1, bf16=False):
+def plain_loop(epochs, num_samples=ROWS, accumulate=1, bf16=False, signals=()):
     """What the callback must give: the same training, written out."""
     model, loader = Net(), Loader()
     optimizer = model.configure_optimizers()
-    with GWAMonitor(model.head, num_samples, signals=["margin", "el2n"]) as monitor:
+    with GWAMonitor(model.head, num_samples, signals=signals) as monitor:
         step = 0
         for epoch in range(epochs):
             loader.set_epoch(epoch)
@@ -208,7 +210,7 @@ def test_the_numbers_are_those_of_a_plain_loop(num_samples, options, loop, tmp_p
     # With a validation loop between, and a sanity check before.
     fit = trainer(tmp_path, callback, logger=logger, log_every_n_steps=5, max_epochs=3, **options)
     fit.fit(Validated(), Loader(), Loader(rows=2 * SIZE))
-    expected = plain_loop(3, num_samples, **loop)
+    expected = plain_loop(3, num_samples, signals=["margin", "el2n"], **loop)
     assert callback.history == expected.history
     assert [s.count for s in callback.history] == [ROWS] * 3
     if num_samples:
@@ -486,6 +488,7 @@ trainer:
       init_args:
         head: head
         num_samples: 200
+        keep: best
         label_smoothing: 0
         every: 2
         signals: prediction_changes
@@ -526,7 +529,7 @@ def test_lightning_cli(tmp_path, monkeypatch):
     assert (callback.rule, callback._options["every"]) == (LabelWave(window=1), 2)
     cli.trainer.fit(cli.model, Loader())
     assert callback.best_epoch == 1
-    assert Path(callback.best_model_path).exists()
+    same_weights(callback.best_model_path, cli.model.state_dict())
 
 
 @quiet
@@ -745,7 +748,9 @@ def test_a_closure_that_runs_the_step_again_counts_once(tmp_path):
                     optimizer.step(closure)
                 monitor.update(batch[1], batch[2])
             monitor.end_epoch(step=(epoch + 1) * STEPS, batches=STEPS)
-    assert callback.history == monitor.history
+    # The closed form alone takes its norms in another order.
+    for got, expected in zip(callback.history, monitor.history, strict=True):
+        assert got == pytest.approx(expected, rel=1e-5)
 
 
 class Looks(L.Callback):
@@ -808,6 +813,18 @@ def test_nothing_of_the_training_changes(residual, tmp_path):
             assert torch.equal(value, watched[1][number][name])
     assert torch.equal(plain[2], watched[2])
     assert plain[3] == watched[3] == [True] * 4 * STEPS
+
+
+@pytest.mark.parametrize("keep", ["average", "best"])
+def test_fast_dev_run_keeps_nothing(keep, tmp_path):
+    callback, model = GWACallback("head", ROWS, keep=keep, dirpath=tmp_path), Net()
+    before = {name: x.clone() for name, x in model.state_dict().items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "no epoch counts")
+        trainer(tmp_path, callback, fast_dev_run=2).fit(model, Loader())
+    assert not all(torch.equal(x, before[name]) for name, x in model.state_dict().items())
+    assert (callback.best_model_path, callback.averaged_model_path) == ("", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_fast_dev_run_writes_nothing(tmp_path):
@@ -1013,7 +1030,7 @@ def test_a_strategy_that_restores_late(tmp_path):
     resumed, _ = resumable(tmp_path, ROWS)
     fit = trainer(tmp_path, resumed, strategy=Late("cpu"), max_epochs=4)
     fit.fit(Net(), Loader(), ckpt_path=tmp_path / "saved" / "last.ckpt")
-    assert resumed.history == plain_loop(4).history
+    assert resumed.history == plain_loop(4, signals=["margin"]).history
 
 
 def test_an_epoch_that_lightning_ends_twice_counts_once(tmp_path):
@@ -1138,6 +1155,7 @@ def test_what_does_not_fit_is_said(arguments, pick, message, tmp_path, monkeypat
         ({"criterion": nn.CrossEntropyLoss()}, TypeError, "got criterion"),
         ({"ids": "id"}, ValueError, "`ids` must come with `num_samples`"),
         ({"dirpath": "best"}, ValueError, "`dirpath` must come with `rule`"),
+        ({"keep": "mean"}, ValueError, "`keep` must be one of 'average', 'best', None, got 'mean'"),
     ],
 )
 def test_options_are_checked_at_once(arguments, error, message):
@@ -1165,9 +1183,262 @@ def test_a_trainer_of_pytorch_lightning(tmp_path):
     assert Path(callback.best_model_path).exists()
 
 
+def averaging(folder, *callbacks, model=Net, fit=None, keep="average", **options):
+    """Train for six epochs; return callback, model, and the weights at the end of each epoch."""
+    weights, made = Weights(), model()
+    if keep is not None:
+        options["dirpath"] = folder / "best"
+    callback = GWACallback("head", ROWS, keep=keep, **options)
+    if not any(isinstance(x, ModelCheckpoint) for x in callbacks):
+        # Checkpoints are on, and there are none of the trainer's own.
+        callbacks = *callbacks, ModelCheckpoint(folder / "none", save_top_k=0)
+    own = {"max_epochs": 6} | (fit or {})
+    ckpt_path = own.pop("ckpt_path", None)
+    trainer(folder, callback, weights, *callbacks, **own).fit(made, Loader(), ckpt_path=ckpt_path)
+    return callback, made, weights.epochs
+
+
+def mean_of(epochs, history, names, **options):
+    """The mean of stored weights by the shares of the finished run, in float64."""
+    shares = average_shares(history, **options)
+    return {
+        name: sum(share * one[name].double() for share, one in zip(shares, epochs, strict=True))
+        for name in names
+    }
+
+
+def close(state, wanted):
+    for name, value in wanted.items():
+        torch.testing.assert_close(state[name].double(), value, rtol=1e-6, atol=1e-7)
+
+
+def test_the_model_ends_as_the_average_of_its_epochs(tmp_path):
+    logger = CSVLogger(tmp_path)
+    callback, model, epochs = averaging(tmp_path, fit={"logger": logger, "log_every_n_steps": 5})
+    close(model.state_dict(), mean_of(epochs, callback.history, epochs[0]))
+    assert not all(torch.equal(x, epochs[-1][name]) for name, x in model.state_dict().items())
+    # Until its end the training is that of a run without.
+    _, plain, without = averaging(tmp_path / "plain", keep=None)
+    same = [all(torch.equal(a[n], b[n]) for n in a) for a, b in zip(epochs, without, strict=True)]
+    assert same == [True] * 6
+    assert all(torch.equal(x, epochs[-1][name]) for name, x in plain.state_dict().items())
+    path = tmp_path / "best" / "gwa-average.ckpt"
+    assert callback.averaged_model_path == str(path)
+    assert list(path.parent.iterdir()) == [path]
+    loaded, (x, _, _) = Net.load_from_checkpoint(path), digits()
+    assert torch.equal(loaded(x), model(x))
+    header, *lines = Path(logger.experiment.metrics_file_path).read_text().splitlines()
+    place = header.split(",").index("train/gwa_share")
+    shares = [float(line.split(",")[place]) for line in lines if line.split(",")[place]]
+    average = gwa_core.EpochAverage(total_steps=6)
+    assert shares == pytest.approx([average.share(one) for one in callback.history], rel=1e-5)
+
+
+def test_under_an_average_the_rule_only_stops(tmp_path):
+    rule = MaxGWA(warmup=0, patience=2)
+    callback, model, epochs = averaging(tmp_path, rule=rule, fit={"max_epochs": 30})
+    assert len(epochs) < 30
+    assert "no improvement in 2 steps" in callback.stopping_reason
+    assert callback.best_model_path == ""
+    assert [path.name for path in (tmp_path / "best").iterdir()] == ["gwa-average.ckpt"]
+    close(model.state_dict(), mean_of(epochs, callback.history, epochs[0], total_steps=30))
+
+
+def test_an_epoch_cut_short_does_not_count_in_the_average(tmp_path):
+    # How many epochs there are is not known: the warm-up is the first one.
+    fit = {"max_epochs": -1, "max_steps": 4 * STEPS + 2}
+    callback, model, epochs = averaging(tmp_path, fit=fit)
+    assert callback.history[-1].count == 2 * SIZE
+    whole = callback.history[:-1]
+    close(model.state_dict(), mean_of(epochs[:-1], whole, epochs[0], warmup=1))
+
+
+def test_without_an_epoch_that_counts_the_weights_stay(tmp_path):
+    fit = {"max_epochs": -1, "max_steps": STEPS}
+    with pytest.warns(UserWarning, match="no epoch counts in the average"):
+        _, model, epochs = averaging(tmp_path, fit=fit)
+    assert all(torch.equal(x, epochs[-1][name]) for name, x in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("kill", "save"),
+    [
+        (37, {"every_n_train_steps": 3}),
+        (43, {"every_n_train_steps": 2 * STEPS}),
+        (45, {"save_on_train_epoch_end": True}),
+    ],
+    ids=["middle", "last batch", "end"],
+)
+def test_an_average_that_was_killed_goes_on(kill, save, tmp_path):
+    whole, wanted, _ = averaging(tmp_path / "whole")
+    checkpoint = ModelCheckpoint(tmp_path / "saved", "{step}", save_last=True, **save)
+    with pytest.raises(RuntimeError, match="killed"):
+        averaging(tmp_path, checkpoint, Kill(kill))
+    last = tmp_path / "saved" / "last.ckpt"
+    resumed, model, _ = averaging(tmp_path, checkpoint, fit={"ckpt_path": last})
+    assert resumed.history == whole.history
+    assert all(torch.equal(x, wanted.state_dict()[name]) for name, x in model.state_dict().items())
+
+
+def test_a_checkpoint_without_the_average_begins_it_there(tmp_path):
+    checkpoint = ModelCheckpoint(tmp_path / "saved", save_last=True, save_on_train_epoch_end=True)
+    with pytest.raises(RuntimeError, match="killed"):
+        averaging(tmp_path, checkpoint, Kill(25), keep=None)
+    last = tmp_path / "saved" / "last.ckpt"
+    with pytest.warns(UserWarning, match="the average begins with the next epoch"):
+        callback, model, epochs = averaging(tmp_path, checkpoint, fit={"ckpt_path": last})
+    close(model.state_dict(), mean_of(epochs, callback.history[2:], epochs[0], warmup=0))
+
+
+class Normed(Net):
+    """Batch norm, of which a part is frozen, and dropout."""
+
+    def __init__(self):
+        super().__init__()
+        layers = nn.BatchNorm1d(64), nn.Linear(64, 24), nn.BatchNorm1d(24), nn.Dropout(0.1)
+        self.body = nn.Sequential(*layers, nn.ReLU())
+        self.body[0].eval().requires_grad_(requires_grad=False)
+
+
+# What Lightning says of the part that is frozen.
+frozen = pytest.mark.filterwarnings("ignore:Found 1 module.s. in eval mode:UserWarning")
+
+
+@frozen
+def test_batch_norm_has_the_statistics_of_the_average(tmp_path):
+    states = []
+
+    class Ends(L.Callback):
+        def on_train_end(self, trainer, pl_module):
+            states.append((random.getstate(), torch.get_rng_state()))
+
+    for folder, keep in (("plain", None), ("averaged", "average")):
+        torch.manual_seed(5)
+        callback, model, epochs = averaging(tmp_path / folder, Ends(), model=Normed, keep=keep)
+    assert states[0][0] == states[1][0]
+    assert torch.equal(states[0][1], states[1][1])
+    trained = [name for name, _ in model.named_parameters() if not name.startswith("body.0")]
+    close(model.state_dict(), mean_of(epochs, callback.history, trained))
+    first, layer, norm = model.body[:3]
+    with torch.no_grad():
+        batches = [layer(first(batch[0])) for batch in Loader()]
+    # Of other batches than Lightning's last epoch has, but of the same samples.
+    torch.testing.assert_close(norm.running_mean, torch.stack([z.mean(0) for z in batches]).mean(0))
+    assert torch.equal(first.running_mean, torch.zeros(64))
+    assert not first.training
+    assert model.training
+    loaded = Normed.load_from_checkpoint(callback.averaged_model_path)
+    assert torch.equal(loaded.body[2].running_mean, norm.running_mean)
+
+
+@frozen
+def test_a_pass_for_batch_norm_that_fails_is_said(tmp_path):
+    class Unable(Normed):
+        def forward(self, x, only_in_steps=False):
+            if not only_in_steps:
+                raise TypeError("what is this")
+            return super().forward(x)
+
+        def training_step(self, batch, batch_idx):
+            return F.cross_entropy(self(batch[0], only_in_steps=True), batch[1])
+
+    with pytest.warns(UserWarning, match=r"failed: TypeError: what is this; call .*update_bn"):
+        callback, model, epochs = averaging(tmp_path, model=Unable)
+    close(model.state_dict(), mean_of(epochs, callback.history, ["head.weight"]))
+    norm = model.body[2]
+    assert torch.equal(norm.running_mean, epochs[-1]["body.2.running_mean"])
+    # As the sentence says.
+    model.forward = functools.partial(model.forward, only_in_steps=True)
+    callback.averaged.update_bn(Loader())
+    callback.averaged.copy_to()
+    assert not torch.equal(norm.running_mean, epochs[-1]["body.2.running_mean"])
+
+
+def test_the_model_ends_with_its_best_epoch(tmp_path):
+    class Configured(Net):
+        def __init__(self):
+            super().__init__()
+            self.save_hyperparameters({"folder": tmp_path})
+
+    callback, model, epochs = averaging(tmp_path, model=Configured, keep="best")
+    assert callback.rule == MaxSeparation()
+    assert all(
+        torch.equal(x, epochs[callback.best_epoch][n]) for n, x in model.state_dict().items()
+    )
+    with pytest.warns(UserWarning, match="no epoch is the best by the rule"):
+        averaging(tmp_path / "none", keep="best", rule=MaxGWA(warmup=9), fit={"max_epochs": 1})
+    rule = BestMetric(metric="gwa_standard_error", mode="min", warmup=0)
+    callback, model, epochs = averaging(tmp_path / "rule", keep="best", rule=rule)
+    assert callback.best_epoch < 5
+    assert all(
+        torch.equal(x, epochs[callback.best_epoch][n]) for n, x in model.state_dict().items()
+    )
+
+
+class Interrupt(Kill):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+def test_an_interrupted_training_leaves_the_average_so_far(tmp_path):
+    callback, weights, model = GWACallback("head", keep="average"), Weights(), Net()
+    checkpoint = ModelCheckpoint(tmp_path, save_top_k=0)
+    fit = trainer(tmp_path, callback, weights, checkpoint, Interrupt(35), max_epochs=10)
+    with pytest.raises(SystemExit):
+        fit.fit(model, Loader())
+    saved = torch.load(callback.averaged_model_path)["state_dict"]
+    shares = {"total_steps": 10}
+    close(saved, mean_of(weights.epochs, callback.history, saved, **shares))
+    # The model itself can go on.
+    assert not torch.equal(model.head.weight, saved["head.weight"])
+
+
+def test_a_checkpoint_at_the_end_has_the_weights_of_the_training(tmp_path):
+    late = ModelCheckpoint(tmp_path / "late", every_n_epochs=99, save_last=True)
+    _, model, epochs = averaging(tmp_path, late)
+    same_weights(tmp_path / "late" / "last.ckpt", epochs[-1])
+    assert not torch.equal(model.head.weight, epochs[-1]["head.weight"])
+
+
+def test_an_average_without_checkpoints_and_a_second_one(tmp_path):
+    callback, model = GWACallback("head", keep="average"), Net()
+    fit = trainer(tmp_path, callback, max_epochs=3)
+    fit.fit(model, Loader())
+    assert callback.averaged_model_path == ""
+    assert list(tmp_path.iterdir()) == []
+    names = []
+    for _ in range(2):
+        callback, *_ = averaging(tmp_path, fit={"max_epochs": 1})
+        names.append(Path(callback.averaged_model_path).name)
+    assert names == ["gwa-average.ckpt", "gwa-average-v1.ckpt"]
+
+
+def test_what_cannot_be_kept_is_refused(tmp_path):
+    class ModelParallelStrategy(SingleDeviceStrategy):
+        pass
+
+    shards = {"strategy": ModelParallelStrategy("cpu")}
+    with pytest.raises(ValueError, match=r"got ModelParallelStrategy, whose .*AveragedWeights"):
+        averaging(tmp_path, fit=shards)
+    with pytest.raises(ValueError, match="got the callback StochasticWeightAveraging beside it"):
+        averaging(tmp_path, L.pytorch.callbacks.StochasticWeightAveraging(0.1))
+    with pytest.raises(ValueError, match=r"`keep=\"best\"` must have a checkpoint"):
+        L.Trainer(
+            max_epochs=1,
+            accelerator="cpu",
+            callbacks=[GWACallback("head", keep="best")],
+            enable_checkpointing=False,
+            default_root_dir=tmp_path,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        ).fit(Net(), Loader())
+
+
 # 101 samples on two ranks: each has 51, in batches of 10, the last of one; a sample comes twice.
 DISTRIBUTED = '''
-import json, logging, sys, warnings
+import json, logging, os, socket, sys, warnings
 sys.path[:0] = PLACES
 warnings.filterwarnings("ignore")
 warnings.filterwarnings("error", ".*sync_dist")
@@ -1183,11 +1454,17 @@ torch.set_num_threads(1)
 x, y, epochs, folder = torch.load(sys.argv[1])
 
 class Net(L.LightningModule):
-    def __init__(self):
+    def __init__(self, norm=False):
         super().__init__()
         torch.manual_seed(0)
-        self.body = torch.nn.Sequential(torch.nn.Linear(64, 24), torch.nn.ReLU())
+        layers = [torch.nn.Linear(64, 24), *[torch.nn.BatchNorm1d(24)] * norm, torch.nn.ReLU()]
+        self.body = torch.nn.Sequential(*layers)
         self.head = torch.nn.Linear(24, 10)
+        self.biases = []
+    def forward(self, x):
+        return self.head(self.body(x))
+    def on_train_epoch_end(self):
+        self.biases.append(self.head.bias.tolist())
     def training_step(self, batch, batch_idx):
         if (self.global_step, self.global_rank) in kills:
             raise RuntimeError("killed")
@@ -1195,7 +1472,7 @@ class Net(L.LightningModule):
         value = -abs(self.current_epoch - 2.0) if self.global_rank == 0 else 99.0
         own = {"on_step": False, "on_epoch": True, "batch_size": 1}
         self.log("own", value, **own, sync_dist=True, rank_zero_only=True)
-        return torch.nn.functional.cross_entropy(self.head(self.body(batch[0])), batch[1])
+        return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
     def configure_optimizers(self):
         return torch.optim.Adam(self.parameters(), 0.02)
 
@@ -1213,8 +1490,11 @@ class Loader(DataLoader):
     def load_state_dict(self, state):
         self.start = state["at"]
 
-def fit(num_samples, name, ckpt_path=None, rule=MaxSeparation(patience=2), **save):
-    callback = GWACallback("head", num_samples, rule=rule, run_folder=f"{folder}/{name}")
+def fit(
+    num_samples, name, ckpt_path=None, rule=MaxSeparation(patience=2), keep=None, norm=False, **save
+):
+    run = f"{folder}/{name}"
+    callback = GWACallback("head", num_samples, rule=rule, keep=keep, run_folder=run)
     stop = EarlyStopping("train/gwa", mode="max", patience=99, check_on_train_epoch_end=True)
     save = ModelCheckpoint(f"{folder}/{name}-saved", every_n_train_steps=4, save_last=True, **save)
     trainer = L.Trainer(
@@ -1222,17 +1502,31 @@ def fit(num_samples, name, ckpt_path=None, rule=MaxSeparation(patience=2), **sav
         default_root_dir=f"{folder}/{name}-root", enable_progress_bar=False,
         enable_model_summary=False, callbacks=[stop, callback, save],
     )
-    data = TensorDataset(x, y, torch.arange(len(x)))
+    data, model = TensorDataset(x, y, torch.arange(len(x))), Net(norm)
+    if norm:
+        # Its batches have several rows.
+        data = TensorDataset(x[:100], y[:100])
     try:
-        trainer.fit(Net(), Loader(data, batch_size=10), ckpt_path=ckpt_path)
+        trainer.fit(model, Loader(data, batch_size=10), ckpt_path=ckpt_path)
     except RuntimeError as error:
         assert str(error) == "killed", error
-    return {
+    averaged = {} if not norm else {
+        "layer": [model.body[0].weight.tolist(), model.body[0].bias.tolist()],
+        "mean": model.body[1].running_mean.tolist(), "averaged": callback.averaged_model_path,
+        "biases": model.biases, "bias": model.head.bias.tolist(),
+    }
+    return averaged | {
         "history": callback.history, "best": callback.best_epoch,
         "reason": callback.stopping_reason, "path": callback.best_model_path,
         "step": trainer.global_step,
     }, trainer.global_rank
 
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+# Two processes of one import. Lightning sees that they are there.
+other = os.fork()
+os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+os.environ["LOCAL_RANK"] = "0" if other else "1"
 result = {}
 for num_samples in (len(x), None):
     name = str(num_samples)
@@ -1243,11 +1537,14 @@ for num_samples in (len(x), None):
     kills = set()
     result[f"{name} resumed"], rank = fit(num_samples, name, f"{folder}/{name}-saved/last.ckpt")
 kills = set()
-result["metric"], rank = fit(None, "metric", rule=BestMetric(metric="own", patience=1))
+own = {"rule": BestMetric(metric="own", patience=1), "keep": "average", "norm": True}
+result["metric"], rank = fit(None, "metric", **own)
 kills = {(15, 0), (15, 1)}
 fit(None, "exception", save_on_exception=True)
 with open(f"{folder}/{rank}.json", "w") as file:
     json.dump(result, file)
+if other:
+    sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
 '''
 
 
@@ -1298,6 +1595,22 @@ def test_two_processes_give_what_one_gives(tmp_path):
     # A metric that one process alone knows decides on both.
     assert (first["metric"]["best"], len(first["metric"]["history"])) == (2, 4)
     assert first["metric"]["reason"].startswith("largest own; stopped at step 3")
+    # Both end with the same average, and with statistics of batch norm of the samples of both.
+    found, history = (
+        first["metric"],
+        [gwa_core.EpochSummary(*s) for s in first["metric"]["history"]],
+    )
+    shares = torch.tensor(average_shares(history, total_steps=epochs))
+    expected = shares @ torch.tensor(found["biases"]).double()
+    torch.testing.assert_close(torch.tensor(found["bias"]).double(), expected, rtol=1e-6, atol=1e-7)
+    weight, bias = map(torch.tensor, found["layer"])
+    mean = F.linear(x[:100], weight, bias).mean(0)
+    torch.testing.assert_close(torch.tensor(found["mean"]), mean, rtol=1e-5, atol=1e-6)
+    saved = torch.load(found["averaged"])["state_dict"]
+    assert (saved["head.bias"].tolist(), saved["body.1.running_mean"].tolist()) == (
+        found["bias"],
+        found["mean"],
+    )
     # A rank that fails does not wait for the others to tell what they saw.
     saved = torch.load(tmp_path / "exception-saved" / "last.ckpt")
     state = saved["callbacks"]["GWACallback{'prefix': 'train/'}"]

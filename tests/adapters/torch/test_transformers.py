@@ -41,7 +41,18 @@ from transformers import (
 
 import gwa_core
 import gwa_torch
-from gwa_core import BestMetric, LabelWave, MaxGWA, Moments, select_epoch, select_step, summarize
+from gwa_core import (
+    BestMetric,
+    EpochAverage,
+    LabelWave,
+    MaxGWA,
+    MaxSeparation,
+    Moments,
+    average_shares,
+    select_epoch,
+    select_step,
+    summarize,
+)
 from gwa_offline.store import RunFolder
 from gwa_torch._checkpoints import STATE_NAME
 from gwa_torch.transformers import GWACallback
@@ -463,7 +474,7 @@ def test_a_tracker_shows_the_scores(tmp_path):
 def test_a_rule_may_stop_only(tmp_path):
     weights = Weights()
     trainer = make(tmp_path, callbacks=[weights], num_train_epochs=8)
-    gwa = watch(trainer, rule=KEEPS_SECOND, restore_best=False)
+    gwa = watch(trainer, rule=KEEPS_SECOND, keep="last")
     trainer.train()
     assert len(gwa.history) == 4
     assert not list(tmp_path.iterdir())
@@ -1240,42 +1251,240 @@ def run_of_a_rank(folder):
     options = {"config": still, "num_train_epochs": 2, "save_strategy": "steps", "save_steps": 3}
     options |= {"per_device_train_batch_size": SIZE // world, "ddp_find_unused_parameters": False}
     whole = make(f"{folder}/whole", "causal", **options)
-    gwa = watch(whole, whole.train_dataset.ids.numel())
+    gwa = watch(whole, whole.train_dataset.ids.numel(), keep="average")
     whole.train()
+    averages = [whole.model.lm_head.weight[:2].tolist()]
     if world == 1:
-        return [numbers(gwa.history)]
-    own = {"num_samples": gwa.num_samples}
+        return [numbers(gwa.history)], averages
+    own = {"num_samples": gwa.num_samples, "keep": "average"}
     options |= {"model": "causal"}
-    _, again = killed_and_resumed(f"{folder}/killed", "step", 8, options, **own)
-    return [numbers(gwa.history), numbers(again.history)]
+    trainer, again = killed_and_resumed(f"{folder}/killed", "step", 8, options, **own)
+    averages.append(trainer.model.lm_head.weight[:2].tolist())
+    return [numbers(gwa.history), numbers(again.history)], averages
 
 
 def test_two_processes(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(
         textwrap.dedent(f"""
-            import json, os, sys
+            import json, os, socket, sys
             sys.path[:0] = {[*PLACES, *map(str, Path(__file__).parents[:3:2])]}
             import torch
             torch.set_num_threads(1)
             from test_transformers import run_of_a_rank
+            with socket.create_server(("127.0.0.1", 0)) as free:
+                port = str(free.getsockname()[1])
+            # Two processes of one import.
+            other = os.fork()
+            rank = "0" if other else "1"
+            os.environ |= {{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}}
+            os.environ |= {{"RANK": rank, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": "2"}}
             found = run_of_a_rank({str(tmp_path)!r})
             with open({str(tmp_path)!r} + "/" + os.environ["RANK"], "w") as file:
                 json.dump(found, file)
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
+            if other:
+                sys.exit(os.waitstatus_to_exitcode(os.waitpid(other, 0)[1]))
         """)
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    done = subprocess.run(
-        [*command, "--nproc-per-node=2", str(script)], capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (json.loads((tmp_path / str(rank)).read_text()) for rank in (0, 1))
     assert first == second
-    assert first[1] == first[0]
-    (alone,) = run_of_a_rank(tmp_path / "alone")
-    assert_allclose(first[0], alone, rtol=1e-3, atol=1e-5)
+    for (whole, resumed), (alone,) in zip(first, run_of_a_rank(tmp_path / "alone"), strict=True):
+        assert resumed == whole
+        assert_allclose(whole, alone, rtol=1e-3, atol=1e-5)
+    saved = GPT2LMHeadModel.from_pretrained(tmp_path / "killed" / "gwa-average")
+    assert saved.lm_head.weight[:2].tolist() == first[1][0]
+
+
+def averaging(folder, name="sequence", *more, keep="average", rule=None, **options):
+    """Train and return the trainer, its callback, and the weights at the end of each epoch."""
+    weights = Weights()
+    own = {"num_train_epochs": 5, "save_strategy": "epoch"} | options
+    trainer = make(folder, name, callbacks=[weights, *more], **own)
+    gwa = watch(trainer, keep=keep, rule=rule)
+    trainer.train()
+    return trainer, gwa, weights.kept
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def close_to_mean(state, kept, history, names, **options):
+    shares = average_shares(history, **options)
+    for name in names:
+        wanted = sum(s * one[name].double() for s, one in zip(shares, kept, strict=True))
+        torch.testing.assert_close(state[name].double(), wanted, rtol=1e-6, atol=1e-7)
+
+
+def names_of(model):
+    return [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("name", ["sequence", "causal"])
+def test_the_model_ends_as_the_average_of_its_epochs(name, tmp_path):
+    trainer, gwa, kept = averaging(tmp_path / "a", name)
+    state, names = trainer.model.state_dict(), names_of(trainer.model)
+    close_to_mean(state, kept, gwa.history, names)
+    assert not same(state, kept[-1])
+    # Until its end the training is that of a run without, and its checkpoints are the same.
+    plain, without, other = averaging(tmp_path / "b", name, keep=None, save_strategy="no")
+    assert all(same(*pair) for pair in zip(kept, other, strict=True))
+    assert same(plain.model.state_dict(), kept[-1])
+    assert (without.averaged, without.averaged_model_path) == (None, "")
+    load = type(trainer.model).from_pretrained
+    raw = load(tmp_path / "a" / f"checkpoint-{5 * STEPS}")
+    assert same(raw.state_dict(), kept[-1])
+    # The average is beside them, and predicts alike.
+    assert gwa.averaged_model_path == str(tmp_path / "a" / "gwa-average")
+    loaded, x = load(gwa.averaged_model_path), trainer.train_dataset.x
+    trainer.model.eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(x).logits, trainer.model(x).logits)
+    average = EpochAverage(total_steps=5)
+    shares = [average.share(one) for one in gwa.history]
+    assert [row["gwa_share"] for row in logged(trainer)] == shares
+
+
+def test_under_an_average_the_rule_only_stops(tmp_path):
+    rule = MaxGWA(warmup=1, patience=2, min_delta=100.0)
+    own = {"rule": rule, "num_train_epochs": 8, "save_strategy": "no"}
+    trainer, gwa, kept = averaging(tmp_path, **own)
+    assert (gwa.best_epoch, len(gwa.history)) == (1, 4)
+    state, names = trainer.model.state_dict(), names_of(trainer.model)
+    close_to_mean(state, kept, gwa.history, names, total_steps=8)
+    assert gwa.averaged_model_path == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_epoch_cut_short_does_not_count_in_the_average(tmp_path):
+    trainer, gwa, kept = averaging(tmp_path, max_steps=3 * STEPS + 2)
+    assert [summary.count for summary in gwa.history] == [ROWS] * 3 + [2 * SIZE]
+    state, names = trainer.model.state_dict(), names_of(trainer.model)
+    close_to_mean(state, kept[:-1], gwa.history[:-1], names, total_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("saving", "event", "step"),
+    [
+        ({"save_strategy": "steps", "save_steps": 3}, "step", 14),
+        # The last step of an epoch is saved, and the epoch not ended.
+        ({"save_strategy": "steps", "save_steps": 2 * STEPS}, "save", 2 * STEPS),
+        # The machine goes away after the last checkpoint.
+        ({"save_strategy": "epoch"}, "save", 5 * STEPS),
+    ],
+)
+def test_an_average_that_was_killed_goes_on(saving, event, step, tmp_path):
+    whole, wanted, _ = averaging(tmp_path / "whole")
+    options = {"num_train_epochs": 5, **saving}
+    trainer, got = killed_and_resumed(tmp_path, event, step, options, keep="average")
+    assert got.history == wanted.history
+    assert same(trainer.model.state_dict(), whole.model.state_dict())
+
+
+def test_a_checkpoint_without_the_average_begins_it_there(tmp_path):
+    averaging(tmp_path, keep=None, num_train_epochs=2)
+    weights = Weights()
+    trainer = make(tmp_path, callbacks=[weights], num_train_epochs=5)
+    gwa = watch(trainer, keep="average")
+    with pytest.warns(UserWarning, match="the average begins with the next epoch"):
+        trainer.train(resume_from_checkpoint=True)
+    state, names = trainer.model.state_dict(), names_of(trainer.model)
+    close_to_mean(state, weights.kept, gwa.history[2:], names, total_steps=5)
+
+
+class Normed(Own):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.frozen = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
+        self.frozen.requires_grad_(requires_grad=False)
+        self.body = nn.Sequential(self.body, nn.Flatten(0, 1), self.frozen, self.norm)
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.frozen.eval()
+        return self
+
+    def forward(self, input_ids, labels=None):
+        logits = self.head(self.body(input_ids).view(*input_ids.shape, -1).mean(1))
+        return {"loss": F.cross_entropy(logits, labels), "logits": logits}
+
+
+class Popped(Trainer):
+    """A loss of one's own, that takes a column out of the batch."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        assert inputs.pop("more").shape == inputs["labels"].shape
+        return model(**inputs)["loss"]
+
+
+def test_batch_norm_has_the_statistics_of_the_average(tmp_path):
+    made = make(tmp_path, num_train_epochs=5, remove_unused_columns=False)
+    rows = [{k: row[k] for k in ("input_ids", "labels", "ids")} | {"more": 1} for row in Rows()]
+    trainer, weights = Popped(Normed(), made.args, train_dataset=rows), Weights()
+    trainer.add_callback(weights)
+    gwa = watch(trainer, ROWS, keep="average")
+    trainer.train()
+    model = trainer.model
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    close_to_mean(model.state_dict(), weights.kept, gwa.history, names)
+    with torch.no_grad():
+        z = model.body[:3](Rows().x)
+    # Of other batches, but of the same rows.
+    assert_allclose(model.norm.running_mean, z.mean(0), rtol=1e-5, atol=1e-6)
+    assert torch.equal(model.frozen.running_mean, torch.zeros(8))
+    assert [summary.count for summary in gwa.history] == [ROWS] * 5
+
+
+def test_the_best_epoch_needs_no_rule_of_ones_own(tmp_path):
+    trainer, gwa, kept = averaging(tmp_path, keep="best", save_strategy="no")
+    assert gwa.rule == MaxSeparation()
+    assert same(trainer.model.state_dict(), kept[gwa.best_epoch])
+
+
+def test_shards_are_not_averaged(tmp_path):
+    for name in ("deepspeed", "fsdp"):
+        trainer = make(tmp_path)
+        watch(trainer, keep="average")
+        begin = trainer.callback_handler.on_train_begin
+
+        def sharded(*args, trainer=trainer, name=name, begin=begin):
+            # As Accelerate's plug-ins say it, which need several GPUs.
+            setattr(trainer, f"is_{name}_enabled", True)
+            return begin(*args)
+
+        trainer.callback_handler.on_train_begin = sharded
+        with pytest.raises(
+            ValueError, match=r"whole weights .*, got (DeepSpeed|FSDP), whose shards"
+        ):
+            trainer.train()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing. is deprecated:FutureWarning")
+def test_of_adapters_the_average_is_saved(tmp_path):
+    peft = pytest.importorskip("peft")
+    made = make(tmp_path, num_train_epochs=4, save_strategy="epoch")
+    base = copy.deepcopy(made.model)
+    lora = peft.LoraConfig(task_type="SEQ_CLS", target_modules=["query"], r=2)
+    model = peft.get_peft_model(made.model, lora)
+    trainer, weights = Trainer(model, made.args, train_dataset=made.train_dataset), Weights()
+    trainer.add_callback(weights)
+    gwa = watch(trainer, keep="average")
+    trainer.train()
+    names = names_of(model)
+    assert any("lora_B" in name for name in names)
+    close_to_mean(model.state_dict(), weights.kept, gwa.history, names)
+    assert not (Path(gwa.averaged_model_path) / "model.safetensors").exists()
+    loaded = peft.PeftModel.from_pretrained(base, gwa.averaged_model_path)
+    x = made.train_dataset.x
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(loaded(x).logits, model(x).logits)
 
 
 def test_hooks_are_gone_after_a_run_that_failed(tmp_path):
@@ -1481,7 +1690,13 @@ def test_misuse_is_told(tmp_path):
     trainer = make(tmp_path, eval_dataset=Rows(), **best)
     with pytest.raises(ValueError, match="`metric_for_best_model` must be None where a rule"):
         GWACallback(trainer, rule=MaxGWA())
-    assert GWACallback(trainer, rule=MaxGWA(), restore_best=False).stopper is None
+    assert GWACallback(trainer, rule=MaxGWA(), keep="last").stopper is None
+    with pytest.raises(ValueError, match='`load_best_model_at_end` must be False under keep="ave'):
+        GWACallback(trainer, keep="average")
+    with pytest.raises(
+        ValueError, match="`keep` must be one of 'average', 'best', 'last', None, g"
+    ):
+        GWACallback(trainer, keep="mean")
 
 
 def test_the_state_is_in_every_checkpoint_and_plain(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from backends import require
@@ -13,6 +14,7 @@ require("accelerate")
 
 from models import oracle
 from numpy.testing import assert_allclose
+from safetensors.torch import load_file
 from torch.nn import functional as F  # noqa: N812
 from transformers import (
     Gemma2Config,
@@ -22,8 +24,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    TrainerCallback,
 )
 
+from gwa_core import average_shares
 from gwa_torch.transformers import GWACallback
 
 pytestmark = [
@@ -305,6 +309,32 @@ def test_a_sketch(tokenizer, tmp_path):
     watch(trainer, sketch=8)
     with pytest.raises(ValueError, match="`sketch` must be left out here"):
         trainer.train()
+
+
+def test_the_average_of_adapters(tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+    layers = ["v_proj", "o_proj", "gate_proj", "down_proj"]
+    lora = peft.LoraConfig(target_modules=layers, r=4, task_type="CAUSAL_LM")
+    own = {"num_train_epochs": 6, "save_strategy": "epoch", "learning_rate": 0.1}
+    trainer = make(tmp_path, tokenizer, peft=lora, **own)
+    kept = []
+
+    class Weights(TrainerCallback):
+        def on_epoch_end(self, args, state, control, model=None, **kwargs):
+            kept.append({name: x.clone() for name, x in model.state_dict().items()})
+
+    trainer.add_callback(Weights())
+    gwa = watch(trainer, keep="average")
+    trainer.train()
+    shares = average_shares(gwa.history)
+    for name, parameter in trainer.model.named_parameters():
+        wanted = sum(s * one[name].double() for s, one in zip(shares, kept, strict=True))
+        assert_allclose(parameter.detach(), wanted, rtol=1e-6, atol=1e-7)
+    saved = load_file(Path(gwa.averaged_model_path) / "adapter_model.safetensors")
+    state = trainer.model.state_dict()
+    assert len(saved) == 2 * len(layers)
+    for name, x in saved.items():
+        assert torch.equal(x, state[name.replace(".weight", ".default.weight")])
 
 
 def test_every(tokenizer, tmp_path):

@@ -85,7 +85,7 @@ def further_errors(results: list[Result]) -> str:
     """Label errors in other networks: average precision by the mean over all epochs."""
     runs = [
         r
-        for r in runs_of(results, percent=100)
+        for r in runs_of(results, percent=100, averages=False)
         if r["detection"]
         and not r["settings"]["fold"]
         and r["settings"]["study"] not in NETWORKS

@@ -41,7 +41,8 @@ SUMMARY = tuple(name for name in EpochSummary._fields if name not in ("separatio
 COLUMNS = frozenset(
     (
         *SUMMARY,
-        *(f"{name}_{test}_accuracy" for name in HORIZONS for test in ("test", "validation")),
+        *(f"{name}_test_accuracy" for name in HORIZONS),
+        "ema_998_validation_accuracy",
         *("test_accuracy", "validation_accuracy", "after_loss", "label_probability"),
         *("prediction_changes", "gradient_disparity", "sample_loss", "gradient_norm"),
         *("pairwise_alignment", "optimum_alignment", "mir", "hdr"),

@@ -369,6 +369,8 @@ def test_networks_have_the_sizes_of_the_paper_and_the_weights_of_their_seed():
         network = build(name, 10, 0)
         assert 8e6 < sum(p.numel() for p in network.parameters()) < 11e6
         assert network(torch.zeros(2, 3, 32, 32)).shape == (2, 10)
+    assert 11e6 < sum(p.numel() for p in build("resnet", 10, 0).parameters()) < 12e6
+    assert 7e6 < sum(p.numel() for p in build("bert", 20, 0).parameters()) < 9e6
     for name in ("mlp", "conv"):
         network, image = build(name, 10, 0), torch.rand(2, 3, 32, 32)
         found = network.latents(image)
@@ -378,7 +380,7 @@ def test_networks_have_the_sizes_of_the_paper_and_the_weights_of_their_seed():
     assert all(torch.equal(one[k], same[k]) for k in one)
     assert not torch.equal(one["head.weight"], other["head.weight"])
     with pytest.raises(ValueError, match="`network` must be one of"):
-        build("resnet", 10, 0)
+        build("alexnet", 10, 0)
 
 
 def test_products_are_the_librarys_own_network():

@@ -319,6 +319,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_samples_on_several_devices():
     # A process of its own: the number of host devices is fixed when JAX starts. Inside shard_map
     # JAX would add up the gradients of all devices, were the parameters not told apart.

@@ -72,6 +72,7 @@ def test_same_numbers_at_every_run(demo, tmp_path, monkeypatch):
     assert again.found == fresh.found
 
 
+@pytest.mark.slow
 def test_other_seed_holds_the_promise_too(other):
     assert other.highest_accuracy - other.best_accuracy <= 0.015
     assert other.report.best_epoch < 21

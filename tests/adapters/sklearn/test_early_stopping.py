@@ -96,7 +96,7 @@ SKIPS = ("pandas is not installed", "SCIPY_ARRAY_API is not set")
     ("estimator", "expected"),
     [
         (GWAEarlyStoppingClassifier(max_epochs=40), NOT_EQUIVALENT),
-        pytest.param(
+        (
             # A rule sees a row once, whatever its weight: the last epoch is the same of both.
             GWAEarlyStoppingClassifier(
                 MLPClassifier((32,), learning_rate_init=0.02),
@@ -104,21 +104,19 @@ SKIPS = ("pandas is not installed", "SCIPY_ARRAY_API is not set")
                 max_epochs=12,
             ),
             {},
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             GWAEarlyStoppingClassifier(make_pipeline(MaxAbsScaler(), sgd()), max_epochs=40),
             NOT_EQUIVALENT,
-            marks=pytest.mark.slow,
         ),
-        pytest.param(
+        (
             GWAEarlyStoppingClassifier(keep="average", max_epochs=12),
             NOT_EQUIVALENT,
-            marks=pytest.mark.slow,
         ),
     ],
     ids=["default", "network", "pipeline", "average"],
 )
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.SkipTestWarning")
 def test_it_passes_scikit_learns_checks(estimator, expected):
     results = check_estimator(
@@ -211,6 +209,7 @@ def test_the_default_is_an_averaged_linear_model_that_can_stop():
     assert fitted.score(X, Y) > 0.6
 
 
+@pytest.mark.slow
 def test_it_helps_against_wrong_labels():
     digits, labels = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)

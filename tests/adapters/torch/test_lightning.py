@@ -1568,6 +1568,7 @@ def one_process(x, y, num_samples, epochs):
     return monitor.history
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(tmp_path):
     rows, epochs = 101, 10
     x, y, _ = digits(rows)

@@ -361,6 +361,7 @@ def environment():
 SHARES = [(1, 3), (2,)]
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     command = [sys.executable, __file__, str(tmp_path)]
     subprocess.run(command, env=environment(), timeout=120, check=True)

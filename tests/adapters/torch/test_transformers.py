@@ -1263,6 +1263,7 @@ def run_of_a_rank(folder):
     return [numbers(gwa.history), numbers(again.history)], averages
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     script = tmp_path / "rank.py"
     script.write_text(

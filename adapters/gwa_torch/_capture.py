@@ -9,12 +9,13 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from torch import nn
 
 from gwa_core import JLSketch
 from gwa_torch._gradients import CompiledTap, Picked, Slots, SlotTap, Tap
-from gwa_torch._host import Host
+from gwa_torch._host import host_norms
 from gwa_torch.heads import Head, head_device, head_weight, rows_last
 from gwa_torch.scoring import frobenius_norm
 
@@ -47,12 +48,13 @@ class Forward(NamedTuple):
 
     logits: torch.Tensor
     latents: torch.Tensor
-    weight_norm: torch.Tensor | float
+    weight_norm: torch.Tensor
     bias: torch.Tensor | None
     weight: torch.Tensor | None
     version: int | None
     tap: Tap | SlotTap | Picked | None = None
-    host: Host | None = None
+    # ‖z‖ of the rows, of a small pass on the host.
+    host_norms: np.ndarray | None = None
 
     @property
     def samples(self) -> int:
@@ -71,7 +73,7 @@ class Forward(NamedTuple):
         """
         latents = self.latents.reshape(-1, self.latents.shape[-1])[rows]
         tap = None if self.tap is None else Picked(self.tap, rows)  # type: ignore[arg-type]
-        return self._replace(logits=logits, latents=latents, version=None, tap=tap, host=None)
+        return self._replace(logits=logits, latents=latents, version=None, tap=tap, host_norms=None)
 
 
 class Listener:
@@ -220,11 +222,10 @@ class Capture:
         # All of it is detached, which is cheaper than to switch gradients off.
         matrix = head_weight(module)
         latents = rows_last(whole((args[0] if args else kwargs["input"]).detach()), module)
-        bias = cast("Any", module.bias)
-        host = None
+        norm, bias = frobenius_norm(matrix), cast("Any", module.bias)
+        norms = None
         if not (compiling or self.tapping or self.sketch is not None):
-            host = Host.of(matrix, latents, output.detach())
-        norm: Any = frobenius_norm(matrix) if host is None else host.weight_norm
+            norms = host_norms(matrix, latents, output.detach())
         # The optimiser's step writes into the parameters.
         bias = None if bias is None else whole(bias.detach()).clone()
         weight = None if self.sketch is None else whole(matrix).clone()
@@ -239,7 +240,7 @@ class Capture:
             tap = Tap(_rows(logits), _rows(latents), norm, bias, weight, self.sketch)
             hook = functools.partial(_arrive, tap, module)
             output.register_hook(hook)  # type: ignore[no-untyped-call]
-        forward = Forward(logits, latents, norm, bias, weight, version, tap, host)
+        forward = Forward(logits, latents, norm, bias, weight, version, tap, norms)
         self._newest = _Link(forward, self._newest)
         return None if passed is output else passed
 
@@ -277,7 +278,7 @@ class Capture:
             return None
         forward = newest.forward
         changed = forward.version is not None and forward.version != forward.logits._version
-        if forward.host is None or forward.logits.shape[0] != rows or changed:
+        if forward.host_norms is None or forward.logits.shape[0] != rows or changed:
             return None
         self._newest, self._count = None, 0
         return forward

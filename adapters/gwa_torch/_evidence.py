@@ -48,7 +48,7 @@ class Evidence(NamedTuple):
             {
                 "logits": logits[rows].clone(),
                 "latent_norms": torch.linalg.vector_norm(latents, dim=1),
-                "weight_norm": torch.as_tensor(forward.weight_norm).clone(),
+                "weight_norm": forward.weight_norm.clone(),
                 "targets": targets.clone(),
                 "bias": None if forward.bias is None else forward.bias.clone(),
                 "loss": options.loss,

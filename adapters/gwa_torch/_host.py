@@ -1,42 +1,35 @@
-"""The norms of a small pass on the host, taken while its tensors are in the cache."""
+"""The latent norms of a small pass on the host, taken while its tensors are in the cache."""
 
 from __future__ import annotations
-
-import math
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-__all__ = ["BYTES", "Host"]
+__all__ = ["BYTES", "host_norms"]
 
 # Logits of a small pass.
 BYTES = 1 << 21
 
 
-class Host(NamedTuple):
-    """Norms of a pass in plain numbers: a few rows cost NumPy less than PyTorch."""
+def host_norms(
+    weight: torch.Tensor, latents: torch.Tensor, logits: torch.Tensor
+) -> np.ndarray | None:
+    """Return ‖z‖ of each row, or None where the pass is not small, on the host and in float32.
 
-    latent_norms: np.ndarray
-    weight_norm: float
-
-    @classmethod
-    def of(cls, weight: torch.Tensor, latents: torch.Tensor, logits: torch.Tensor) -> Host | None:
-        """Return the norms, or None where the pass is not small, on the host and in float32.
-
-        Parameters
-        ----------
-        weight : tensor of shape (C, D)
-            Of the head, detached.
-        latents, logits : tensor of shape (N, D), (N, C)
-            Of the pass, detached.
-        """
-        if not 0 < 4 * logits.numel() <= BYTES:
-            return None
-        if not all(map(_is_plain, (weight, latents, logits))):
-            return None
-        z, w = latents.numpy(), weight.numpy().ravel()
-        return cls(np.sqrt(np.vecdot(z, z)), math.sqrt(np.dot(w, w)))
+    Parameters
+    ----------
+    weight : tensor of shape (C, D)
+        Of the head, detached.
+    latents, logits : tensor of shape (N, D), (N, C)
+        Of the pass, detached.
+    """
+    if not 0 < 4 * logits.numel() <= BYTES:
+        return None
+    if not all(map(_is_plain, (weight, latents, logits))):
+        return None
+    # As `head_scores` takes them, so that rows that wait have the scores of rows that do not.
+    norms: np.ndarray = torch.linalg.vector_norm(latents, dim=-1).numpy()
+    return norms
 
 
 def _is_plain(x: torch.Tensor) -> bool:

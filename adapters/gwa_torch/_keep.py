@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gwa_core import EpochAverage
+from gwa_core import EpochAverage, warmup_steps
 from gwa_torch._distributed import position
 from gwa_torch.averaging import AveragedWeights
 
@@ -59,10 +59,12 @@ class Average:
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Take over a state, and the warm-up that it began with; without one, begin here."""
         if state is None:
+            rule = self.weights.average
+            first = warmup_steps(rule.warmup, rule.total_steps)
             _say(
                 "the checkpoint has no average of the weights, because its run was without "
-                'keep="average"; the average begins with the next epoch, and those before do '
-                "not count"
+                'keep="average"; the average begins now, with a warm-up of '
+                f"{first} epoch{'s' * (first != 1)}, and the epochs before do not count"
             )
             return
         began = state["weights"]["average"]

@@ -58,12 +58,13 @@ class Stage:
 
     def put(self, forward: Forward, targets: torch.Tensor, ids: torch.Tensor | None) -> None:
         """Copy a batch; there must be room."""
-        assert forward.host is not None  # noqa: S101  # what `Capture.sole` gives has it
+        assert forward.host_norms is not None  # noqa: S101  # what `Capture.sole` gives has them
         if not self._buffers:
             self._buffers = _buffers(forward.logits.shape[1])
         into, to = self._buffers, slice(self.rows, self.rows + targets.shape[0])
         into["logits"][to] = forward.logits.numpy()
-        into["latent_norms"][to], into["weight_norm"][to] = forward.host
+        into["latent_norms"][to] = forward.host_norms
+        into["weight_norm"][to] = forward.weight_norm.item()
         into["targets"][to] = targets.numpy()
         if forward.bias is not None:
             into["bias"][to] = forward.bias.numpy()

@@ -50,13 +50,15 @@ class AveragedWeights:
     Notes
     -----
     Parameters that require a gradient are averaged: of a model with LoRA, the adapters. Tied weights
-    count once. A parameter that is unfrozen later joins with its value of that epoch. bfloat16 and
+    count once. A parameter that is unfrozen later joins with its value of that epoch, and one that is
+    frozen later stays in the mean. bfloat16 and
     float16 are averaged in float32 and rounded once, in `applied` and `copy_to`. Sharded parameters
     (FSDP2, tensor parallelism) are averaged where they lie, without communication. All ranks have
     the same summaries, so they have the same shares.
 
     Buffers stay those of the model, as in `torch.optim.swa_utils.AveragedModel`. The statistics of
     batch norm belong to the weights of the last epoch: call `update_bn` before you use the average.
+    Spectral norm, too, needs a few passes in train mode first.
 
     Cost: one copy of the averaged parameters, and one pass over it for each call of `update`.
     A training step costs nothing.
@@ -91,7 +93,7 @@ class AveragedWeights:
         # Statistics of batch norm that belong to the mean, once they were computed.
         self._statistics: dict[str, torch.Tensor] = {}
         self._applied = False
-        if not _trained(self._model):
+        if not any(map(_is_trained, self._model.parameters())):
             raise ValueError(
                 "`model` must have a floating-point parameter that requires a gradient, got none; "
                 "usual cause: all of it is frozen"
@@ -121,31 +123,40 @@ class AveragedWeights:
         RuntimeError
             Inside `applied`.
         ValueError
-            If the record lacks the signal of the average. Nothing has changed then.
+            If the record lacks the signal of the average, or the model lacks a parameter of the
+            mean. Nothing has changed then.
         """
         if self._applied:
             raise RuntimeError(
                 "`update` must come outside of `applied`: the model has the mean now"
             )
+        own: dict[str, torch.Tensor] = dict(self._model.named_parameters())
+        _check_names(self._mean, own)
+        # What was frozen since is in the mean with its value, epoch by epoch.
+        parameters = {name: p for name, p in own.items() if name in self._mean or _is_trained(p)}
         share = self.average.share(record)
         self._statistics = {}
-        parameters = _trained(self._model)
         for name, new in parameters.items():
             if name not in self._mean:
                 self._mean[name] = _exact_copy(new)
             elif self._mean[name].device != new.device:
                 # The model was moved since.
                 self._mean[name] = self._mean[name].to(new.device)
-        means = [_local(self._mean[name]) for name in parameters]
-        news = [_local(new) for new in parameters.values()]
+        pairs = [(_local(self._mean[name]), _local(x)) for name, x in parameters.items()]
         if share == 1.0:
             # Exactly, whatever the mean was.
-            torch._foreach_copy_(means, news)
+            for mean, new in pairs:
+                mean.copy_(new)
         elif share > 0.0:
-            # A dtype at a time is one kernel on a GPU.
-            torch._foreach_lerp_(
-                means, [new.to(mean.dtype) for new, mean in zip(news, means, strict=True)], share
-            )
+            same = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
+            if same:
+                # One kernel on a GPU.
+                means, news = zip(*same, strict=True)
+                torch._foreach_lerp_(means, news, share)
+            for mean, new in pairs:
+                if mean.dtype != new.dtype:
+                    # One at a time, so that no second copy of all is in memory.
+                    mean.lerp_(new.to(mean.dtype), share)
         return share
 
     @contextlib.contextmanager
@@ -182,16 +193,24 @@ class AveragedWeights:
 
         Raises
         ------
+        RuntimeError
+            Inside `applied`, for the model in training, which gets its own weights back.
         ValueError
-            If the model lacks a parameter of the mean. Nothing has changed then.
+            If the model lacks a parameter or a batch norm of the mean. Nothing has changed then.
 
         Warns
         -----
         UserWarning
             If the model has batch norm whose statistics were not computed by `update_bn`.
         """
+        into = self._model if model is None else unwrap(model)
+        if self._applied and into is self._model:
+            raise RuntimeError(
+                "`copy_to` must come outside of `applied`, after which the model has its own "
+                "weights again"
+            )
         self._say_batch_norm()
-        self._write(self._model if model is None else unwrap(model))
+        self._write(into)
 
     def update_bn(self, loader: Iterable[Any], device: torch.device | None = None) -> None:
         """Compute the statistics of batch norm that belong to the mean, in one pass over data.
@@ -277,6 +296,7 @@ class AveragedWeights:
         if self._applied:
             raise RuntimeError("`applied` must not be nested: the model has the mean already")
         parameters = dict(self._model.named_parameters())
+        _check_names(self._mean, parameters)
         with torch.no_grad():
             own = {name: _local(parameters[name]).clone() for name in self._mean}
             statistics = {name: x.clone() for name, x in _batch_norm(self._model).items()}
@@ -294,13 +314,13 @@ class AveragedWeights:
 
     @torch.no_grad()
     def _write(self, model: nn.Module) -> None:
-        parameters = dict(model.named_parameters())
+        parameters, buffers = dict(model.named_parameters()), _batch_norm(model)
         _check_names(self._mean, parameters)
+        _check_names(self._statistics, buffers)
         for name, mean in self._mean.items():
             _local(parameters[name]).copy_(_local(mean))
-        if self._statistics:
-            for name, buffer in _batch_norm(model).items():
-                buffer.copy_(self._statistics[name])
+        for name, statistic in self._statistics.items():
+            buffers[name].copy_(statistic)
 
     def _say_batch_norm(self) -> None:
         if self._mean and not self._statistics and self.has_batch_norm:
@@ -311,13 +331,8 @@ class AveragedWeights:
             )
 
 
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return the parameters that are averaged; tied ones have one name."""
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if parameter.requires_grad and parameter.is_floating_point()
-    }
+def _is_trained(parameter: torch.Tensor) -> bool:
+    return parameter.requires_grad and parameter.is_floating_point()
 
 
 def _batch_norm(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -391,6 +406,6 @@ def _check_names(mean: Mapping[str, Any], parameters: Mapping[str, torch.Tensor]
     ]
     if lacking:
         raise ValueError(
-            f"`model` must have the parameters of the mean, got none for {', '.join(lacking[:3])}; "
+            f"`model` must have the parameters and buffers of the mean, got none for {', '.join(lacking[:3])}; "
             "usual cause: another model, or a wrapper that changes names"
         )

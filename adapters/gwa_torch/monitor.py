@@ -295,7 +295,7 @@ class GWAMonitor:
             targets=flat.to(logits.device).fitting(logits),
             logits=logits,
             weight=forward.weight,
-            weight_norm=torch.as_tensor(forward.weight_norm),
+            weight_norm=forward.weight_norm,
             bias=forward.bias,
             loss=self.options.loss,
             label_smoothing=self.options.label_smoothing,

@@ -66,6 +66,7 @@ def average_checkpoints(
     power: float = 10.0,
     warmup: float = 0.1,
     signal: str = "separation",
+    total_steps: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> AveragedCheckpoints:
     r"""Write the mean of the checkpoints of a finished run, each epoch with its share.
@@ -88,6 +89,9 @@ def average_checkpoints(
         A fraction of all epochs in [0, 1), default 0.1, or a number of epochs, which do not count.
     signal : str
         The column of the run that is s, default "separation"; larger is better.
+    total_steps : int, optional
+        Number of epochs that the run was meant to have, of which the warm-up is a fraction; default
+        those that it has. A run that was stopped early had its warm-up by the longer plan.
     progress : callable, optional
         Called as ``progress(done, total)`` with the number of elements written.
 
@@ -155,7 +159,9 @@ def average_checkpoints(
         raise FeaturesError(f"{run}: the run has no finished epoch yet")
     files = _files(checkpoints, [summary for summary, _ in rows])
     records = [EpochRecord(summary=s, source="online", metrics=m) for s, m in rows]
-    shares = shares_of(observed(records), power=power, warmup=warmup, signal=signal)
+    shares = shares_of(
+        observed(records), power=power, warmup=warmup, signal=signal, total_steps=total_steps
+    )
     if not shares.any():
         raise FeaturesError(
             f"{run}: no epoch counts: {signal} is above 0 in none of the {len(rows)} epochs after "

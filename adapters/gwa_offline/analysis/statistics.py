@@ -50,14 +50,16 @@ def shares_of(
     power: float = 10.0,
     warmup: float = 0.1,
     signal: str = "separation",
+    total_steps: int | None = None,
 ) -> NDArray[np.float64]:
     """Return the (T,) shares of the epochs in the average of the weights; zeros where none counts."""
-    average = EpochAverage(power, warmup, total_steps=len(rows), signal=signal)
+    total = len(rows) if total_steps is None else total_steps
+    average = EpochAverage(power, warmup, total_steps=total, signal=signal)
     for row in rows:
         average.share(row)
     if not average.counted:  # the mean would be the weights of the last epoch
         return np.zeros(len(rows))
-    return average_shares(rows, power, warmup, signal=signal)
+    return average_shares(rows, power, warmup, total_steps=total, signal=signal)
 
 
 def histograms_of(

@@ -168,12 +168,17 @@ def average(
     signal: Annotated[str, typer.Option(help="A column of epochs.jsonl, larger is better.")] = (
         "separation"
     ),
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="Planned epochs of a run that was stopped early, for the warm-up."),
+    ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Average the checkpoints of a run, each epoch with its share."""
     terminal = Terminal(json=json, quiet=quiet)
     options: dict[str, Any] = {"power": power, "warmup": warmup, "signal": signal}
+    options["total_steps"] = epochs
     with terminal.progress(f"averaging into {out}") as progress:
         found = average_checkpoints(run, checkpoints, out, progress=progress, **options)
     terminal.averaged(found)

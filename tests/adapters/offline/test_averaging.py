@@ -98,6 +98,15 @@ def test_it_is_the_running_mean(tmp_path):
     np.testing.assert_allclose(in_numpy.load_file(out)["body.weight"], mean, rtol=1e-6)
 
 
+def test_a_run_that_was_stopped_early_has_the_warm_up_of_its_plan(tmp_path):
+    run, pattern = make_run(tmp_path / "run"), save_all(tmp_path)
+    shares = average_shares(history(run), total_steps=30)
+    found = average_checkpoints(run.path, pattern, tmp_path / "mean.safetensors", total_steps=30)
+    assert found.epochs == tuple(np.flatnonzero(shares))
+    assert found.epochs[0] == 3
+    np.testing.assert_allclose(found.shares, shares[shares > 0], rtol=1e-15)
+
+
 def test_a_model_of_pytorch_in_bfloat16_with_its_metadata(tmp_path):
     run, models = make_run(tmp_path), []
     for epoch in range(EPOCHS):

@@ -112,6 +112,9 @@ def test_own_weights_come_back_after_an_error():
             averaged.update(HISTORY[0])
         with pytest.raises(RuntimeError, match="must not be nested"), averaged.applied():
             pass
+        with pytest.raises(RuntimeError, match="`copy_to` must come outside of `applied`"):
+            averaged.copy_to()
+        averaged.copy_to(network())
     assert averaged.average.step == len(HISTORY)
     assert same(weights(model), own)
 
@@ -171,6 +174,20 @@ def test_tied_and_frozen_weights():
     before = model.frozen.weight.detach().clone()
     averaged.update(HISTORY[0])
     assert torch.equal(averaged.state_dict()["mean"]["frozen.weight"], before)
+
+
+def test_what_is_frozen_later_stays_in_the_mean():
+    model = network()
+    averaged = AveragedWeights(model)
+    kept = train(model, averaged.update, HISTORY[:3])
+    model[0].requires_grad_(False)
+    kept += train(model, averaged.update, HISTORY[3:5])
+    # All of it, as where only a head outside of the model goes on.
+    model.requires_grad_(False)
+    averaged.update(HISTORY[5])
+    kept.append({name: p.detach().clone() for name, p in model.named_parameters()})
+    with averaged.applied():
+        close(model, mean_of(kept))
 
 
 def test_of_a_model_with_lora_the_adapters_are_averaged():
@@ -262,12 +279,38 @@ def test_what_cannot_be_averaged_is_refused():
     averaged.update(HISTORY[0])
     with pytest.raises(ValueError, match=r"got none for 2.weight \(3, 5\), 2.bias \(3,\)"):
         averaged.copy_to(nn.Sequential(nn.Linear(6, 5)))
+    other = nn.Sequential(nn.Linear(6, 5), nn.Identity(), nn.Tanh(), nn.Linear(5, 3))
+    before = weights(other)
+    normed = AveragedWeights(network(norm=True))
+    normed.update(HISTORY[0])
+    normed.update_bn([torch.randn(4, 6)])
+    with pytest.raises(ValueError, match=r"got none for 1\.weight"):
+        normed.copy_to(other)
+    other[1] = nn.LayerNorm(5)
+    with pytest.raises(ValueError, match=r"got none for 1\.running_mean"):
+        normed.copy_to(other)
+    assert all(torch.equal(weights(other)[name], x) for name, x in before.items())
     with pytest.raises(ValueError, match="of version 1, got version None"):
         averaged.load_state_dict({})
     other = AveragedWeights(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="must have the parameters of the mean"):
+    with pytest.raises(ValueError, match="must have the parameters and buffers of the mean"):
         other.load_state_dict(averaged.state_dict())
     assert other.average.step == 0
+
+
+def test_a_parameter_that_changed_its_name_is_refused():
+    model = network()
+    averaged = AveragedWeights(model)
+    averaged.update(HISTORY[0])
+    nn.utils.parametrizations.weight_norm(model[0])
+    for call in (
+        averaged.copy_to,
+        lambda: averaged.update(HISTORY[1]),
+        averaged.applied().__enter__,
+    ):
+        with pytest.raises(ValueError, match=r"got none for 0\.weight"):
+            call()
+    assert averaged.average.step == 1
 
 
 def test_a_record_without_the_signal_changes_nothing():

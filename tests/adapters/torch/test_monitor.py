@@ -924,3 +924,19 @@ def test_a_criterion_of_tokens_has_the_classes_second():
     got = monitor.end_epoch()
     want = head_oracle(model, x, soft)
     assert_allclose([got.count, got.mean], [12, want.mean()], rtol=1e-5)
+
+
+@pytest.mark.parametrize("features", [8, 50, 300])
+def test_rows_that_wait_have_the_scores_of_rows_that_do_not(features):
+    # Which batches wait depends on where a run was resumed.
+    torch.manual_seed(0)
+    head = nn.Linear(features, 5)
+    x, y = torch.randn(64, features), torch.randint(5, (64,))
+    waiting = GWAMonitor(head, 64, residual="formula")
+    at_once = GWAMonitor(head, 64, residual="formula", signals="margin")
+    for ids in torch.arange(64).split(16):
+        head(x[ids])
+        waiting.update(y[ids], ids)
+        at_once.update(y[ids], ids)
+    assert waiting.end_epoch() == at_once.end_epoch()
+    assert torch.equal(waiting.scores, at_once.scores)

@@ -223,9 +223,6 @@ class Capture:
         matrix = head_weight(module)
         latents = rows_last(whole((args[0] if args else kwargs["input"]).detach()), module)
         norm, bias = frobenius_norm(matrix), cast("Any", module.bias)
-        norms = None
-        if not (compiling or self.tapping or self.sketch is not None):
-            norms = host_norms(matrix, latents, output.detach())
         # The optimiser's step writes into the parameters.
         bias = None if bias is None else whole(bias.detach()).clone()
         weight = None if self.sketch is None else whole(matrix).clone()
@@ -234,6 +231,8 @@ class Capture:
         if differentiable and compiling:
             passed, tap = self._tap_compiled(module, output, latents, norm, bias)
         logits = rows_last(whole(passed.detach()), module)
+        waits = not (compiling or self.tapping or self.sketch is not None)
+        norms = host_norms(matrix, latents, logits) if waits else None
         # To gather a gradient of tensor parallelism takes all ranks, which must do so in all passes.
         alone = type(output) is torch.Tensor or self.always
         if differentiable and not compiling and self.tapping and alone:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -12,8 +13,10 @@ from torch import nn
 
 from gwa_core import MaxSeparation, Rule
 from gwa_torch._keep import Average, check_keep, refuse_shards
+from gwa_torch._loaders import from_the_start
+from gwa_torch._methods import Methods
 
-__all__ = ["Keep", "begin_average", "choose", "end_average"]
+__all__ = ["Keep", "begin_average", "choose", "end_average", "ends_first"]
 
 AVERAGE_NAME = "gwa-average"
 
@@ -87,9 +90,33 @@ def end_average(average: Average, trainer: Any, loader: Iterable[Any], batches: 
     return folder
 
 
+@contextlib.contextmanager
+def ends_first(trainer: Any, callback: Any) -> Iterator[None]:
+    """Have a callback come first at the end of a training: trackers then save what it leaves."""
+    handler = trainer.callback_handler
+
+    def end(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
+        # Only there: during a training the trainer's own callbacks must come first.
+        place = handler.callbacks.index(callback)
+        handler.callbacks.insert(0, handler.callbacks.pop(place))
+        try:
+            return call(*args, **more)
+        finally:
+            handler.callbacks.remove(callback)
+            handler.callbacks.insert(place, callback)
+
+    methods = Methods(handler)
+    methods.wrap("on_train_end", end)
+    try:
+        yield
+    finally:
+        methods.restore()
+
+
 def _passes(trainer: Any, loader: Iterable[Any], batches: int) -> Iterator[Any]:
     """Make a pass for each batch, as the training does."""
-    for inputs in itertools.islice(loader, batches):
-        with trainer.compute_loss_context_manager():
-            loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(inputs))
-        yield loss
+    with from_the_start([loader]):
+        for inputs in itertools.islice(loader, batches):
+            with trainer.compute_loss_context_manager():
+                loss = trainer.compute_loss(trainer.model, trainer._prepare_inputs(inputs))
+            yield loss

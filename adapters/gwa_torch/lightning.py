@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from gwa_core import EarlyStopper, EpochSummary, MaxSeparation, Rule
+from gwa_core import EpochSummary, MaxSeparation, Rule
 from gwa_torch._keep import Keep
 from gwa_torch._labels import SeenLabels
 from gwa_torch._trainers import (
@@ -29,7 +29,7 @@ try:
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
     from gwa_torch import _lightning
-    from gwa_torch._lightning_keep import Kept
+    from gwa_torch._lightning_keep import Kept, say_torn, say_unseen
 except ImportError as error:
     raise ImportError("`gwa_torch.lightning` needs Lightning; pip install lightning") from error
 
@@ -145,8 +145,6 @@ class GWACallback(Watched, Callback):
         self._head, self._targets, self._ids = head, targets, ids
         # By itself, so that parsers of configuration files see where the options go.
         self._options = options
-        self.monitor: GWAMonitor | None = None
-        self.stopper: EarlyStopper | None = None
         self._kept = Kept(keep, dirpath)
         self._stage: str | None = None
         self._fitting = False
@@ -279,11 +277,19 @@ class GWACallback(Watched, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that the rule had its metric, and give the model what it is to keep."""
         if self.stopper is not None and self.history and self._reads_log and not self._came:
-            rank_zero_warn(
-                f"the rule watches {self.stopper.rule.signal!r}, which no validation has logged; usual "
-                "cause: `check_val_every_n_epoch` is larger than the number of epochs"
-            )
+            say_unseen(self.stopper.rule.signal)
+        # A batch may have been begun that was left out.
+        self._pause()
         self._kept.end(trainer, pl_module, self.best_epoch)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Do the same for a run that was resumed at its end, of which Lightning calls no other hook."""
+        if not self._kept.ended and (self.history or self._open is not None):
+            with self._kept.late(trainer, pl_module):
+                if self._open is not None:
+                    self._came = True  # a metric that the steps logged is lost: no reason to raise
+                    self._end_epoch(trainer, pl_module, self._open)
+                self._kept.end(trainer, pl_module, self.best_epoch, late=True)
 
     def teardown(self, *args: Any, **kwargs: Any) -> None:
         """Remove the hook; history and scores stay."""
@@ -309,11 +315,7 @@ class GWACallback(Watched, Callback):
         state = self.monitor.state_dict()
         if state["world"] > 1 and not self._fitting and state["epoch"] is not None:
             # A rank that failed must not wait for others that may not come.
-            rank_zero_warn(
-                "A checkpoint of an interrupted run on several processes is without the scores of "
-                "the epoch in progress; resumed, that epoch has its remaining batches alone and "
-                "counts as cut short"
-            )
+            say_torn()
             state["epoch"] = None
         return {
             "monitor": state,

@@ -6,6 +6,7 @@ The labels are taken on their way to the loss, and the loss is left as it is: th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import warnings
@@ -31,7 +32,13 @@ try:
 
     from gwa_torch._checkpoints import checkpoint_beside, load_renamed, read_state, write_state
     from gwa_torch._transformers import Tap, check_run, head_of, length_of, loss_of
-    from gwa_torch._transformers_keep import Keep, begin_average, choose, end_average
+    from gwa_torch._transformers_keep import (
+        Keep,
+        begin_average,
+        choose,
+        end_average,
+        ends_first,
+    )
     from gwa_torch._transformers_log import is_coming, new_logs, show_scores
     from gwa_torch._transformers_place import Place
 except ImportError as error:
@@ -205,8 +212,10 @@ class GWACallback(Watched, TrainerCallback):
         # The trainer itself then loads the checkpoint that its state calls the best.
         own.load_best_model_at_end = before or self.keep == "best"
         self._tap.attach()
+        average = self.keep == "average"
         try:
-            return train(resume_from_checkpoint, *args, **more)
+            with ends_first(self.trainer, self) if average else contextlib.nullcontext():
+                return train(resume_from_checkpoint, *args, **more)
         finally:
             own.load_best_model_at_end = before
             self._tap.detach()

@@ -23,6 +23,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 from torch.utils.data import DataLoader, DistributedSampler, IterableDataset
+from torchmetrics import MeanMetric
 
 import gwa_core
 import gwa_torch
@@ -275,7 +276,7 @@ def test_a_rule_stops_and_keeps_the_best_epoch(tmp_path):
     assert len(callback.history) == expected.step + 1 + rule.patience < EPOCHS
     assert (callback.best_epoch, callback.stopping_reason) == (expected.step, expected.reason)
     assert "no improvement in 3 steps" in callback.stopping_reason
-    best = tmp_path / "checkpoints" / f"gwa-best-epoch={callback.best_epoch}.ckpt"
+    best = tmp_path / "none" / f"gwa-best-epoch={callback.best_epoch}.ckpt"
     assert callback.best_model_path == str(best)
     assert list(best.parent.iterdir()) == [best]
     same_weights(best, weights.epochs[callback.best_epoch])
@@ -1183,7 +1184,7 @@ def test_a_trainer_of_pytorch_lightning(tmp_path):
     assert Path(callback.best_model_path).exists()
 
 
-def averaging(folder, *callbacks, model=Net, fit=None, keep="average", **options):
+def averaging(folder, *callbacks, model=Net, fit=None, keep="average", first=None, **options):
     """Train for six epochs; return callback, model, and the weights at the end of each epoch."""
     weights, made = Weights(), model()
     if keep is not None:
@@ -1194,7 +1195,8 @@ def averaging(folder, *callbacks, model=Net, fit=None, keep="average", **options
         callbacks = *callbacks, ModelCheckpoint(folder / "none", save_top_k=0)
     own = {"max_epochs": 6} | (fit or {})
     ckpt_path = own.pop("ckpt_path", None)
-    trainer(folder, callback, weights, *callbacks, **own).fit(made, Loader(), ckpt_path=ckpt_path)
+    callbacks = [*([first] if first else []), callback, weights, *callbacks]
+    trainer(folder, *callbacks, **own).fit(made, Loader(), ckpt_path=ckpt_path)
     return callback, made, weights.epochs
 
 
@@ -1285,7 +1287,7 @@ def test_a_checkpoint_without_the_average_begins_it_there(tmp_path):
     with pytest.raises(RuntimeError, match="killed"):
         averaging(tmp_path, checkpoint, Kill(25), keep=None)
     last = tmp_path / "saved" / "last.ckpt"
-    with pytest.warns(UserWarning, match="the average begins with the next epoch"):
+    with pytest.warns(UserWarning, match="the average begins now, with a warm-up of 0 epochs"):
         callback, model, epochs = averaging(tmp_path, checkpoint, fit={"ckpt_path": last})
     close(model.state_dict(), mean_of(epochs, callback.history[2:], epochs[0], warmup=0))
 
@@ -1334,13 +1336,10 @@ def test_batch_norm_has_the_statistics_of_the_average(tmp_path):
 @frozen
 def test_a_pass_for_batch_norm_that_fails_is_said(tmp_path):
     class Unable(Normed):
-        def forward(self, x, only_in_steps=False):
-            if not only_in_steps:
-                raise TypeError("what is this")
-            return super().forward(x)
-
         def training_step(self, batch, batch_idx):
-            return F.cross_entropy(self(batch[0], only_in_steps=True), batch[1])
+            if not torch.is_grad_enabled():
+                raise TypeError("what is this")
+            return super().training_step(batch, batch_idx)
 
     with pytest.warns(UserWarning, match=r"failed: TypeError: what is this; call .*update_bn"):
         callback, model, epochs = averaging(tmp_path, model=Unable)
@@ -1348,10 +1347,202 @@ def test_a_pass_for_batch_norm_that_fails_is_said(tmp_path):
     norm = model.body[2]
     assert torch.equal(norm.running_mean, epochs[-1]["body.2.running_mean"])
     # As the sentence says.
-    model.forward = functools.partial(model.forward, only_in_steps=True)
     callback.averaged.update_bn(Loader())
     callback.averaged.copy_to()
     assert not torch.equal(norm.running_mean, epochs[-1]["body.2.running_mean"])
+
+
+class Prepared(Normed):
+    """Inputs that are not those of the loader, and all that a training step may change."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = MeanMetric()
+        self.teacher = nn.Linear(64, 24).requires_grad_(requires_grad=False)
+        self.register_buffer("queue", torch.zeros(24))
+
+    def on_before_batch_transfer(self, batch, dataloader_idx):
+        x, *rest = batch
+        return (x * 5 + 1, *rest)
+
+    def on_after_batch_transfer(self, batch, dataloader_idx):
+        x, *rest = batch
+        return (x * 3, *rest)
+
+    def prepare(self, x):
+        return x - 2
+
+    def training_step(self, batch, batch_idx):
+        assert batch_idx < STEPS
+        self.teacher.weight.mul_(0.9).add_(self.body[1].weight.detach(), alpha=0.1)
+        self.queue = self.queue + 1
+        self.seen(batch[1].float())
+        self.log("y", self.seen)
+        self.log_dict({"count": float(len(batch[1]))})
+        return super().training_step((self.prepare(batch[0]), *batch[1:]), batch_idx)
+
+
+class ByHandPrepared(Prepared):
+    """Where the step itself moves the weights, `forward` gets the first item."""
+
+    def __init__(self):
+        super().__init__()
+        self.automatic_optimization = False
+
+    def forward(self, x):
+        return super().forward(self.prepare(x))
+
+    def training_step(self, batch, batch_idx):
+        self.optimizers().zero_grad()
+        self.manual_backward(F.cross_entropy(self(batch[0]), batch[1]))
+        self.optimizers().step()
+
+
+@frozen
+@pytest.mark.parametrize("model", [Prepared, ByHandPrepared])
+def test_batch_norm_sees_what_it_saw_in_the_training(model, tmp_path):
+    ends = []
+
+    class Ends(L.Callback):
+        def on_train_end(self, trainer, pl_module):
+            ends.append(dict(trainer.logged_metrics))
+
+        on_fit_end = on_train_end
+
+    callback, model, epochs = averaging(tmp_path, Ends(), model=model)
+    first, layer, norm = model.body[:3]
+    with torch.no_grad():
+        z = [layer(first(model.prepare((batch[0] * 5 + 1) * 3))) for batch in Loader()]
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x in z]).mean(0))
+    # Nothing else is changed by the pass: weights without a gradient, buffers, metrics, the log.
+    for name in ("teacher.weight", "queue"):
+        assert torch.equal(model.state_dict()[name], epochs[-1][name])
+    assert not model.seen.update_called
+    assert "log" not in vars(model)
+    assert ends[0] == ends[1]
+    # The passes have no scores.
+    assert [summary.count for summary in callback.history] == [ROWS] * 6
+    assert not callback.monitor._capture.waiting
+
+
+@frozen
+def test_batch_norm_under_several_loaders(tmp_path):
+    class Several(Normed):
+        def training_step(self, batch, batch_idx):
+            return super().training_step(batch["one"], batch_idx)
+
+    pick, model = (lambda batch: batch["one"][1]), Several()
+    callback = GWACallback("head", keep="average", targets=pick)
+    loaders = {"one": Loader(), "other": Loader(rows=SIZE)}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*statistics of batch norm")
+        trainer(tmp_path, callback, max_epochs=3).fit(model, loaders)
+    first, layer, norm = model.body[:3]
+    with torch.no_grad():
+        z = torch.cat([layer(first(batch[0])) for batch in Loader()])
+    torch.testing.assert_close(norm.running_mean, z.mean(0))
+
+
+@frozen
+@pytest.mark.filterwarnings("ignore:the training loader has no length:UserWarning")
+def test_an_endless_loader_has_as_many_batches_for_batch_norm_as_for_the_training(tmp_path):
+    read = []
+
+    class Counted(Endless):
+        def __iter__(self):
+            for batch in super().__iter__():
+                read.append(1)
+                assert len(read) < 99
+                yield batch
+
+    callback = GWACallback("head", keep="average")
+    loader = DataLoader(Counted(), batch_size=None)
+    trainer(tmp_path, callback, max_epochs=1, max_steps=STEPS).fit(model := Normed(), loader)
+    # Lightning reads one ahead.
+    assert len(read) == 2 * STEPS + 1
+    first, layer, norm = model.body[:3]
+    with torch.no_grad():
+        z = torch.cat([layer(first(batch[0])) for batch in Loader()])
+    torch.testing.assert_close(norm.running_mean, z.mean(0))
+
+
+@frozen
+def test_the_generator_of_a_loader_is_left_as_it_was(tmp_path):
+    x, y, ids = digits()
+    states = []
+    for folder, keep in (("a", None), ("b", "average")):
+        generator = torch.Generator().manual_seed(3)
+        data = torch.utils.data.TensorDataset(x, y, ids)
+        loader = DataLoader(data, SIZE, shuffle=True, generator=generator)
+        callback = GWACallback("head", ROWS, keep=keep)
+        trainer(tmp_path / folder, callback, max_epochs=2).fit(Normed(), loader)
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+
+
+class KillAtEnd(L.Callback):
+    def on_train_end(self, trainer, pl_module):
+        raise RuntimeError("killed")
+
+
+@frozen
+@pytest.mark.parametrize(
+    ("fit", "save"),
+    [
+        ({}, {"save_on_train_epoch_end": True}),
+        ({}, {"every_n_train_steps": STEPS}),
+        ({"max_epochs": -1, "max_steps": 6 * STEPS}, {"save_on_train_epoch_end": True}),
+        # Saved before the end of the epoch, which Lightning does not end any more.
+        ({"max_epochs": -1, "max_steps": 6 * STEPS}, {"every_n_train_steps": STEPS}),
+    ],
+)
+@pytest.mark.parametrize("keep", ["average", "best"])
+def test_a_run_that_was_killed_at_its_very_end_has_what_is_kept(keep, fit, save, tmp_path):
+    options = {"model": Normed, "keep": keep, "rule": MaxSeparation(warmup=1)}
+    whole, wanted, _ = averaging(tmp_path / "whole", fit=fit, **options)
+    checkpoint = ModelCheckpoint(tmp_path / "saved", "{step}", save_last=True, **save)
+    with pytest.raises(RuntimeError, match="killed"):
+        # First in the list: the training is killed before the average is there.
+        averaging(tmp_path, checkpoint, first=KillAtEnd(), fit=fit, **options)
+    assert not list(tmp_path.glob("best/gwa-average*"))
+    last = {"ckpt_path": tmp_path / "saved" / "last.ckpt"}
+    resumed, model, _ = averaging(tmp_path, checkpoint, fit=fit | last, **options)
+    assert resumed.history == whole.history
+    for name, x in model.state_dict().items():
+        assert torch.equal(x, wanted.state_dict()[name]), name
+    if keep == "average":
+        assert Path(resumed.averaged_model_path).name == "gwa-average.ckpt"
+        saved = torch.load(resumed.averaged_model_path)["state_dict"]
+        assert all(torch.equal(x, saved[name]) for name, x in model.state_dict().items())
+    assert "log_dict" not in vars(model)
+    assert model.training
+
+
+@pytest.mark.filterwarnings("ignore:You defined a .validation_step. but have no:UserWarning")
+def test_a_metric_that_is_lost_with_the_end_of_a_run_leaves_its_epoch_out(tmp_path):
+    fit = {"max_epochs": -1, "max_steps": 2 * STEPS}
+    rule = BestMetric(metric="loss_epoch", mode="max", warmup=0)
+    callback = functools.partial(GWACallback, "head", ROWS, rule=rule)
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, every_n_train_steps=STEPS)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer(tmp_path, KillAtEnd(), callback(), checkpoint, **fit).fit(Logged(), Loader())
+    resumed = callback()
+    trainer(tmp_path, resumed, checkpoint, **fit).fit(
+        Logged(), Loader(), ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert (len(resumed.history), resumed.best_epoch) == (2, 0)
+
+
+def test_what_is_kept_is_beside_the_checkpoints(tmp_path):
+    for keep in ("average", "best"):
+        folder = tmp_path / keep / "saved"
+        rule = BestMetric(metric="gwa_standard_error", warmup=0)
+        callback = GWACallback("head", ROWS, keep=keep, rule=rule)
+        checkpoint = ModelCheckpoint(folder, save_last=True)
+        trainer(tmp_path / keep, callback, checkpoint, max_epochs=2).fit(Net(), Loader())
+        kept = Path(callback.averaged_model_path or callback.best_model_path)
+        assert kept.parent == folder
+        assert {"last.ckpt", kept.name} <= {path.name for path in folder.iterdir()}
 
 
 def test_the_model_ends_with_its_best_epoch(tmp_path):

@@ -21,7 +21,7 @@ from models import oracle
 from numpy.testing import assert_allclose
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     BertConfig,
     BertForMaskedLM,
@@ -1392,7 +1392,7 @@ def test_a_checkpoint_without_the_average_begins_it_there(tmp_path):
     weights = Weights()
     trainer = make(tmp_path, callbacks=[weights], num_train_epochs=5)
     gwa = watch(trainer, keep="average")
-    with pytest.warns(UserWarning, match="the average begins with the next epoch"):
+    with pytest.warns(UserWarning, match="the average begins now, with a warm-up of 0 epochs"):
         trainer.train(resume_from_checkpoint=True)
     state, names = trainer.model.state_dict(), names_of(trainer.model)
     close_to_mean(state, weights.kept, gwa.history[2:], names, total_steps=5)
@@ -1401,9 +1401,16 @@ def test_a_checkpoint_without_the_average_begins_it_there(tmp_path):
 class Normed(Own):
     def __init__(self):
         super().__init__()
-        self.norm, self.frozen = nn.BatchNorm1d(8), nn.BatchNorm1d(8)
-        self.frozen.requires_grad_(requires_grad=False)
-        self.body = nn.Sequential(self.body, nn.Flatten(0, 1), self.frozen, self.norm)
+        norms = nn.BatchNorm1d(8).requires_grad_(requires_grad=False), nn.BatchNorm1d(8)
+        self.body = nn.Sequential(self.body, nn.Flatten(0, 1), *norms)
+
+    @property
+    def frozen(self):
+        return self.body[2]
+
+    @property
+    def norm(self):
+        return self.body[3]
 
     def train(self, mode=True):
         super().train(mode)
@@ -1439,6 +1446,62 @@ def test_batch_norm_has_the_statistics_of_the_average(tmp_path):
     assert_allclose(model.norm.running_mean, z.mean(0), rtol=1e-5, atol=1e-6)
     assert torch.equal(model.frozen.running_mean, torch.zeros(8))
     assert [summary.count for summary in gwa.history] == [ROWS] * 5
+
+
+@pytest.mark.parametrize("step", [3, 5 * STEPS])
+def test_a_resumed_run_ends_with_the_same_statistics_of_batch_norm(step, tmp_path):
+    def of(folder):
+        made = make(folder, num_train_epochs=5, save_strategy="steps", save_steps=1)
+        rows = [{k: row[k] for k in ("input_ids", "labels", "ids")} for row in Rows()]
+        torch.manual_seed(0)
+        trainer = Trainer(Normed(), made.args, train_dataset=rows)
+        return trainer, watch(trainer, ROWS, keep="average")
+
+    (whole, gwa), (resumed, again) = of(tmp_path / "a"), of(tmp_path / "b")
+    whole.train()
+    resumed.train(resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{step}"))
+    assert again.history == gwa.history
+    assert same(resumed.model.state_dict(), whole.model.state_dict())
+
+
+def test_the_generator_of_a_loader_is_left_as_it_was(tmp_path):
+    states = []
+    for keep in ("last", "average"):
+        generator = torch.Generator().manual_seed(3)
+
+        class Drawn(Trainer):
+            def get_train_dataloader(self, generator=generator):
+                rows = [{k: row[k] for k in ("input_ids", "labels")} for row in Rows()]
+                return DataLoader(rows, SIZE, shuffle=True, generator=generator)
+
+        made = make(tmp_path, num_train_epochs=2)
+        trainer = Drawn(Normed(), made.args, train_dataset=made.train_dataset)
+        watch(trainer, keep=keep)
+        trainer.train()
+        states.append(generator.get_state())
+    assert torch.equal(*states)
+
+
+def test_callbacks_see_the_average_at_the_end_of_the_training(tmp_path):
+    """Trackers that save the model then are in the list before anything that a user adds."""
+
+    class Tracker(TrainerCallback):
+        def on_train_end(self, args, state, control, model=None, **more):
+            self.saved = {name: x.clone() for name, x in model.state_dict().items()}
+
+    early, late = Tracker(), Tracker()
+    trainer = make(tmp_path, callbacks=[early], num_train_epochs=3)
+    gwa = watch(trainer, keep="average")
+    trainer.add_callback(late)
+    before = list(trainer.callback_handler.callbacks)
+    trainer.train()
+    assert not same(early.saved, make(tmp_path / "other").model.state_dict())
+    assert same(early.saved, trainer.model.state_dict())
+    assert same(late.saved, trainer.model.state_dict())
+    # In the training the order is that of the user.
+    assert trainer.callback_handler.callbacks == before
+    assert before.index(gwa) == len(before) - 2
+    assert "on_train_end" not in vars(trainer.callback_handler)
 
 
 def test_the_best_epoch_needs_no_rule_of_ones_own(tmp_path):

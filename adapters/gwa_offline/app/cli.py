@@ -170,7 +170,9 @@ def average(
     ),
     epochs: Annotated[
         int | None,
-        typer.Option(min=1, help="Planned epochs of a run that was stopped early, for the warm-up."),
+        typer.Option(
+            min=1, help="Planned epochs of a run that was stopped early, for the warm-up."
+        ),
     ] = None,
     json: JsonOption = False,
     quiet: QuietOption = False,

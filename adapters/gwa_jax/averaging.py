@@ -60,7 +60,7 @@ def average(mean: Tree | None, params: Tree, share: jax.Array | float) -> Tree:
     promoted dtype of both.
 
     Runs under jit, scan and vmap. The mean lies where the parameters lie, sharded as they are. A
-    step may donate `mean`. Statistics of batch norm are those of the last epoch: compute them from
+    step may donate `mean`. Statistics of batch norm stay at the last epoch: compute them from
     data with the mean in place.
 
     Cost: one copy of the parameters, and one pass over both a call. A training step costs nothing.

@@ -111,7 +111,7 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
         needs one folder, so leave it out inside a search. With `warm_start` a further ``fit`` goes
         on in the same folder.
     keep : {"best", "average"}
-        The weights to predict from: those of the best epoch, the default, or the mean of the
+        The weights to predict from: the weights of the best epoch, the default, or the mean of the
         weights at the ends of all epochs, see the notes. The rule stops the training in both.
     random_state : int, RandomState or None
         Of the shuffling, and of the seeds that `estimator` leaves unset.

@@ -19,7 +19,7 @@ from gwa_torch.averaging import AveragedWeights
 __all__ = ["Average", "Keep", "check_keep", "refuse_shards"]
 
 Keep: TypeAlias = Literal["average", "best"] | None
-"""Whether a model ends a training with the average of its weights, or with those of an epoch."""
+"""Whether a model ends a training with the average of its weights, or with one epoch's weights."""
 
 
 class Average:

@@ -50,11 +50,10 @@ class AveragedWeights:
     Notes
     -----
     Parameters that require a gradient are averaged: of a model with LoRA, the adapters. Tied weights
-    count once. A parameter that is unfrozen later joins with its value of that epoch, and one that is
-    frozen later stays in the mean. bfloat16 and
-    float16 are averaged in float32 and rounded once, in `applied` and `copy_to`. Sharded parameters
-    (FSDP2, tensor parallelism) are averaged where they lie, without communication. All ranks have
-    the same summaries, so they have the same shares.
+    count once. A parameter that is unfrozen later joins with its value at that epoch, and one that is
+    frozen later stays in the mean. bfloat16 and float16 are averaged in float32, and rounded once, in
+    `applied` and `copy_to`. Sharded parameters (FSDP2, tensor parallelism) are averaged on each rank,
+    without communication. All ranks have the same summaries, so they have the same shares.
 
     Buffers stay those of the model, as in `torch.optim.swa_utils.AveragedModel`. The statistics of
     batch norm belong to the weights of the last epoch: call `update_bn` before you use the average.
@@ -279,13 +278,13 @@ class AveragedWeights:
             raise ValueError(
                 f"`state` must be of version {STATE_VERSION}, got version {state.get('version')!r}"
             )
-        own = dict(self._model.named_parameters())
+        own, buffers = dict(self._model.named_parameters()), _batch_norm(self._model)
         _check_names(state["mean"], own)
+        _check_names(state["statistics"], buffers)
         self.average.load_state_dict(state["average"])
         self._mean = {name: _exact_copy(own[name]) for name in state["mean"]}
         for name, mean in self._mean.items():
             mean.copy_(state["mean"][name])
-        buffers = _batch_norm(self._model)
         self._statistics = {
             name: value.to(buffers[name].device, copy=True)
             for name, value in state["statistics"].items()

@@ -90,8 +90,8 @@ def average_checkpoints(
     signal : str
         The column of the run that is s, default "separation"; larger is better.
     total_steps : int, optional
-        Number of epochs that the run was meant to have, of which the warm-up is a fraction; default
-        those that it has. A run that was stopped early had its warm-up by the longer plan.
+        Planned number of epochs, of which the warm-up is a fraction; default the number of epochs in
+        the run. Give it for a run that was stopped early.
     progress : callable, optional
         Called as ``progress(done, total)`` with the number of elements written.
 
@@ -118,7 +118,7 @@ def average_checkpoints(
     The other shares are scaled to sum to one.
 
     Floating-point tensors are summed in float64 and rounded once, to the dtype of the checkpoints.
-    Integer and boolean tensors are those of the last epoch that counts, as are the metadata.
+    Integer and boolean tensors, and the metadata, come from the last epoch that counts.
     Means and variances of batch norm are averaged too, but do not belong to the averaged weights:
     compute them again with ``torch.optim.swa_utils.update_bn``.
 
@@ -276,7 +276,7 @@ def _mean(
     start: int,
     stop: int,
 ) -> NDArray[Any]:
-    """Return elements start..stop of the mean of a tensor; of integers, those of the last part."""
+    """Return elements start..stop of the mean of a tensor; integers come from the last part."""
     last = parts[-1][1]
     if last.dtype.kind != "f":
         return last.part(start, stop)

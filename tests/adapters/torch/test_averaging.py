@@ -290,6 +290,10 @@ def test_what_cannot_be_averaged_is_refused():
     with pytest.raises(ValueError, match=r"got none for 1\.running_mean"):
         normed.copy_to(other)
     assert all(torch.equal(weights(other)[name], x) for name, x in before.items())
+    plain = AveragedWeights(network())
+    lacking = {**plain.state_dict(), "statistics": normed.state_dict()["statistics"]}
+    with pytest.raises(ValueError, match=r"got none for 1\.running_mean"):
+        plain.load_state_dict(lacking)
     with pytest.raises(ValueError, match="of version 1, got version None"):
         averaged.load_state_dict({})
     other = AveragedWeights(nn.Linear(2, 2))

@@ -22,7 +22,7 @@ TOGETHER = 20
 # Inputs, hidden units, classes, batch, and steps of each way.
 NETWORKS = {
     "784-256-10, batch 128": (784, 256, 10, 128, 3000),
-    "3072-512-100, batch 256": (3072, 512, 100, 256, 300),
+    "3072-512-100, batch 256": (3072, 512, 100, 256, 1000),
 }
 
 

@@ -20,7 +20,7 @@ __all__ = ["HORIZONS", "Averages", "names"]
 #: Decay of the exponential means of the steps, by the column of their accuracy.
 HORIZONS = {"ema_99": 0.99, "ema_998": 0.998}
 #: Signals of the summary, their powers, and warm-ups of the means of the epochs.
-SIGNALS = ("separation", "bimodality", "gwa", "mean", "deviation", "spread")
+SIGNALS = ("separation", "bimodality", "gwa", "mean", "deviation", "spread", "both", "modes")
 POWERS = (1, 2, 5, 10, 20)
 WARMUPS = (0, 0.1, 0.2)
 #: Images whose statistics of batch norm belong to a mean.
@@ -92,6 +92,9 @@ class Averages:
                 "deviation": summary.variance**0.5,
                 # How far the two groups lie apart, in units of the score.
                 "spread": summary.separation * summary.variance**0.5,
+                "both": summary.separation * max(summary.gwa, 0.0),
+                # What label quality weighs epochs by.
+                "modes": 1 / (summary.kurtosis + 3 - summary.skewness**2),
             }
             for summary in history
         ]

@@ -16,6 +16,8 @@ __all__ = ["candidates", "keep"]
 
 #: The seed of the runs that the power and the warm-up were chosen on; other seeds report.
 CHOSEN_SEED = 0
+#: Networks that take a GPU, by what they see, and networks that a CPU can train.
+SIZES = ("large, images", "large, texts", "small")
 #: What `keep="average"` does.
 DEFAULT = "separation^10"
 
@@ -28,7 +30,7 @@ SHOWN = (
         "bimodality^5",
         "bimodality^10",
     ),
-    *("deviation^5", "deviation^10", "spread^5", "mean^5", "gwa^5"),
+    *("deviation^5", "deviation^10", "spread^5", "mean^5", "gwa^5", "both^5", "modes^10"),
     *("plain, warm-up 0", "plain, warm-up 0.1", "plain, warm-up 0.2"),
 )
 
@@ -49,15 +51,16 @@ def _epoch_of(criterion: str) -> Kept:
 
 #: What a run on all data keeps, by name.
 KEPT: dict[str, Kept] = {
-    "**mean of the epochs by separation^10** (`keep=\"average\"`)": _mean_of(DEFAULT),
-    "plain mean after the warm-up (SWA)": _mean_of("plain, warm-up 0.1"),
-    "exponential mean of the steps, 0.99, last": lambda run: column(run, "ema_99_test_accuracy")[-1],
-    "exponential mean of the steps, 0.998, last": lambda run: column(run, "ema_998_test_accuracy")[-1],
-    "the same at its best epoch by test accuracy": lambda run: column(run, "ema_998_test_accuracy").max(),
-    "epoch of largest separation (`keep=\"best\"`)": _epoch_of(SEPARATION),
-    "epoch of largest GWA": _epoch_of("GWA, the paper's rule"),
+    "**average** (separation^10)": _mean_of(DEFAULT),
+    "plain mean (SWA)": _mean_of("plain, warm-up 0.1"),
+    "EMA 0.99, last": lambda run: column(run, "ema_99_test_accuracy")[-1],
+    "EMA 0.998, last": lambda run: column(run, "ema_998_test_accuracy")[-1],
+    "EMA 0.998, best by test": lambda run: column(run, "ema_998_test_accuracy").max(),
+    "largest separation": _epoch_of(SEPARATION),
+    "largest GWA": _epoch_of("GWA, the paper's rule"),
     "last epoch": lambda run: column(run, "test_accuracy")[-1],
-}  # fmt: skip
+}
+HELD_OUT = "10 % validation"
 
 
 def _held_out(run: Result) -> float:
@@ -67,19 +70,19 @@ def _held_out(run: Result) -> float:
 
 
 def keep(results: list[Result]) -> str:
-    """Points above the best epoch by test accuracy, by what is kept, kind of errors and network."""
-    groups = _groups([r for r in results if r["settings"]["seed"] != CHOSEN_SEED])
-    rows = [
-        [name, *(_cell([_above(run, kept) for run, _ in runs]) for runs in groups.values())]
-        for name, kept in KEPT.items()
-    ]
-    held = "10 % validation, trained on 90 %: its exponential mean, 0.998"
-    rows.append(
-        [held, *(_cell([_gain(twin and _held_out(twin), run) for run, twin in runs])
-                 for runs in groups.values())]
-    )  # fmt: skip
-    heads = [f"{title}, {len(runs)} runs" for title, runs in groups.items()]
-    return markdown(["kept", *heads], rows) if groups else ""
+    """Points above the best epoch by test accuracy, by network, kind of errors and what is kept."""
+    reported = [r for r in results if "kept" in r and r["settings"]["seed"] != CHOSEN_SEED]
+    twins = {_key(run): run for run in reported if run["settings"]["percent"] == 90}
+    groups = _groups([run for run in reported if run["settings"]["percent"] == 100])
+    rows = []
+    for title, runs in groups.items():
+        cells = [_cell([_above(run, kept) for run in runs]) for kept in KEPT.values()]
+        found = [twins.get(_key(run)) for run in runs]
+        pairs = [(twin, run) for twin, run in zip(found, runs, strict=True) if twin]
+        held = [_gain(_held_out(twin), run) for twin, run in pairs]
+        some = f", {len(held)} of them" if len(held) < len(runs) else ""
+        rows.append([f"{title}, {len(runs)}", *cells, _cell(held) + (some if held else "")])
+    return markdown(["runs", *KEPT, HELD_OUT], rows) if groups else ""
 
 
 def candidates(results: list[Result]) -> str:
@@ -94,7 +97,7 @@ def candidates(results: list[Result]) -> str:
     columns = {
         f"{title}: {kind}, {len(some)} runs": some
         for title, runs in parts.items()
-        for kind in ("large, no asymmetric errors", "small, no asymmetric errors", "asymmetric")
+        for kind in (*(f"{size}, no asymmetric errors" for size in SIZES), "asymmetric")
         if (some := [run for run in runs if _coarse_kind(run) == kind])
     }
     rows = [
@@ -104,20 +107,14 @@ def candidates(results: list[Result]) -> str:
     return markdown(["mean of the epochs by", *columns], rows)
 
 
-def _groups(results: list[Result]) -> dict[str, list[tuple[Result, Result | None]]]:
-    """Return the runs on all data with their twins on 90 %, by network and kind of errors."""
-    kept = [run for run in results if "kept" in run]
-    twins = {_key(run): run for run in kept if run["settings"]["percent"] == 90}
-    found: dict[str, list[tuple[Result, Result | None]]] = {}
-    for size in ("large", "small"):
-        for kind in ("right", "human", "symmetric", "asymmetric"):
-            runs = [
-                (run, twins.get(_key(run)))
-                for run in kept
-                if run["settings"]["percent"] == 100 and (_size(run), _kind(run)) == (size, kind)
-            ]
-            if runs:
-                found[f"{size}, {kind}"] = runs
+def _groups(runs: list[Result]) -> dict[str, list[Result]]:
+    """Return runs by network and kind of errors, and all of a network."""
+    found: dict[str, list[Result]] = {}
+    for size in SIZES:
+        for kind in ("right", "human", "symmetric", "asymmetric", "all"):
+            some = [run for run in runs if _size(run) == size and kind in (_kind(run), "all")]
+            if some:
+                found[f"{size}: {kind}"] = some
     return found
 
 
@@ -127,7 +124,9 @@ def _key(run: Result) -> tuple[Any, ...]:
 
 
 def _size(run: Result) -> str:
-    return "small" if run["settings"]["network"] in SMALL else "large"
+    if run["settings"]["network"] in SMALL:
+        return "small"
+    return "large, texts" if run["settings"]["data"] == "newsgroups" else "large, images"
 
 
 def _kind(run: Result) -> str:
@@ -153,7 +152,4 @@ def _gain(accuracy: float | None, run: Result) -> float | None:
 
 def _cell(gains: list[float | None]) -> str:
     known = [gain for gain in gains if gain is not None]
-    if not known:
-        return MISSING
-    some = "" if len(known) == len(gains) else f", {len(known)} runs"
-    return f"{np.mean(known):+.2f} ({min(known):+.2f}){some}"
+    return f"{np.mean(known):+.2f} ({min(known):+.2f})" if known else MISSING

@@ -212,12 +212,19 @@ def test_what_is_kept_is_compared_with_the_best_epoch_on_runs_of_no_choice():
         made(test_accuracy=falling, epochs=4),
     ]
     cells = rows_of(keep.keep(results))
-    assert cells["kept"] == ["large, human, 2 runs", "small, asymmetric, 1 runs"]
-    best = next(row for name, row in cells.items() if "separation^10" in name)
-    assert best == ["+0.50 (-1.00)", "-18.00 (-18.00)"]
-    assert cells["last epoch"][0] == "-8.00 (-8.00)"
-    held = next(row for name, row in cells.items() if "validation" in name)
-    assert held == ["-2.00 (-2.00), 1 runs", MISSING]
+    assert list(cells)[2:] == [
+        "large, images: human, 2",
+        "large, images: all, 2",
+        "small: asymmetric, 1",
+        "small: all, 1",
+    ]
+    human = dict(zip(cells["runs"], cells["large, images: human, 2"], strict=True))
+    assert human["**average** (separation^10)"] == "+0.50 (-1.00)"
+    assert human["last epoch"] == "-8.00 (-8.00)"
+    assert human["10 % validation"] == "-2.00 (-2.00), 1 of them"
+    small = dict(zip(cells["runs"], cells["small: asymmetric, 1"], strict=True))
+    assert small["**average** (separation^10)"] == "-18.00 (-18.00)"
+    assert small["10 % validation"] == MISSING
     every = rows_of(keep.candidates(results))
     assert every["separation^10"] == ["-48.00 (-48.00)", "+0.50 (-1.00)", "-18.00 (-18.00)"]
     assert keep.keep([]) == keep.candidates([]) == ""

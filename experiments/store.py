@@ -37,6 +37,7 @@ Result = dict[str, Any]
 
 #: Of a summary what does not follow from other columns; every epoch here is whole.
 SUMMARY = tuple(name for name in EpochSummary._fields if name not in ("separation", "expected"))
+ACCURACIES = ("test_accuracy", "validation_accuracy")
 #: The columns that a table or a figure reads. The run folder has all that was measured.
 COLUMNS = frozenset(
     (
@@ -56,6 +57,8 @@ COLUMNS = frozenset(
         ),
     )
 )
+#: Those of a run that keeps averages.
+OF_AVERAGES = frozenset((*SUMMARY, *(x for x in COLUMNS if x.endswith(ACCURACIES))))
 
 
 def append(folder: Path, result: Mapping[str, Any]) -> None:
@@ -75,10 +78,11 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {field.name: field.default for field in fields(Settings)}
     settings = {k: v for k, v in result["settings"].items() if v != defaults[k]}
+    read_by_tables = OF_AVERAGES if result["settings"].get("averages") else COLUMNS
     columns = {
         name: values[0] if all(x == values[0] for x in values) else values
         for name, values in result["epochs"].items()
-        if name in COLUMNS
+        if name in read_by_tables
     }
     # NaN is not JSON, but Python reads and writes it.
     line = json.dumps({**result, "settings": settings, "epochs": columns}, separators=(",", ":"))

@@ -39,8 +39,10 @@ from gwa_offline.readers import Block, Epoch, Features, Source, open_features
 
 __all__ = ["analyse"]
 
-# Rows read at once: enough for a fast matrix product, little memory for any D and C in use.
+# Rows read at once: enough for a fast matrix product, little memory for any D in use. With many
+# classes the logits of a block are larger than it, and bound it.
 BLOCK_ROWS = 2048
+BLOCK_LOGITS = 1 << 24
 
 
 def analyse(
@@ -243,7 +245,8 @@ class _Reader:
                 self.progress(self._done, max(total, self._done))
 
         with _one_blas_thread_a_worker() as workers, ThreadPoolExecutor(workers) as pool:
-            for block in features.blocks(BLOCK_ROWS):
+            rows = min(BLOCK_ROWS, max(BLOCK_LOGITS // features.num_classes, 1))
+            for block in features.blocks(rows):
                 waiting.append(pool.submit(work, block))
                 if len(waiting) > workers:
                     collect()

@@ -11,7 +11,11 @@ from typing import Any
 import numpy as np
 
 from gwa_offline.analysis.findings import Findings
+from gwa_offline.analysis.view import lowest_classes
 from gwa_offline.store import FeaturesError
+
+# Classes whose numbers at every epoch go into the JSON text.
+MAX_CLASSES = 1000
 
 __all__ = ["sample_columns", "to_json", "write_csv", "write_parquet"]
 
@@ -28,14 +32,21 @@ def to_json(report: Findings) -> str:
     -------
     str
         One object with the fields of `Report` and `best_epoch`, arrays as lists, nan as null.
+        `classes` are the class numbers that the columns of `class_gwa` and `class_mean` stand for:
+        all of them, or the 1,000 of lowest mean at the shown epoch where there are more.
 
     Notes
     -----
-    Cost: O(N + T). For many samples CSV and Parquet are smaller.
+    Cost: O(N + T + C). For many samples CSV and Parquet are smaller.
     """
     record = {
         name: getattr(report, name) for name in report.__dataclass_fields__ if name != "epochs"
     }
+    classes = np.arange(report.num_classes)
+    if report.num_classes > MAX_CLASSES:
+        classes = np.sort(lowest_classes(report, MAX_CLASSES))
+    record["classes"] = classes
+    record |= {name: record[name][:, classes] for name in ("class_gwa", "class_mean")}
     record |= {"best_epoch": report.best_epoch, "selection": report.selection._asdict()}
     return json.dumps(plain_values({**record, "epochs": epoch_rows(report)}), allow_nan=False)
 

@@ -21,6 +21,7 @@ from gwa_offline.analysis.view import (
     epoch_numbers,
     format_number,
     metric_names,
+    percent,
 )
 from gwa_offline.figures.images import Images, ImageSource, match_images
 from gwa_offline.figures.interactive import BARS, make_figures
@@ -124,7 +125,7 @@ def _render(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": format_number, "thumbnail": _thumbnail}
+    environment.filters |= {"number": format_number, "percent": percent, "thumbnail": _thumbnail}
     template = resources.files("gwa_offline.app").joinpath("report.html.jinja")
     shown = report.shown
     several = len(report.epochs) > 1
@@ -160,6 +161,8 @@ def _measure(value: float, error: float) -> str:
     if not (math.isfinite(error) and error > 0.0 and math.isfinite(value)):
         return format_number(value)
     decimals = max(0, 1 - math.floor(math.log10(error)))
+    if value:  # nothing but 0 looks like it
+        decimals = max(decimals, -math.floor(math.log10(abs(value))))
     return f"{value:.{decimals}f} ± {error:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 

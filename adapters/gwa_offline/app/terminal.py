@@ -19,13 +19,20 @@ from gwa_offline.analysis.averaging import AveragedCheckpoints
 from gwa_offline.analysis.comparison import Comparison
 from gwa_offline.analysis.export import plain_values
 from gwa_offline.analysis.results import Report
-from gwa_offline.analysis.view import average_sentence
+from gwa_offline.analysis.view import (
+    average_sentence,
+    lowest_classes,
+    percent,
+    significant,
+)
 from gwa_offline.app.demo import DemoResult
 
 __all__ = ["Terminal"]
 
 # Epochs in the table of a long run; the files hold all of them.
 SHOWN_EPOCHS = 12
+# Classes in the list of samples per class; the lowest ones where there are more.
+SHOWN_CLASSES = 40
 
 
 class Terminal:
@@ -93,12 +100,12 @@ class Terminal:
         rows = [
             [
                 str(record.summary.epoch) + (" *" if position == best else ""),
-                f"{record.summary.gwa:.4f}",
-                f"{record.summary.gwa_standard_error:.4f}",
-                f"{record.summary.mean:.4f}",
-                f"{record.summary.kurtosis:.2f}",
-                f"{record.summary.separation:.3f}",
-                f"{100 * record.summary.negative_fraction:.1f} %",
+                significant(record.summary.gwa),
+                significant(record.summary.gwa_standard_error, 2),
+                significant(record.summary.mean),
+                significant(record.summary.kurtosis, 2),
+                significant(record.summary.separation),
+                percent(record.summary.negative_fraction),
                 "yes" if record.summary.healthy else "NO",
             ]
             for position, record in enumerate(report.epochs)
@@ -115,7 +122,7 @@ class Terminal:
         else:
             self._line(
                 f"Keep epoch {report.best_epoch}: {report.selection.reason} "
-                f"({report.selection.value:.4g})."
+                f"({significant(report.selection.value, 4)})."
             )
         if (sentence := average_sentence(report)) is not None:
             self._line(sentence)
@@ -132,7 +139,7 @@ class Terminal:
     def averaged(self, found: AveragedCheckpoints) -> None:
         """Print the shares of the epochs, and where their average is."""
         parts = list(zip(found.epochs, found.shares, found.checkpoints, strict=True))
-        rows = [[str(epoch), f"{100 * share:.2f} %", str(file)] for epoch, share, file in parts]
+        rows = [[str(epoch), percent(share, 2), str(file)] for epoch, share, file in parts]
         if not self._plain:
             rows = [rows[i] for i in _spread(len(rows), int(found.shares.argmax()))]
         self._table("average of the weights", ["epoch", "share", "checkpoint"], rows)
@@ -149,13 +156,21 @@ class Terminal:
     def samples(self, report: Report, *, lowest: int, highest: int, per_class: bool) -> None:
         """Print the samples of lowest and highest label quality."""
         ids: list[int] = []
+        few = per_class and not self._json and report.num_classes > SHOWN_CLASSES
         for count, order in ((lowest, "lowest"), (highest, "highest")):
             if count:
                 found = report.rank(count, order=order, per_class=per_class)  # type: ignore[arg-type]
+                if few:
+                    found = found[lowest_classes(report, SHOWN_CLASSES)]
                 ids += [int(i) for i in found.ravel() if i >= 0]
         rows = [_sample(report, i) for i in ids]
         columns = ["id", "label", "model says", "label quality", "alignment"]
         self._table(f"{report.name}: samples to look at", columns, rows)
+        if few:
+            self._line(
+                f"These are of the {SHOWN_CLASSES} classes of lowest mean alignment, of "
+                f"{report.num_classes} classes; --json has all."
+            )
         names = ["id", "label", "prediction", "label_quality", "alignment"]
         values = [[i, *_facts(report, i)] for i in ids]
         self.json([dict(zip(names, row, strict=True)) for row in values])
@@ -166,10 +181,10 @@ class Terminal:
         rows = [
             [
                 row.name,
-                f"{row.max_mean:.4f}",
-                f"{row.max_gwa:.4f}",
+                significant(row.max_mean),
+                significant(row.max_gwa),
                 "-" if row.best_epoch is None else str(row.best_epoch),
-                "-" if row.metric is None else f"{row.metric:.4g}",
+                significant(row.metric, 4),
                 "yes" if row.memorising else "no",
             ]
             for row in comparison.rows
@@ -182,12 +197,13 @@ class Terminal:
             else:
                 self._line(
                     f"Largest mean alignment against {metric} over {len(rows)} runs: Pearson "
-                    f"{comparison.pearson:.3f}, Spearman {comparison.spearman:.3f}."
+                    f"{significant(comparison.pearson)}, Spearman "
+                    f"{significant(comparison.spearman)}."
                 )
 
         for run in dict.fromkeys(row.run for row in comparison.signals):
             shown = [
-                [row.signal, _number(row.pearson), _number(row.spearman)]
+                [row.signal, *(significant(x, sign="+") for x in (row.pearson, row.spearman))]
                 for row in comparison.signals
                 if row.run == run
             ]
@@ -206,16 +222,16 @@ class Terminal:
             f"Trained {last + 1} epochs on {report.num_samples} handwritten digits, "
             f"{result.flipped} of them with a wrong label ({result.seconds:.1f} s)."
         )
-        share = 100 * result.found / result.flipped
+        share = percent(result.found / result.flipped)
         lines = [
             "",
             f"Best epoch: {report.best_epoch} ({report.selection.reason}).",
-            f"  test accuracy there          {100 * result.best_accuracy:.1f} %",
-            f"  average of the weights       {100 * result.average_accuracy:.1f} %",
-            f"  highest, at epoch {result.highest_epoch:<11d}{100 * result.highest_accuracy:.1f} %",
-            f"  last, at epoch {last:<14d}{100 * result.last_accuracy:.1f} %",
+            f"  test accuracy there          {percent(result.best_accuracy)}",
+            f"  average of the weights       {percent(result.average_accuracy)}",
+            f"  highest, at epoch {result.highest_epoch:<11d}{percent(result.highest_accuracy)}",
+            f"  last, at epoch {last:<14d}{percent(result.last_accuracy)}",
             "",
-            f"Of the {result.flipped} most suspicious labels {result.found} ({share:.1f} %) are wrong.",
+            f"Of the {result.flipped} most suspicious labels {result.found} ({share}) are wrong.",
             "",
             *report.messages,
             f"Report: {page}",
@@ -228,10 +244,6 @@ class Terminal:
         best = {"best_epoch": report.best_epoch, "selection": report.selection._asdict()}
         files = {name: str(values.pop(name)) for name in ("run", "images")}
         self.json({**best, **values, **files, "report": str(page)})
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:+.3f}"
 
 
 def _spread(count: int, best: int | None) -> list[int]:
@@ -257,4 +269,5 @@ def _facts(report: Report, sample: int) -> list[Any]:
 
 def _sample(report: Report, sample: int) -> list[str]:
     label, prediction, quality, score = _facts(report, sample)
-    return [str(sample), label or "-", prediction or "-", f"{quality:.4f}", f"{score:+.4f}"]
+    numbers = [significant(quality, around=0.5), significant(score, sign="+")]
+    return [str(sample), label or "-", prediction or "-", *numbers]

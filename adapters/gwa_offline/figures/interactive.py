@@ -170,7 +170,7 @@ def _add_shares(figure: go.Figure, report: Findings, epochs: list[int]) -> go.Fi
         name="share in the average of the weights",
         showlegend=False,
         marker={"color": "var(--best)", "line": {"width": 0}},
-        hovertemplate="%{y:.1f} %",
+        hovertemplate="%{y:.3g} %",
     )
     strip = {"domain": [0.0, 0.14], "title_text": "share", "ticksuffix": " %", "nticks": 3}
     strip |= {"rangemode": "tozero", "zeroline": False, "automargin": True, "title_standoff": 8}
@@ -233,7 +233,7 @@ def _distribution(report: Findings, epochs: list[int]) -> go.Figure:
         customdata=(100 * share.T).tolist(),
         showscale=False,
         colorscale=[[i / 4, f"var(--heat{i})"] for i in range(5)],
-        hovertemplate="epoch %{x}, alignment %{y:.3f}: %{customdata:.2f} % of samples<extra></extra>",
+        hovertemplate="epoch %{x}, alignment %{y:.3g}: %{customdata:.3g} % of samples<extra></extra>",
     )
     mean = line(epochs, column(report, "mean"), "best", "mean", showlegend=True)
     figure.add_trace(mean.update(mode="lines", hoverinfo="skip", hovertemplate=None))
@@ -255,7 +255,7 @@ def _histogram(report: Findings) -> go.Figure:
             width=np.diff(edges)[used][side].tolist(),
             name=name,
             marker={"color": f"var(--{color})", "line": {"width": 0}},
-            hovertemplate="alignment %{x:.3f}: %{y} samples<extra></extra>",
+            hovertemplate="alignment %{x:.3g}: %{y} samples<extra></extra>",
         )
     figure.update_xaxes(title_text="alignment").update_yaxes(title_text="samples")
     return style(figure, 380, barmode="overlay", bargap=0)
@@ -308,6 +308,7 @@ def style(figure: go.Figure, height: int, *, top: int = 36, **layout: Any) -> go
         "linecolor": "var(--axis)",
         "title_standoff": 8,
         "ticks": "",
+        "exponentformat": "power",  # not "20µ"
     }
     figure.update_xaxes(axis).update_yaxes(axis)
     return figure.update_layout(

@@ -29,6 +29,7 @@ from gwa_core.rules import (
     warmup_steps,
 )
 from gwa_core.score import Summary, gwa_score, summarize
+from gwa_core.sequences import SequenceParts, sequence_parts, sequence_scores
 from gwa_core.stopping import EarlyStopper, Selection, rule_for, select_epoch, select_step
 from gwa_core.targets import weighted_targets
 from gwa_core.tracker import GWATracker
@@ -55,6 +56,7 @@ __all__ = [
     "Moments",
     "Rule",
     "Selection",
+    "SequenceParts",
     "Summary",
     "alignment_from_logit_gradients",
     "alignment_from_logits",
@@ -76,6 +78,8 @@ __all__ = [
     "select_epoch",
     "select_step",
     "summarize",
+    "sequence_parts",
+    "sequence_scores",
     "summarize_history",
     "update_share",
     "warmup_steps",

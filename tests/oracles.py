@@ -111,6 +111,58 @@ def score_agreement(scores, *, where=None, **head):
     kept = np.isfinite(scores) if where is None else np.isfinite(scores) & where
     return kept.sum(), (difference[kept] > 0.05).sum(), difference[kept].max()
 
+def sequence_parts(residuals, activations, latents, weight_norm, groups, where=None):
+    """Each piece's (C, D) gradient written out, token by token."""
+    numerators, lengths = np.zeros(groups.shape), np.zeros(groups.shape)
+    for b, row in enumerate(groups):
+        gradients, first = {}, {}
+        for t, group in enumerate(row):
+            if group < 0 or (where is not None and not where[b, t]):
+                continue
+            numerators[b, t] = residuals[b, t] @ activations[b, t] / weight_norm
+            first.setdefault(group, t)
+            outer = np.outer(residuals[b, t], latents[b, t])
+            gradients[group] = gradients.get(group, 0.0) + outer
+        for group, gradient in gradients.items():
+            lengths[b, first[group]] = np.linalg.norm(gradient)
+    return numerators, lengths
+
+
+def sequence_scores(
+    logits,
+    latents,
+    weight_norm,
+    targets,
+    groups,
+    num_groups,
+    *,
+    bias=None,
+    loss="cross_entropy",
+    label_smoothing=0.0,
+    where=None,
+    reduce="gradient",
+):
+    """A list of what belongs to each sequence, token by token or piece by piece."""
+    rows, tokens, classes = logits.shape
+    flat = logits.reshape(-1, classes)
+    soft = targets.reshape(-1, *targets.shape[2:])
+    options = {"loss": loss, "label_smoothing": label_smoothing}
+    product = logits - (0.0 if bias is None else bias)
+    r = residual(flat, soft, **options).reshape(logits.shape)
+    norms = np.linalg.norm(latents.reshape(rows * tokens, -1), axis=1)
+    of_tokens = alignment_from_logits(flat, norms, weight_norm, soft, bias=bias, **options)
+    numerators, lengths = sequence_parts(r, product, latents, weight_norm, groups, where)
+    counted = (groups >= 0) if where is None else (groups >= 0) & where
+    scores = np.full(num_groups, np.nan)
+    for group in range(num_groups):
+        own = counted & (groups == group)
+        if own.any() and reduce == "gradient":
+            scores[group] = numerators[own].sum() / lengths[own].sum()
+        elif own.any():
+            scores[group] = getattr(np, reduce)(of_tokens.reshape(groups.shape)[own])
+    return scores
+
+
 
 def sketched_alignment(latents, weight, targets, matrix, *, bias=None):
     """Definition 1 with latents and rows of the weight mapped by an explicit (K, D) matrix."""

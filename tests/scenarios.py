@@ -120,6 +120,7 @@ def _head_scenarios() -> list[Scenario]:
         run, oracle = _keywords(g.alignment_from_logits, oracles.alignment_from_logits, **options)
         out.append(Scenario("alignment_from_logits", variant, arrays, run, oracle, slack=3))
     out += _gradient_scenarios()
+    out += _sequence_scenarios()
     for variant, targets, options in (
         ("hard", HEAD["targets"], {}),
         ("soft", SOFT, {"label_smoothing": 0.2}),
@@ -174,6 +175,50 @@ def _gradient_scenarios() -> list[Scenario]:
 
 def _vector_scenarios() -> list[Scenario]:
     scores = {"scores": SCORES}
+def _sequence_scenarios() -> list[Scenario]:
+    rng = np.random.default_rng(8)
+    rows, tokens, groups = 3, 8, 7
+    latents, weight = rng.normal(size=(rows, tokens, D)), rng.normal(size=(C, D))
+    bias, targets = rng.normal(size=C), rng.integers(0, C, (rows, tokens))
+    # Two to three sequences a row, the last one over two rows, one without tokens, and padding.
+    numbers = np.asarray([[0, 0, 0, 1, 1, 1, -1, -1], [2, 3, 2, 3, 2, 2, 6, 6], [6, 6, 4, 4] * 2])
+    arrays = {
+        "logits": latents @ weight.T + bias,
+        "latents": latents,
+        "targets": targets,
+        "bias": bias,
+        "groups": numbers,
+        "where": rng.random((rows, tokens)) < 0.8,
+        "weight_norm": np.asarray(np.linalg.norm(weight)),
+    }
+    out = []
+    for variant, changes, options in (
+        ("gradient", {}, {"label_smoothing": 0.1}),
+        ("mean", {}, {"reduce": "mean"}),
+        ("min", {}, {"reduce": "min"}),
+        ("sigmoid", {"targets": rng.random((rows, tokens, C))}, {"loss": "binary_cross_entropy"}),
+    ):
+        run, oracle = _keywords(
+            g.sequence_scores, oracles.sequence_scores, num_groups=groups, **options
+        )
+        given = {**arrays, **changes}
+        out.append(Scenario("sequence_scores", variant, given, run, oracle, slack=10))
+    given = {name: arrays[name] for name in ("latents", "weight_norm", "groups", "where")}
+    given["residuals"] = rng.normal(size=(rows, tokens, C))
+    given["activations"] = latents @ weight.T
+    out.append(
+        Scenario(
+            "sequence_parts",
+            "plain",
+            given,
+            lambda a: tuple(g.sequence_parts(**a)),
+            oracles.sequence_parts,
+            slack=10,
+        )
+    )
+    return out
+
+
     halves = {"first": SCORES[:100], "second": SCORES[100:]}
     out = [
         Scenario(

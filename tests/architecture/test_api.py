@@ -34,7 +34,15 @@ PUBLIC = sorted(gwa_core.__all__)
 FUNCTIONS = [name for name in PUBLIC if inspect.isfunction(getattr(gwa_core, name))]
 CLASSES = [name for name in PUBLIC if inspect.isclass(getattr(gwa_core, name))]
 # Records and protocols are made by the library, or are nothing to be called.
-RECORDS = {"Agreement", "EpochSummary", "HistorySummary", "Rule", "Selection", "Summary"}
+RECORDS = {
+    "Agreement",
+    "EpochSummary",
+    "HistorySummary",
+    "Rule",
+    "Selection",
+    "SequenceParts",
+    "Summary",
+}
 
 SECTIONS = ("Parameters", "Returns", "Raises", "Notes", "References", "Examples")
 # No extended summary or See Also where there is nothing more to say; "boolean array" and "0-D

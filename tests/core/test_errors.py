@@ -53,6 +53,20 @@ def agreement(scores=S, **changes):
     return g.score_agreement(scores, **{**sound, **changes})
 
 
+def sequences(**changes):
+    """Call sequence_scores on two rows of two tokens, sound but for the changes."""
+    sound = {"logits": L.reshape(2, 2, C), "latents": Z.reshape(2, 2, D), "weight_norm": 2.0}
+    sound |= {"targets": T.reshape(2, 2), "groups": np.asarray([[0, 0], [1, 1]]), "num_groups": 2}
+    return g.sequence_scores(**{**sound, **changes})
+
+
+def parts(**changes):
+    """Call sequence_parts on two rows of two tokens, sound but for the changes."""
+    sound = {"residuals": L.reshape(2, 2, C), "activations": L.reshape(2, 2, C)}
+    sound |= {"latents": Z.reshape(2, 2, D), "weight_norm": 2.0, "groups": T.reshape(2, 2)}
+    return g.sequence_parts(**{**sound, **changes})
+
+
 def strict(x, device="CPU_DEVICE"):
     """An array of another library, or on another device."""
     xp = require("array_api_strict")
@@ -144,6 +158,18 @@ SHAPES = (
              ValueError, "latent_norms", r"must be \(N,\) = \(4,\), got shape \(2,\)"),
     BadInput("compared scores of other samples", lambda: agreement(S[:2]), ValueError, "scores",
              r"must be \(N,\) = \(4,\), got shape \(2,\)"),
+    BadInput("tokens without rows", lambda: parts(residuals=L), ValueError, "residuals",
+             r"must be \(B, S, C\) and not empty, got shape \(4, 3\); B rows of S tokens"),
+    BadInput("activations of another head", lambda: parts(activations=L.reshape(2, 2, C)[..., :2]),
+             ValueError, "activations", r"must be \(B, S, C\) = \(2, 2, 3\), got shape \(2, 2, 2\)"),
+    BadInput("latents of other tokens", lambda: parts(latents=Z[None]), ValueError, "latents",
+             r"must be \(B, S, D\) = \(2, 2, 5\), got shape \(1, 4, 5\); .* the same tokens"),
+    BadInput("one group a row", lambda: parts(groups=np.asarray([0, 1])), ValueError, "groups",
+             r"must be integers \(B, S\) = \(2, 2\), got int64 of shape \(2,\)"),
+    BadInput("mask of other tokens", lambda: parts(where=np.ones((2, 3), bool)), ValueError, "where",
+             r"must be boolean \(B, S\) = \(2, 2\), got bool of shape \(2, 3\)"),
+    BadInput("labels that were cut in place of shifted", lambda: sequences(targets=T.reshape(2, 2)[:, 1:]),
+             ValueError, "targets", r"must be \(B, S\) = \(2, 2\) class numbers .*, got shape \(2, 1\)"),
     BadInput("one weight norm a class", lambda: hooked(weight_norm=np.ones(3)), ValueError,
              "weight_norm", r"must be \(N,\) = \(4,\), got shape \(3,\)"),
     BadInput("a weight instead of its norm", lambda: hooked(weight_norm=np.ones((3, 2))),
@@ -223,6 +249,10 @@ DTYPES = (
              r"must be floating point, got int64"),
     BadInput("integer gradient", lambda: backward(logit_gradients=L.astype(int)), TypeError,
              "logit_gradients", r"must be floating point, got int64"),
+    BadInput("integer residuals", lambda: parts(residuals=T.reshape(2, 2, 1)), TypeError,
+             "residuals", r"must be floating point, got int64; cast it first"),
+    BadInput("sequences as floats", lambda: parts(groups=S.reshape(2, 2)), ValueError, "groups",
+             r"must be integers \(B, S\) = \(2, 2\), got float64"),
     BadInput("integer scores compared", lambda: agreement(T), TypeError, "scores",
              r"must be floating point, got int64"),
     BadInput("class numbers as floats", lambda: head(targets=T.astype(float)), ValueError,
@@ -256,6 +286,10 @@ VALUES = (
              r"must be class numbers in 0\.\.2, got -100; .* left out by `where`"),
     BadInput("logits of another head", lambda: head(logits=L + np.arange(3)), ValueError, "logits",
              r"must be latents @ weight\.T \+ bias, got row 0 that differs by up to .*has a bias"),
+    BadInput("ignored token without a mask", lambda: sequences(targets=T.reshape(2, 2) - 100),
+             ValueError, "targets", r"must be class numbers in 0\.\.2, got -100; .* left out by `where`"),
+    BadInput("more sequences than said", lambda: sequences(num_groups=1), ValueError, "groups",
+             r"must be below num_groups = 1, got 1; number the sequences of the call from 0"),
     BadInput("labels of another data set in a comparison", lambda: agreement(targets=T + 1),
              ValueError, "targets", r"must be class numbers in 0\.\.2, got 3"),
     BadInput("several labels as soft targets", lambda: head(targets=np.ones((4, 3))), ValueError,
@@ -308,6 +342,10 @@ OPTIONS = (
              r"must be one of 'cross_entropy', 'binary_cross_entropy', got 'mse'"),
     BadInput("comparison with an unknown loss", lambda: agreement(loss="focal"), ValueError, "loss",
              r"must be one of 'cross_entropy', 'binary_cross_entropy', got 'focal'"),
+    BadInput("unknown reduction", lambda: sequences(reduce="sum"), ValueError, "reduce",
+             r"must be one of 'mean', 'min', 'gradient', got 'sum'"),
+    BadInput("no sequence", lambda: sequences(num_groups=0), ValueError, "num_groups",
+             r"must be an integer of at least 1, got 0"),
     BadInput("smoothing of one", lambda: head(label_smoothing=1.0), ValueError, "label_smoothing",
              r"must be in \[0, 1\), got 1\.0"),
     BadInput("smoothing of nan", lambda: head(label_smoothing=float("nan")), ValueError,

@@ -17,7 +17,7 @@ from gwa_core import (
 from gwa_offline.analysis import analyse, average_checkpoints
 from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.readers import Epoch, Features, Source, open_features
-from gwa_offline.store import FeaturesError, RunFolder
+from gwa_offline.store import FeaturesError, RunFolder, begin_run, end_run
 
 __all__ = [
     "BestMetric",
@@ -39,6 +39,8 @@ __all__ = [
     "analyse",
     "average_checkpoints",
     "average_shares",
+    "begin_run",
+    "end_run",
     "open_features",
     "rank_samples",
     "select_epoch",

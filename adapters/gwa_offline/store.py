@@ -6,7 +6,6 @@ line, each whole: under a temporary name, then renamed.
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -29,7 +28,7 @@ from gwa_offline.files.checks import (
 from gwa_offline.files.errors import FeaturesError, blame
 from gwa_offline.files.formats import open_npy
 
-__all__ = ["FeaturesError", "RunFolder"]
+__all__ = ["FeaturesError", "RunFolder", "begin_run", "end_run"]
 
 
 class RunFolder:
@@ -51,6 +50,10 @@ class RunFolder:
         The writer: "torch", "jax", "sklearn", ...
     loss : {"cross_entropy", "binary_cross_entropy"}
         The loss that the training used.
+    status : {"running", "ended"} or None
+        Whether the training goes on, where it tells: see `begin_run` and `end_run`.
+    planned : int or None
+        How many epochs it is to have, where it tells.
 
     Notes
     -----
@@ -83,6 +86,8 @@ class RunFolder:
         self.beta = float(header["beta"])
         self.adapter: str = header["adapter"]
         self.loss: str = header["loss"]
+        self.status: str | None = header.get("status")
+        self.planned: int | None = header.get("planned")
 
     def __repr__(self) -> str:
         return f"RunFolder({str(self.path)!r}, N={self.num_samples}, C={self.num_classes})"
@@ -153,8 +158,7 @@ class RunFolder:
             records.write_whole(folder / "targets.npy", lambda file: np.save(file, labels))
         else:
             (folder / "targets.npy").unlink(missing_ok=True)
-        text = json.dumps(header, indent=1) + "\n"
-        records.write_whole(folder / "run.json", lambda file: file.write(text.encode()))
+        records.write_header(folder, header)
         return run
 
     @classmethod
@@ -175,16 +179,7 @@ class RunFolder:
         FeaturesError
             If there is no run, or one of another schema version.
         """
-        file = Path(path) / "run.json"
-        try:
-            header = json.loads(file.read_bytes())
-        except OSError as error:
-            raise FeaturesError(f"{path} is no run folder: it has no readable run.json") from error
-        except (ValueError, RecursionError) as error:
-            raise FeaturesError(f"{file} is damaged, it is not JSON: {error}") from error
-        with blame(file):
-            records.check_header(header)
-        return cls(path, header)
+        return cls(path, records.read_header(Path(path)))
 
     def write_epoch(
         self,
@@ -325,3 +320,84 @@ class RunFolder:
             return None
         with blame(file):
             return check_run_labels(read_all(open_npy(file)), self)
+
+
+def begin_run(
+    path: str | os.PathLike[str],
+    *,
+    planned: int | None = None,
+    resumed: bool = False,
+    **about: Any,
+) -> RunFolder:
+    """Say that a training runs, before its first epoch has ended.
+
+    Parameters
+    ----------
+    path : path
+        The folder. It is created if it does not exist.
+    planned : int, optional
+        How many epochs the training is to have, at least 1.
+    resumed : bool
+        Go on with the run in the folder, if there is one. Its epochs stay until `truncate` drops them.
+    **about
+        As for `RunFolder.create`. A run that is resumed has them already.
+
+    Returns
+    -------
+    RunFolder
+        Of status "running". Until its first epoch is written, `begin_run` may be called again, when
+        more is known of the training.
+
+    Raises
+    ------
+    FeaturesError
+        If the folder already holds epochs and `resumed` is False, or an argument does not fit.
+
+    Notes
+    -----
+    ``gwa follow`` shows a run from here on, and ends with `end_run`. A training that calls neither
+    is a run like any other. Cost: one small file, written whole.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> run = begin_run(folder.name, planned=5, num_samples=3, num_classes=2, adapter="mine")
+    >>> run.status, run.planned, end_run(folder.name).status
+    ('running', 5, 'ended')
+    >>> folder.cleanup()
+    """
+    if planned is not None and index("planned", planned) < 1:
+        raise FeaturesError(f"`planned` must be at least 1, got {planned}; leave it out if unknown")
+    if not (resumed and (Path(path) / "run.json").exists()):
+        RunFolder.create(path, **about)
+    return _change(path, status="running", planned=None if planned is None else int(planned))
+
+
+def end_run(path: str | os.PathLike[str]) -> RunFolder:
+    """Say that the training of a run has ended, whether as planned or early.
+
+    Parameters
+    ----------
+    path : path
+        The folder of a run.
+
+    Returns
+    -------
+    RunFolder
+        Of status "ended".
+
+    Raises
+    ------
+    FeaturesError
+        If there is no run.
+    """
+    return _change(path, status="ended")
+
+
+def _change(path: str | os.PathLike[str], **fields: Any) -> RunFolder:
+    """Write fields of run.json anew and leave the others, known or not, as they are."""
+    header = records.read_header(Path(path)) | fields
+    records.check_header(header)
+    records.write_header(Path(path), header)
+    return RunFolder(path, header)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from gwa_core import (
     EpochSummary,
-    MaxGWA,
     Rule,
     alignment_scores,
     glass_delta,
@@ -24,8 +23,9 @@ from gwa_core import (
     summarize_history,
     weighted_targets,
 )
-from gwa_core.history import epochs_cut_short, expected_samples
+from gwa_core.history import expected_samples
 from gwa_core.stopping import DEFAULT_RULE
+from gwa_offline.analysis.messages import messages_of
 from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.analysis.statistics import (
     histograms_of,
@@ -121,7 +121,6 @@ def analyse(
     history = [record.summary for record in records]
     edges, histograms = histograms_of(scores)
     class_gwa, class_mean = per_class(scores, source.targets, source.num_classes, source.beta)
-    run = summarize_history(history)
     names = source.class_names or tuple(str(label) for label in range(source.num_classes))
     return Report(
         name=source.name,
@@ -134,7 +133,7 @@ def analyse(
         selection=selection,
         best_index=best,
         average_shares=shares_of(rows),
-        memorising=run.memorising,
+        memorising=summarize_history(history).memorising,
         targets=source.targets,
         predictions=reader.predictions(source.epochs[shown]),
         scores=_or_nan(scores[shown], source.num_samples),
@@ -143,7 +142,7 @@ def analyse(
         class_mean=class_mean,
         histogram_edges=edges,
         histograms=histograms,
-        messages=_messages(records, rows, rule, best, run.memorising),
+        messages=messages_of(records, rows, rule, best),
     )
 
 
@@ -300,50 +299,3 @@ def _logits(block: Block, features: Features, out: NDArray[Any] | None) -> NDArr
 
 def _or_nan(scores: NDArray[np.float32] | None, num_samples: int) -> NDArray[np.float32]:
     return np.full(num_samples, np.nan, np.float32) if scores is None else np.array(scores)
-
-
-def _messages(
-    records: Sequence[EpochRecord],
-    rows: Sequence[Mapping[str, Any]],
-    rule: Rule,
-    best: int | None,
-    memorising: bool,
-) -> tuple[str, ...]:
-    found = []
-    if best is None:
-        found.append("No epoch qualifies under the rule; the last one is shown instead.")
-    unhealthy = [record.summary.epoch for record in records if not record.summary.healthy]
-    if unhealthy:
-        found.append(
-            f"GWA means nothing at {len(unhealthy)} of {len(records)} epochs "
-            f"({_listed(unhealthy)}): the scores are so bimodal, or so constant, that the "
-            "denominator is not positive. Rules on GWA skip these epochs; other rules do not."
-        )
-    short = epochs_cut_short(rows)
-    if short:
-        found.append(
-            f"{len(short)} of {len(records)} epochs {'was' if len(short) == 1 else 'were'} cut "
-            f"short ({_listed([rows[i]['epoch'] for i in short])}): too few of the samples came. "
-            "No rule keeps such an epoch."
-        )
-    if memorising:
-        found.append(
-            "The run is memorising: the negative scores of wrong labels have vanished. "
-            "GWA then climbs a second time; an epoch before the climb generalises better."
-        )
-    omitted = sum(record.summary.omitted for record in records)
-    if omitted:
-        words = "score was" if omitted == 1 else "scores were"
-        found.append(f"{omitted} {words} not finite and left out.")
-    if not isinstance(rule, MaxGWA) and len(records) > 1:
-        paper = select_epoch(rows, MaxGWA())
-        if paper.step is not None and paper.step != best:
-            found.append(
-                f"The paper's rule, largest GWA, would keep epoch {rows[paper.step]['epoch']}."
-            )
-    return tuple(found)
-
-
-def _listed(numbers: Sequence[int], most: int = 8) -> str:
-    text = ", ".join(map(str, numbers[:most]))
-    return text + (", ..." if len(numbers) > most else "")

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gwa_core import EpochSummary
 from gwa_offline.analysis.findings import EpochRecord, Findings
 
 __all__ = [
     "ClassEnds",
+    "History",
     "average_sentence",
     "class_ends",
     "column",
@@ -20,14 +22,29 @@ __all__ = [
     "epoch_numbers",
     "format_number",
     "healthy_epochs",
+    "is_window",
     "lowest_classes",
     "metric_names",
     "metric_values",
     "observed",
     "occupied_bins",
     "percent",
+    "position",
     "significant",
+    "unit",
 ]
+
+
+class History(Protocol):
+    """Records and their shares in the average of the weights: a report, or a run in progress."""
+
+    @property
+    def epochs(self) -> Sequence[EpochRecord]:
+        """T records in order."""
+
+    @property
+    def average_shares(self) -> NDArray[np.float64]:
+        """Shares, (T,)."""
 
 
 class ClassEnds(NamedTuple):
@@ -39,9 +56,24 @@ class ClassEnds(NamedTuple):
     most: NDArray[np.intp]
 
 
-def epoch_numbers(report: Findings) -> list[int]:
-    """Return the numbers of the T epochs."""
-    return [record.summary.epoch for record in report.epochs]
+def is_window(summary: EpochSummary) -> bool:
+    """Return whether a record is of some steps of the training and not of an epoch."""
+    return getattr(summary, "window", None) is not None
+
+
+def unit(epochs: Sequence[EpochRecord]) -> str:
+    """Return what the records of a run are counted in, "epoch" or "step"."""
+    return "step" if any(is_window(record.summary) for record in epochs) else "epoch"
+
+
+def position(summary: EpochSummary) -> int:
+    """Return where a record stands in its run: its epoch, or the step at which its window ends."""
+    return summary.step if is_window(summary) else summary.epoch
+
+
+def epoch_numbers(report: History) -> list[int]:
+    """Return the positions of the T epochs."""
+    return [position(record.summary) for record in report.epochs]
 
 
 def observed(epochs: Sequence[EpochRecord]) -> list[dict[str, Any]]:
@@ -64,12 +96,13 @@ def healthy_epochs(report: Findings) -> NDArray[np.bool_]:
     return np.array(healthy, dtype=bool) & np.isfinite(column(report, "gwa"))
 
 
-def average_sentence(report: Findings, least: float = 0.9) -> str | None:
+def average_sentence(report: History, least: float = 0.9) -> str | None:
     """Say which epochs make most of the average of the weights: the shortest stretch of them.
 
     None for one epoch, or where none counts.
     """
-    numbers, ends = epoch_numbers(report), np.append(0.0, np.cumsum(report.average_shares))
+    numbers, name = epoch_numbers(report), unit(report.epochs)
+    ends = np.append(0.0, np.cumsum(report.average_shares))
     if len(numbers) == 1 or not ends[-1]:
         return None
     stretches = []
@@ -78,9 +111,9 @@ def average_sentence(report: Findings, least: float = 0.9) -> str | None:
         if last < len(numbers):
             stretches.append((last - first, before - ends[last + 1], first, last))
     _, share, first, last = min(stretches)
-    words = f"epoch {numbers[first]} is"
+    words = f"{name} {numbers[first]} is"
     if first != last:
-        words = f"epochs {numbers[first]} to {numbers[last]} are"
+        words = f"{name}s {numbers[first]} to {numbers[last]} are"
     return f"Or average the weights: {words} {percent(-share, 0)} of the average."
 
 

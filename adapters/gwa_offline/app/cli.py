@@ -26,8 +26,12 @@ from gwa_offline.analysis import average_checkpoints
 from gwa_offline.analysis.comparison import compare as run_comparison
 from gwa_offline.analysis.results import Report
 from gwa_offline.app.demo import run_demo
+from gwa_offline.app.follow import watch
 from gwa_offline.app.terminal import Terminal
 from gwa_offline.readers import Source, open_features
+
+# What a shell expects of a command that Ctrl-C ended.
+INTERRUPTED = 130
 
 app = typer.Typer(
     name="gwa",
@@ -148,6 +152,33 @@ def stop(
     terminal = Terminal(json=json, quiet=quiet)
     report = _report(open_features(run), _rule(rule, metric, mode), terminal)
     terminal.selection(report)
+
+
+@app.command()
+def follow(
+    run: Annotated[Path, typer.Argument(help="Run folder; there may be none yet.")],
+    rule: RuleOption = RuleName.separation,
+    metric: MetricOption = None,
+    mode: ModeOption = "max",
+    wait: Annotated[
+        float,
+        typer.Option(min=0, help="Minutes without anything new after which to end; 0 looks once."),
+    ] = 60.0,
+    quiet: QuietOption = False,
+) -> None:
+    """Watch a run while it is trained, until it has ended."""
+    terminal = Terminal(json=False, quiet=quiet)
+    looks = watch(run, rule=_rule(rule, metric, mode), wait=60.0 * wait)
+    try:
+        last = terminal.follow(looks)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    if wait and last is not None and not last.ended:
+        what = f"gwa: {run}: nothing new for {wait:g} minutes, and the run does not say that it has ended"
+        if last.progress is None:
+            what = f"gwa: {run}: there is no run after {wait:g} minutes"
+        terminal.note(f"{what}; --wait MINUTES waits longer")
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -16,7 +16,7 @@ from gwa_core import EpochAverage, GWATracker, alignment_scores
 from gwa_core.signals import SIGNALS, TrackedSignals
 from gwa_offline.analysis import analyse
 from gwa_offline.analysis.results import Report
-from gwa_offline.store import FeaturesError, RunFolder
+from gwa_offline.store import FeaturesError, RunFolder, begin_run, end_run
 
 __all__ = ["DemoResult", "run_demo"]
 
@@ -154,6 +154,7 @@ def run_demo(
         if progress is not None:
             progress(epoch + 1, EPOCHS)
 
+    end_run(run.path)
     report = analyse(run.path)
     accuracy = [record.metrics["test_accuracy"] for record in report.epochs]
     for weights, value in zip(_weights(network), mean, strict=True):
@@ -203,8 +204,9 @@ def _new_run(path: Path, labels: NDArray[Any]) -> RunFolder:
                 "choose another folder"
             )
         old.truncate(0)
-    return RunFolder.create(
+    return begin_run(
         path,
+        planned=EPOCHS,
         num_samples=len(labels),
         num_classes=10,
         class_names=[str(digit) for digit in range(10)],

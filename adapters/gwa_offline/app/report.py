@@ -22,6 +22,7 @@ from gwa_offline.analysis.view import (
     format_number,
     metric_names,
     percent,
+    unit,
 )
 from gwa_offline.figures.images import Images, ImageSource, match_images
 from gwa_offline.figures.interactive import BARS, make_figures
@@ -148,6 +149,7 @@ def _render(
         metric=metric,
         curves=curves,
         numbers=epoch_numbers(report),
+        unit=unit(report.epochs),
         figures={name: json.loads(figure.to_json()) for name, figure in figures.items()},
         bars=BARS,
         classes=_class_samples(report),

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
+from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from gwa_offline.analysis.averaging import AveragedCheckpoints
 from gwa_offline.analysis.comparison import Comparison
@@ -21,11 +23,16 @@ from gwa_offline.analysis.export import plain_values
 from gwa_offline.analysis.results import Report
 from gwa_offline.analysis.view import (
     average_sentence,
+    epoch_numbers,
     lowest_classes,
     percent,
+    position,
     significant,
+    unit,
 )
 from gwa_offline.app.demo import DemoResult
+from gwa_offline.app.follow import Look
+from gwa_offline.app.screen import NewRows, draw_look, sentences
 
 __all__ = ["Terminal"]
 
@@ -99,7 +106,7 @@ class Terminal:
         best = report.best_index
         rows = [
             [
-                str(record.summary.epoch) + (" *" if position == best else ""),
+                str(position(record.summary)) + (" *" if i == best else ""),
                 significant(record.summary.gwa),
                 significant(record.summary.gwa_standard_error, 2),
                 significant(record.summary.mean),
@@ -108,20 +115,30 @@ class Terminal:
                 percent(record.summary.negative_fraction),
                 "yes" if record.summary.healthy else "NO",
             ]
-            for position, record in enumerate(report.epochs)
+            for i, record in enumerate(report.epochs)
         ]
-        columns = ["epoch", "GWA", "SE", "mean", "kurtosis", "separation", "negative", "healthy"]
+        columns = [
+            unit(report.epochs),
+            "GWA",
+            "SE",
+            "mean",
+            "kurtosis",
+            "separation",
+            "negative",
+            "healthy",
+        ]
         if not self._plain:
             rows = [rows[i] for i in _spread(len(rows), best)]
         self._table(f"{report.name}: {report.num_samples} samples", columns, rows)
         self._best(report)
 
     def _best(self, report: Report) -> None:
-        if report.best_epoch is None:
-            self._line(f"No epoch to keep ({report.rule}): {report.selection.reason}.")
+        name = unit(report.epochs)
+        if report.best_index is None:
+            self._line(f"No {name} to keep ({report.rule}): {report.selection.reason}.")
         else:
             self._line(
-                f"Keep epoch {report.best_epoch}: {report.selection.reason} "
+                f"Keep {name} {epoch_numbers(report)[report.best_index]}: {report.selection.reason} "
                 f"({significant(report.selection.value, 4)})."
             )
         if (sentence := average_sentence(report)) is not None:
@@ -135,6 +152,39 @@ class Terminal:
         found = report.selection
         best = {"best_epoch": report.best_epoch, "value": found.value, "reason": found.reason}
         self.json({"rule": report.rule, **best})
+
+    def follow(self, looks: Iterable[Look]) -> Look | None:
+        """Show a run while it is written, and return how it was last seen; Ctrl-C ends the looking."""
+        look, rows = None, NewRows()
+        # What is left on the screen is printed at the end, once and whole.
+        live = Live(console=self._out, auto_refresh=False, transient=True)
+        try:
+            with nullcontext() if self._plain else live:
+                for look in looks:
+                    if self._plain:
+                        self._follow_on(look, rows)
+                    elif not look.ended:
+                        live.update(self._drawn(look), refresh=True)
+        finally:
+            if look is not None and not self._plain:
+                self._out.print(self._drawn(look))
+            elif look is not None and look.progress is not None:
+                print("\n".join(sentences(look.progress)))
+        return look
+
+    def _drawn(self, look: Look) -> Text:
+        width, height = self._out.size
+        return draw_look(look, width, height)
+
+    def _follow_on(self, look: Look, rows: NewRows) -> None:
+        if (note := rows.note(look)) is not None:
+            self.note(note)
+        for row in rows.take(look):
+            print("\t".join(row), flush=True)
+
+    def note(self, text: str) -> None:
+        """Print a sentence to standard error."""
+        self._bars.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def averaged(self, found: AveragedCheckpoints) -> None:
         """Print the shares of the epochs, and where their average is."""

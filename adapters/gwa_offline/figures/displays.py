@@ -20,6 +20,7 @@ from gwa_offline.analysis.view import (
     healthy_epochs,
     metric_names,
     metric_values,
+    unit,
 )
 from gwa_offline.figures.sample_displays import DistributionDisplay, SamplesDisplay
 from gwa_offline.figures.style import (
@@ -74,6 +75,8 @@ class GWACurveDisplay(Display):
     shares : array of shape (T,) or None
         Shares of the epochs in the average of the weights: bars at the bottom, the largest at full
         height.
+    unit : {"epoch", "step"}
+        What `epochs` counts: steps where each record is of a window of them.
 
     Attributes
     ----------
@@ -103,6 +106,7 @@ class GWACurveDisplay(Display):
     metric: NDArray[np.float64] | None = None
     metric_name: str = "metric"
     shares: NDArray[np.float64] | None = None
+    unit: str = "epoch"
 
     @classmethod
     def from_report(cls, report: Findings, *, metric: str | None = None) -> Self:
@@ -118,6 +122,7 @@ class GWACurveDisplay(Display):
             raise ValueError(f"`metric` must be one of {names}, got {metric!r}")
         return cls(
             epochs=np.array(epoch_numbers(report)),
+            unit=unit(report.epochs),
             gwa=column(report, "gwa"),
             standard_error=column(report, "gwa_standard_error"),
             healthy=healthy_epochs(report),
@@ -136,7 +141,7 @@ class GWACurveDisplay(Display):
         line = np.where(healthy, self.gwa, np.nan)
         half = 2.0 * np.nan_to_num(self.standard_error)
         low, high = curve_limits(line[healthy], half[healthy])
-        mark_epochs(ax, self.epochs, self.best_index)
+        mark_epochs(ax, self.epochs, self.best_index, self.unit)
         ax.fill_between(
             self.epochs, line - half, line + half, color=GWA, alpha=0.18, linewidth=0,
             label="±2 standard errors",
@@ -155,7 +160,7 @@ class GWACurveDisplay(Display):
             height = np.clip(np.nan_to_num(self.gwa, nan=low), low + edge, high - edge)
             ax.plot(
                 self.epochs[~healthy], height[~healthy], "X", color=BAD, markersize=8,
-                label="unhealthy epoch",
+                label=f"unhealthy {self.unit}",
             )  # fmt: skip
         self.metric_ax_ = None
         if self.metric is not None:
@@ -170,12 +175,13 @@ class GWACurveDisplay(Display):
         if self.best_index is not None:
             ax.plot(
                 self.epochs[self.best_index], self.gwa[self.best_index], "*", color=BEST, markersize=17,
-                markeredgecolor="white", label=f"best epoch {self.epochs[self.best_index]}", zorder=5,
+                markeredgecolor="white", label=f"best {self.unit} {self.epochs[self.best_index]}", zorder=5,
             )  # fmt: skip
         if self.shares is not None:
+            width = 0.8 * (np.diff(self.epochs).min() if len(self.epochs) > 1 else 1)
             low -= 0.18 * (high - low)
             ax.bar(
-                self.epochs, 0.12 * self.shares / self.shares.max(), width=0.8, color=BEST,
+                self.epochs, 0.12 * self.shares / self.shares.max(), width=width, color=BEST,
                 alpha=0.55, transform=ax.get_xaxis_transform(), label="share in average",
             )  # fmt: skip
         ax.set_ylim(low, high)
@@ -200,6 +206,8 @@ class MomentsDisplay(Display):
         At -beta and below GWA is unhealthy; drawn as a dotted line.
     best_index : int or None
         Position of the best epoch.
+    unit : {"epoch", "step"}
+        What `epochs` counts: steps where each record is of a window of them.
 
     Attributes
     ----------
@@ -223,12 +231,14 @@ class MomentsDisplay(Display):
     kurtosis: NDArray[np.float64]
     beta: float = 1.2
     best_index: int | None = None
+    unit: str = "epoch"
 
     @classmethod
     def from_report(cls, report: Findings) -> Self:
         """Take the moments of a report."""
         return cls(
             epochs=np.array(epoch_numbers(report)),
+            unit=unit(report.epochs),
             mean=column(report, "mean"),
             kurtosis=column(report, "kurtosis"),
             beta=report.beta,
@@ -243,7 +253,7 @@ class MomentsDisplay(Display):
         self.axes_ = split_axes(ax, 2, 1, sharex=True)[:, 0]
         values = [("mean", self.mean), ("excess kurtosis", self.kurtosis)]
         for panel, (name, moment) in zip(self.axes_, values, strict=True):
-            mark_epochs(panel, self.epochs, self.best_index)
+            mark_epochs(panel, self.epochs, self.best_index, self.unit)
             panel.plot(
                 self.epochs, moment, "o-", color=GWA, linewidth=2, markersize=dot_size(self.epochs)
             )
@@ -271,6 +281,8 @@ class SignalsDisplay(Display):
         Number of epochs before the scaled range; they are on grey.
     best_index : int or None
         Position of the best epoch.
+    unit : {"epoch", "step"}
+        What `epochs` counts: steps where each record is of a window of them.
 
     Attributes
     ----------
@@ -297,6 +309,7 @@ class SignalsDisplay(Display):
     metric: SignalCurve | None = None
     warmup: int = 0
     best_index: int | None = None
+    unit: str = "epoch"
 
     def _figsize(self) -> tuple[float, float]:
         return 10.0, 0.8 + 2.1 * -(-len(self.curves) // _COLUMNS)
@@ -324,6 +337,7 @@ class SignalsDisplay(Display):
         found = signal_curves(report, metric=metric, mode=mode)
         return cls(
             epochs=np.array(epoch_numbers(report)),
+            unit=unit(report.epochs),
             curves=found.signals,
             gwa=found.gwa,
             metric=found.metric,
@@ -345,7 +359,7 @@ class SignalsDisplay(Display):
         for i, (panel, curve) in enumerate(zip(self.axes_, self.curves, strict=True)):
             self._panel(panel, curve)
             panel.tick_params(labelbottom=i + _COLUMNS >= len(self.curves))
-            panel.set_xlabel("" if i + _COLUMNS < len(self.curves) else "epoch")
+            panel.set_xlabel("" if i + _COLUMNS < len(self.curves) else self.unit)
             panel.set_ylabel("" if i % _COLUMNS else "better \N{RIGHTWARDS ARROW}")
         handles = [line for line in self.axes_[0].get_lines() if line.get_label()[0] != "_"]
         legend = grid[0, 0].legend(
@@ -355,10 +369,10 @@ class SignalsDisplay(Display):
         legend.set_in_layout(False)  # it is wider than its column
 
     def _panel(self, panel: Any, curve: SignalCurve) -> None:
-        mark_epochs(panel, self.epochs, self.best_index)
-        panel.plot([], [], "*", color=MUTED, markersize=11, label="best epoch of each")
+        mark_epochs(panel, self.epochs, self.best_index, self.unit)
+        panel.plot([], [], "*", color=MUTED, markersize=11, label=f"best {self.unit} of each")
         if self.best_index is not None:
-            panel.plot([], [], color=BEST, linewidth=1.2, linestyle="--", label="best epoch")
+            panel.plot([], [], color=BEST, linewidth=1.2, linestyle="--", label=f"best {self.unit}")
         if self.warmup:
             end = (self.epochs[self.warmup - 1] + self.epochs[self.warmup]) / 2
             panel.axvspan(self.epochs[0], end, color=MUTED, alpha=0.1, linewidth=0)
@@ -373,7 +387,9 @@ class SignalsDisplay(Display):
         panel.set_title(curve.name, loc="left", fontsize=10.5, pad=18)
         text = curve.correlations
         if curve.best_index is not None:
-            text = f"best epoch {self.epochs[curve.best_index]}" + (f", {text}" if text else "")
+            text = f"best {self.unit} {self.epochs[curve.best_index]}" + (
+                f", {text}" if text else ""
+            )
         panel.text(0, 1.05, text, transform=panel.transAxes, fontsize=8.5, color=MUTED, va="bottom")
 
     def _line(self, panel: Any, curve: SignalCurve, label: str, **style: Any) -> None:

@@ -20,6 +20,7 @@ from gwa_offline.analysis.view import (
     metric_names,
     metric_values,
     occupied_bins,
+    unit,
 )
 
 try:
@@ -58,11 +59,11 @@ def make_figures(report: Findings, signals: SignalCurves | None = None) -> Figur
 
 
 def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
-    epochs, shown = epoch_numbers(report), report.shown
+    epochs, name, shown = epoch_numbers(report), unit(report.epochs), report.shown
     figures = {
-        "curve": _curve(report, epochs),
+        "curve": _curve(report, epochs, name),
         "moments": make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06),
-        "distribution": _distribution(report, epochs),
+        "distribution": _distribution(report, epochs, name),
     }
     for row, (field, title) in enumerate([("mean", "mean"), ("kurtosis", "excess kurtosis")], 1):
         trace = line(epochs, column(report, field), "gwa", title, showlegend=False)
@@ -76,20 +77,20 @@ def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
         if field == "omitted":
             trace = go.Bar(x=epochs, y=clean(values), marker={"color": "var(--bad)"})
         figure = figures[field] = style(go.Figure(trace), 170, top=8)
-        figure.update_yaxes(nticks=5, rangemode="tozero").update_xaxes(title_text="epoch")
+        figure.update_yaxes(nticks=5, rangemode="tozero").update_xaxes(title_text=name)
         if limit is not None:
             figure.add_hline(limit, line={"color": "var(--bad)", "width": 1.5, "dash": "dot"})
     figures["moments"].add_hline(
         -report.beta, row=2, col=1, line={"color": "var(--bad)", "width": 1.5, "dash": "dot"}
     )
-    figures["moments"].update_xaxes(title_text="epoch", row=2, col=1)
+    figures["moments"].update_xaxes(title_text=name, row=2, col=1)
     style(figures["moments"], 420, top=8, hovermode="x unified")
     if signals is not None:
         for signal in signals.signals:
-            figures[f"signal-{signal.name}"] = _signal(epochs, signal, signals)
+            figures[f"signal-{signal.name}"] = _signal(epochs, name, signal, signals)
     pad = 0.02 * (epochs[-1] - epochs[0])
-    for name, figure in figures.items():
-        if name != "distribution":  # its cells reach half an epoch further
+    for key, figure in figures.items():
+        if key != "distribution":  # its cells reach half an epoch further
             figure.update_xaxes(range=[epochs[0] - pad, epochs[-1] + pad], zeroline=False)
         if report.best_index is not None:
             figure.add_vline(
@@ -98,7 +99,7 @@ def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
     return figures
 
 
-def _curve(report: Findings, epochs: list[int]) -> go.Figure:
+def _curve(report: Findings, epochs: list[int], axis: str) -> go.Figure:
     gwa, error = column(report, "gwa"), column(report, "gwa_standard_error")
     healthy = healthy_epochs(report)
     half = 2.0 * np.nan_to_num(error)
@@ -135,7 +136,7 @@ def _curve(report: Findings, epochs: list[int]) -> go.Figure:
             y=np.clip(np.nan_to_num(gwa[sick], nan=low), low + edge, high - edge).tolist(),
             customdata=[format_number(float(gwa[i])) for i in sick],
             mode="markers",
-            name="unhealthy epoch",
+            name=f"unhealthy {axis}",
             hovertemplate="%{customdata}",
             marker={"symbol": "x", "size": 11, "color": "var(--bad)"},
         )
@@ -144,7 +145,7 @@ def _curve(report: Findings, epochs: list[int]) -> go.Figure:
             x=[epochs[report.best_index]],
             y=clean([gwa[report.best_index]]),
             mode="markers",
-            name="best epoch",
+            name=f"best {axis}",
             hoverinfo="skip",
             marker={
                 "symbol": "star",
@@ -153,7 +154,7 @@ def _curve(report: Findings, epochs: list[int]) -> go.Figure:
                 "line": {"width": 1.5, "color": "var(--card)"},
             },
         )
-    figure.update_xaxes(title_text="epoch").update_yaxes(title_text="GWA", range=[low, high])
+    figure.update_xaxes(title_text=axis).update_yaxes(title_text="GWA", range=[low, high])
     second = {"overlaying": "y", "side": "right", "showgrid": False, "zeroline": False}
     # Ticks of its own: those in step with the left axis would be odd numbers.
     second |= {"tickmode": "auto", "nticks": 8, "automargin": True, "title_standoff": 14}
@@ -182,7 +183,7 @@ def _add_shares(figure: go.Figure, report: Findings, epochs: list[int]) -> go.Fi
     )
 
 
-def _signal(epochs: list[int], signal: SignalCurve, beside: SignalCurves) -> go.Figure:
+def _signal(epochs: list[int], axis: str, signal: SignalCurve, beside: SignalCurves) -> go.Figure:
     figure = go.Figure()
     drawn = [
         (beside.metric, "metric", {"dash": "dot"}),
@@ -215,12 +216,12 @@ def _signal(epochs: list[int], signal: SignalCurve, beside: SignalCurves) -> go.
     if beside.warmup:
         end = (epochs[beside.warmup - 1] + epochs[beside.warmup]) / 2
         figure.add_vrect(epochs[0], end, fillcolor="var(--grid)", line_width=0, layer="below")
-    figure.update_xaxes(title_text="epoch")
+    figure.update_xaxes(title_text=axis)
     figure.update_yaxes(range=[-0.12, 1.12], tickvals=[0, 1], zeroline=False)
     return style(figure, 190, top=8, hovermode="x unified")
 
 
-def _distribution(report: Findings, epochs: list[int]) -> go.Figure:
+def _distribution(report: Findings, epochs: list[int], axis: str) -> go.Figure:
     edges, used = report.histogram_edges, occupied_bins(report.histograms)
     counts = report.histograms[:, used]
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
@@ -233,12 +234,13 @@ def _distribution(report: Findings, epochs: list[int]) -> go.Figure:
         customdata=(100 * share.T).tolist(),
         showscale=False,
         colorscale=[[i / 4, f"var(--heat{i})"] for i in range(5)],
-        hovertemplate="epoch %{x}, alignment %{y:.3g}: %{customdata:.3g} % of samples<extra></extra>",
+        hovertemplate=axis
+        + " %{x}, alignment %{y:.3g}: %{customdata:.3g} % of samples<extra></extra>",
     )
     mean = line(epochs, column(report, "mean"), "best", "mean", showlegend=True)
     figure.add_trace(mean.update(mode="lines", hoverinfo="skip", hovertemplate=None))
     figure.add_hline(0.0, line={"color": "var(--text)", "width": 1, "dash": "dot"})
-    figure.update_xaxes(title_text="epoch", showgrid=False)
+    figure.update_xaxes(title_text=axis, showgrid=False)
     figure.update_yaxes(title_text="alignment", showgrid=False, zeroline=False)
     return style(figure, 380)
 

@@ -16,6 +16,7 @@ from gwa_offline.analysis.view import (
     epoch_numbers,
     format_number,
     occupied_bins,
+    unit,
 )
 from gwa_offline.figures.style import (
     BAD,
@@ -53,6 +54,8 @@ class DistributionDisplay(Display):
         Drawn as a line.
     best_index : int or None
         Position of the best epoch.
+    unit : {"epoch", "step"}
+        What `epochs` counts: steps where each record is of a window of them.
 
     Attributes
     ----------
@@ -74,12 +77,14 @@ class DistributionDisplay(Display):
     histograms: NDArray[np.int64]
     mean: NDArray[np.float64] | None = None
     best_index: int | None = None
+    unit: str = "epoch"
 
     @classmethod
     def from_report(cls, report: Findings) -> Self:
         """Take the histograms of a report."""
         return cls(
             epochs=np.array(epoch_numbers(report)),
+            unit=unit(report.epochs),
             edges=report.histogram_edges,
             histograms=report.histograms,
             mean=column(report, "mean"),
@@ -119,7 +124,7 @@ class DistributionDisplay(Display):
         ax.bar(edges, row, width, align="edge", color=color, linewidth=0)
         ax.axvline(0.0, color=MUTED, linewidth=1)
         ax.grid(visible=False, axis="x")
-        ax.set(xlabel="alignment", ylabel="samples", title=f"Alignment at epoch {epoch}")
+        ax.set(xlabel="alignment", ylabel="samples", title=f"Alignment at {self.unit} {epoch}")
 
     def _draw_all(self, ax: Any, edges: Any, counts: Any) -> None:
         from matplotlib.colors import LinearSegmentedColormap
@@ -127,7 +132,7 @@ class DistributionDisplay(Display):
         middle = (self.epochs[1:] + self.epochs[:-1]) / 2
         first, last = 2 * self.epochs[0] - middle[0], 2 * self.epochs[-1] - middle[-1]
         ax.grid(visible=False)
-        mark_epochs(ax, self.epochs, self.best_index)
+        mark_epochs(ax, self.epochs, self.best_index, self.unit)
         ax.pcolormesh(
             np.concatenate([[first], middle, [last]]),
             edges,

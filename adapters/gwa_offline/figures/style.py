@@ -107,11 +107,11 @@ def dot_size(epochs: Any) -> float:
     return 4.0 if len(epochs) <= 50 else 2.2
 
 
-def mark_epochs(ax: Any, epochs: Any, best_index: int | None) -> None:
-    """Make x an axis of epochs and draw a line at the best one."""
+def mark_epochs(ax: Any, epochs: Any, best_index: int | None, unit: str = "epoch") -> None:
+    """Make x an axis of epochs, or of steps, and draw a line at the best one."""
     from matplotlib.ticker import MaxNLocator
 
-    ax.set_xlabel("epoch")
+    ax.set_xlabel(unit)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if best_index is not None:
         ax.axvline(epochs[best_index], color=BEST, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)

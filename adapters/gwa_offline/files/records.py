@@ -21,7 +21,12 @@ SCHEMA = 1
 SUFFIXES = ("npz", "safetensors", "npy")
 Record = tuple[EpochSummary, dict[str, float]]
 
-_COUNTS = ("epoch", "step", "count", "omitted", "expected")
+# What a training that tells when it ends says in run.json; others leave it out.
+STATUSES = ("running", "ended")
+
+# None where nobody knows, else a whole number.
+_OPTIONAL = frozenset(EpochSummary._field_defaults)
+_COUNTS = {"epoch", "step", "count", "omitted", *_OPTIONAL}
 # gwa-core 0.1.0 did not write these: the first follows from two others, the second is unknown.
 _LATER = {"separation", "expected"}
 
@@ -55,13 +60,39 @@ def check_header(header: Any) -> None:
         raise FeaturesError(f"`beta` must be finite, got {header['beta']}")
     if not isinstance(header["adapter"], str):
         raise FeaturesError(f"`adapter` must be a string, got {header['adapter']!r}")
+    status, planned = header.get("status"), header.get("planned")
+    if status is not None and status not in STATUSES:
+        raise FeaturesError(f"`status` must be one of {', '.join(STATUSES)}, got {status!r}")
+    if planned is not None and index("planned", planned) < 1:
+        raise FeaturesError("`planned` must be at least 1, got 0; leave it out where unknown")
+
+
+def read_header(run: Path) -> dict[str, Any]:
+    """Read and check run.json."""
+    file = run / "run.json"
+    try:
+        header = json.loads(file.read_bytes())
+    except OSError as error:
+        raise FeaturesError(f"{run} is no run folder: it has no readable run.json") from error
+    except (ValueError, RecursionError) as error:
+        raise FeaturesError(f"{file} is damaged, it is not JSON: {error}") from error
+    with blame(file):
+        check_header(header)
+    found: dict[str, Any] = header
+    return found
+
+
+def write_header(run: Path, header: Mapping[str, Any]) -> None:
+    """Write run.json whole."""
+    text = json.dumps(header, indent=1) + "\n"
+    write_whole(run / "run.json", lambda file: file.write(text.encode()))
 
 
 def format_line(summary: EpochSummary, metrics: Mapping[str, Any]) -> bytes:
     """Return one epoch as a line of JSON."""
     fields: dict[str, int | float | None] = {}
     for name, value in summary._asdict().items():
-        if name == "expected" and value is None:
+        if name in _OPTIONAL and value is None:
             fields[name] = None
         else:
             fields[name] = index(name, value) if name in _COUNTS else _finite(name, value)
@@ -138,9 +169,10 @@ def _parse_line(line: bytes, row: int, *, is_last: bool) -> Record | None:
     if not fields.keys() >= _LATER:
         # A line of gwa-core 0.1.0, where these were names for metrics.
         wanted = tuple(name for name in wanted if name not in _LATER)
-    elif fields["expected"] is None:
-        del numbers["expected"]
-    if missing := [name for name in wanted if name not in numbers and name != "expected"]:
+    for name in _OPTIONAL.intersection(wanted):
+        if fields.get(name) is None:
+            numbers.pop(name, None)
+    if missing := [name for name in wanted if name not in numbers and name not in _OPTIONAL]:
         raise FeaturesError(
             f"line {row}: there is no number `{missing[0]}`; it has {str(fields)[:80]}"
         )

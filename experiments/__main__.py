@@ -55,6 +55,13 @@ def main(arguments: list[str] | None = None) -> None:
     prepare.add_argument("tables", type=Path, help="folder with reuters-r8-train.tab and -test.tab")
     prepare.add_argument("model", type=Path, help="folder of MiniLM, as Transformers saves it")
     prepare.add_argument("folder", type=Path, help="of --data")
+    answers = commands.add_parser(
+        "prepare-language", help="write 20 newsgroups with their names as answers, as tokens"
+    )
+    answers.add_argument(
+        "tables", type=Path, help="folder with 20newsgroups-train.tab and -test.tab"
+    )
+    answers.add_argument("folder", type=Path, help="of --data")
     given = parser.parse_args(arguments)
     commanded = {
         "run": _run,
@@ -64,6 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
         "pack": _pack,
         "corrupt": _corrupt,
         "prepare-text": _prepare_text,
+        "prepare-language": _prepare_language,
     }
     commanded[given.command](given)
 
@@ -76,8 +84,10 @@ def _chosen(given: Any) -> list[Settings]:
 def _run(given: Any) -> None:
     import torch
 
+    from experiments import language_data
     from experiments.data import corrupted, load
     from experiments.engine import Engine
+    from experiments.language import LanguageRun
     from experiments.training import Run
 
     deadline = time.monotonic() + 60 * given.budget_minutes
@@ -89,15 +99,21 @@ def _run(given: Any) -> None:
         if settings.name in names(given.results, settings.study):
             continue
         if settings.data not in loaded:
-            loaded[settings.data] = load(_find(given.data, settings.data))
-        images = loaded[settings.data]
-        kind = settings.network, len(images.class_names)
+            reader = language_data.load if settings.loss else load
+            loaded[settings.data] = reader(_find(given.data, settings.data))
+        data = loaded[settings.data]
+        # The classes of a language model are its tokens.
+        kind = settings.network, data.vocabulary if settings.loss else len(data.class_names)
         if engine is None or (engine.network, engine.classes) != kind:
             engine = Engine(*kind, device, folder=given.data)
         begin = time.monotonic()
         if settings.corrupted and settings.corrupted not in loaded:
             loaded[settings.corrupted] = corrupted(_find(given.data, settings.corrupted))
-        run = Run(settings, images, given.out, engine, loaded.get(settings.corrupted))
+        run: Run | LanguageRun
+        if settings.loss:
+            run = LanguageRun(settings, data, engine)
+        else:
+            run = Run(settings, data, given.out, engine, loaded.get(settings.corrupted))
         result = run.train(deadline)
         took = f"{time.monotonic() - begin:.0f} s"
         if result is None:
@@ -161,6 +177,12 @@ def _prepare_text(given: Any) -> None:
     from experiments.texts import prepare
 
     prepare(given.tables, given.model, given.folder)
+
+
+def _prepare_language(given: Any) -> None:
+    from experiments.language_data import prepare
+
+    prepare(given.tables, given.folder)
 
 
 def _pack(given: Any) -> None:

@@ -14,6 +14,7 @@ from experiments.tables import (
     keep,
     knowing,
     label_errors,
+    language,
     layers,
     models,
     rules,
@@ -45,4 +46,6 @@ TABLES: dict[str, Callable[[list[Result]], str]] = {
     "widths": widths.widths,
     "fine-tuning": fine_tuning.fine_tuning,
     "two-modes": two_modes.two_modes,
+    "language-examples": language.examples,
+    "language-stopping": language.stopping,
 }

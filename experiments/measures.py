@@ -35,7 +35,7 @@ from gwa_torch import GWAMonitor, head_scores, layer_alignment
 if TYPE_CHECKING:
     from experiments.engine import Engine
 
-__all__ = ["CURVES", "Measures", "detection"]
+__all__ = ["CURVES", "Measures", "detection", "judged"]
 
 BATCHES, BATCH = 5, 512
 #: Training images that are scored after an epoch, in a pass without augmentation.
@@ -179,6 +179,16 @@ class Measures:
         ]
 
 
+def judged(suspicion: Any, wrong: torch.Tensor) -> tuple[float, float]:
+    """Return how well numbers (N,) find what is wrong: area under the curve and average precision."""
+    x, truth = torch.as_tensor(suspicion, device=wrong.device).double(), wrong.long()
+    # Ranks in [0, 1]: numbers outside would be taken for logits. Ties stay ties.
+    x = torch.nan_to_num(x, nan=float(x.nanmean())).unique(return_inverse=True)[1].double()
+    x = x / x.max().clamp_min(1)
+    area, precision = binary_auroc(x, truth), binary_average_precision(x, truth)
+    return round(float(area), 5), round(float(precision), 5)
+
+
 def detection(
     samples: dict[str, np.ndarray[Any, Any]],
     history: Sequence[EpochSummary],
@@ -203,16 +213,7 @@ def detection(
     """
     if not wrong.any():
         return {}
-    truth = torch.as_tensor(wrong, device=device).long()
-
-    def judged(suspicion: Any) -> tuple[float, float]:
-        x = torch.as_tensor(suspicion, device=device).double()
-        # Ranks in [0, 1]: numbers outside would be taken for logits. Ties stay ties.
-        x = torch.nan_to_num(x, nan=float(x.nanmean())).unique(return_inverse=True)[1].double()
-        x = x / x.max().clamp_min(1)
-        area, precision = binary_auroc(x, truth), binary_average_precision(x, truth)
-        return round(float(area), 5), round(float(precision), 5)
-
+    truth = torch.as_tensor(wrong, device=device)
     found: dict[str, Any] = {}
     for name, values in samples.items():
         if name == "alignment":
@@ -224,8 +225,8 @@ def detection(
         x = sign * torch.as_tensor(values, device=device)
         of_runs = name in ("variability", "forgetting_events")
         means = x if of_runs else x.nan_to_num().cumsum(0) / x.isfinite().cumsum(0).clamp_min(1)
-        single = [] if of_runs else [judged(row) for row in x]
-        mean = [precision for _, precision in map(judged, means)]
+        single = [] if of_runs else [judged(row, truth) for row in x]
+        mean = [precision for _, precision in (judged(x, truth) for x in means)]
         found[name] = {"mean": mean[-1], "best_mean": max(mean)}
         if single:
             found[name] |= dict(zip(("last_auroc", "last"), single[-1], strict=True))
@@ -244,7 +245,7 @@ def detection(
     for name, values in {"mean": scores, "margin": samples["margin"]}.items():
         qualities[f"{name} to twice the peak"] = np.nanmean(values[: _cut_off(history)], axis=0)
     for name, quality in qualities.items():
-        area, precision = judged(-quality)
+        area, precision = judged(-quality, truth)
         found[name] = {"mean": precision, "auroc": area}
     return found
 

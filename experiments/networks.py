@@ -33,6 +33,8 @@ class Classifier(nn.Module):
         Latents behind a frozen sketch of the body (Fig. 8), 0 for none.
     scaled : callable
         What the body takes, from bytes or numbers in [0, 1], or from tokens.
+    bias : bool
+        Whether the head has one.
     """
 
     sketch: torch.Tensor | None
@@ -45,14 +47,16 @@ class Classifier(nn.Module):
         classes: int,
         sketch: int = 0,
         scaled: Callable[[torch.Tensor], torch.Tensor] = scaled,
+        bias: bool = True,
     ) -> None:
         super().__init__()
         self.body, self._latents, self.scaled = body, latents, scaled
         made = JLHead(width, classes, sketch) if sketch else None
         self.register_buffer("sketch", made and made.sketch)
-        self.head = made.linear if made else nn.Linear(width, classes)
+        self.head = made.linear if made else nn.Linear(width, classes, bias)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
-        nn.init.zeros_(self.head.bias)
+        if bias:
+            nn.init.zeros_(self.head.bias)
 
     def latents(self, images: torch.Tensor) -> torch.Tensor:
         """Return the input of the head, (N, D)."""
@@ -191,6 +195,14 @@ def _words(classes: int, vocabulary: int, width: int) -> Classifier:
     return Classifier(body, lambda x: x, width, classes, scaled=lambda tokens: tokens)
 
 
+def _gpt(classes: int, width: int, layers: int, length: int) -> Classifier:
+    """Return a decoder of texts; its classes are the tokens."""
+    from experiments.language_model import Decoder
+
+    body = Decoder(classes, width, layers, length)
+    return Classifier(body, lambda x: x, width, classes, scaled=lambda x: x, bias=False)
+
+
 def _lite0(classes: int, weights: Path) -> Classifier:
     from experiments.finetuning import lite0
 
@@ -305,12 +317,15 @@ NETWORKS: dict[str, tuple[Callable[..., Classifier], dict[str, Any]]] = {
     "conv": (_conv, {"widths": [16, 32, 64], "side": 32, "width": 128}),
     # For texts; more rows than the data have pieces of words.
     "words": (_words, {"vocabulary": 16_384, "width": 64}),
+    # A language model of 34 million weights, with 8192 tokens.
+    "gpt": (_gpt, {"width": 512, "layers": 8, "length": 256}),
     # Pretrained; the file is in the folder of `--data`.
     "lite0": (_lite0, {"weights": "efficientnet-lite0-57934424.pth"}),
     "minilm": (_minilm, {"weights": "minilm.npz"}),
     # For tests.
     "tiny-resnet": (_resnet, {"depths": [1, 1, 1, 1], "widths": [8, 8, 16, 16]}),
     "tiny-bert": (_bert, {"vocabulary": 64, "width": 64, "layers": 1}),
+    "tiny-gpt": (_gpt, {"width": 64, "layers": 1, "length": 64}),
     "tiny": (
         _convnext,
         {"depths": [1, 1], "hidden_sizes": [8, 16], "patch_size": 4, "num_stages": 2},

@@ -27,7 +27,8 @@ class Settings:
     network : str
         A key of ``networks.NETWORKS``.
     labels : str
-        Which labels to train on, see ``data.with_noise``.
+        Which labels to train on, see ``data.with_noise``; of a language model which answers, see
+        ``language_data.given_answers``.
     percent : int
         Share of the training images that is trained on; the rest validates, with its labels.
     seed : int
@@ -57,6 +58,9 @@ class Settings:
     averages : bool
         Whether to keep the weights of all epochs and to judge means of them at the end, instead of
         measuring what needs passes of its own.
+    loss : str
+        Makes the run one of a language model: ``"answer"`` for the loss of the answer's tokens,
+        ``"all"`` for that of the document's, too.
     fold : int
         Hold the k-th of ``folds.FOLDS`` out and score its labels at the end; 0 for none.
     variant : str
@@ -83,6 +87,7 @@ class Settings:
     layers: bool = False
     sketch: int = 0
     averages: bool = False
+    loss: str = ""
     fold: int = 0
     variant: str = ""
 

@@ -28,6 +28,7 @@ __all__ = [
     "names",
     "read",
     "records",
+    "short",
 ]
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,6 +60,14 @@ COLUMNS = frozenset(
 )
 #: Those of a run that keeps averages.
 OF_AVERAGES = frozenset((*SUMMARY, *(x for x in COLUMNS if x.endswith(ACCURACIES))))
+#: Those of a language model.
+OF_LANGUAGE = frozenset(
+    (
+        *SUMMARY,
+        *("test_loss", "test_accuracy", "sample_loss"),
+        *("prediction_changes", "gradient_disparity"),
+    )
+)
 
 
 def append(folder: Path, result: Mapping[str, Any]) -> None:
@@ -78,7 +87,11 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     defaults = {field.name: field.default for field in fields(Settings)}
     settings = {k: v for k, v in result["settings"].items() if v != defaults[k]}
-    read_by_tables = OF_AVERAGES if result["settings"].get("averages") else COLUMNS
+    read_by_tables = COLUMNS
+    if result["settings"].get("loss"):
+        read_by_tables = OF_LANGUAGE
+    elif result["settings"].get("averages"):
+        read_by_tables = OF_AVERAGES
     columns = {
         name: values[0] if all(x == values[0] for x in values) else values
         for name, values in result["epochs"].items()
@@ -133,6 +146,11 @@ def records(result: Result, *further: str) -> list[dict[str, Any]]:
     names = dict.fromkeys((*EpochSummary._fields, *further))
     columns = {name: result["epochs"][name] for name in names if name in result["epochs"]}
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+
+def short(value: Any) -> Any:
+    """Return a number with six digits; more than an epoch's noise leaves."""
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _path(folder: Path, study: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["prepare"]
+__all__ = ["prepare", "table"]
 
 #: Tokens a text is cut to, and how often a piece of a word must occur in the training texts to stay one.
 LENGTH, LEAST = 128, 5
@@ -55,7 +55,7 @@ def prepare(tables: Path, model: Path, out: Path) -> None:
 
 def _write_tokens(files: list[Path], tokenizer: Any, out: Path) -> list[int]:
     """Write the tokens of a corpus; return which of the tokenizer's they are, in their new order."""
-    parts = [_table(file) for file in files]
+    parts = [table(file) for file in files]
     names = sorted({label for label, _ in parts[0]})
     rows = [row for part in parts for row in part]
     found = tokenizer(
@@ -94,7 +94,7 @@ def _write_encoder(model: Path, kept: list[int], out: Path) -> None:
     np.savez_compressed(out, config=np.asarray(json.dumps(config)), **weights)
 
 
-def _table(path: Path) -> list[tuple[str, str]]:
+def table(path: Path) -> list[tuple[str, str]]:
     """Return labels and texts of a table with three lines of header."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file, delimiter="\t"))[3:]

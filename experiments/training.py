@@ -21,7 +21,9 @@ from experiments.data import Images, with_noise
 from experiments.engine import Engine
 from experiments.folds import packed, scores, split
 from experiments.measures import Measures, detection
+from experiments.optimisation import optimizer, rate
 from experiments.plan import Settings
+from experiments.store import short
 from gwa_core.signals import SIGNALS
 from gwa_torch import GWAMonitor
 
@@ -75,7 +77,7 @@ class Run:
         engine.begin(settings.seed)
         self.generator = torch.Generator().manual_seed(settings.seed)
         torch.manual_seed(settings.seed)
-        self.optimizer = self._optimizer()
+        self.optimizer = optimizer(settings, engine)
         head, count = engine.model.head, len(self.rows)
         # Mixup leaves an image no class; its scores are of the mixture, its signals of its label.
         self.monitor = GWAMonitor(head, count, signals=() if s.mixup else tuple(SIGNALS))
@@ -111,26 +113,6 @@ class Run:
         """Of whole epochs; a last batch is filled up with the first rows of its epoch."""
         epoch = -(-len(self.rows) // self.settings.batch_size)
         return max(1, round(self.settings.steps / epoch)) * epoch
-
-    def _optimizer(self) -> Any:
-        s, fast = self.settings, self.engine.fast
-        parameters = self.engine.model.parameters()
-        # A rate on the device can change without a new kernel.
-        rate = torch.tensor(s.learning_rate, device=self.engine.device)
-        if s.optimizer == "sgd":
-            return torch.optim.SGD(
-                parameters, rate, momentum=0.9, weight_decay=s.weight_decay, fused=fast
-            )
-        kind = torch.optim.AdamW if s.weight_decay else torch.optim.Adam
-        return kind(parameters, rate, weight_decay=s.weight_decay, fused=fast)
-
-    def _rate(self) -> float:
-        s = self.settings
-        if self.step < s.warmup:
-            return s.learning_rate * (self.step + 1) / s.warmup
-        share = (self.step - s.warmup) / (self.steps - s.warmup)
-        factor = (1 + math.cos(math.pi * share)) / 2 if s.schedule == "cosine" else 1.0
-        return s.learning_rate * factor
 
     def train(self, deadline: float = math.inf) -> dict[str, Any] | None:
         """Train to the end and return the result; None where the deadline came before.
@@ -178,7 +160,7 @@ class Run:
         order = torch.cat([order, order[: -len(order) % s.batch_size]])
         for ids in order.split(s.batch_size):
             for group in self.optimizer.param_groups:
-                group["lr"].fill_(self._rate())
+                group["lr"].fill_(rate(s, self.step, self.steps))
             images, targets = augment(self.images[ids]), self.labels[ids]
             if s.mixup:
                 soft = F.one_hot(targets, self.engine.classes).float()
@@ -248,7 +230,7 @@ class Run:
             "device": name,
             "seconds": round(self.seconds, 1),
             "wrong": float(self.wrong.mean()),
-            "epochs": {key: [_short(row[key]) for row in columns] for key in columns[0]},
+            "epochs": {key: [short(row[key]) for row in columns] for key in columns[0]},
             "detection": detection(samples, history, self.wrong, self.engine.device),
         }
         if self.averages is not None:
@@ -300,8 +282,3 @@ def _random_state(device: str) -> torch.Tensor:
 
 def _set_random_state(device: str, state: torch.Tensor) -> None:
     torch.set_rng_state(state) if device == "cpu" else torch.cuda.set_rng_state(state)
-
-
-def _short(value: Any) -> Any:
-    """Six digits are more than an epoch's noise leaves."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value

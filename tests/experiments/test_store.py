@@ -106,12 +106,14 @@ def test_committed_results_are_small_and_draw_every_table():
     size = sum(path.stat().st_size for path in store.RESULTS.iterdir())
     assert size <= 15e3 * len(results)
     found = {name for run in results for name in run["epochs"]}
-    assert found == store.COLUMNS | {"separation"}
+    assert found - store.OF_LANGUAGE == store.COLUMNS - store.OF_LANGUAGE | {"separation"}
     asked = set()
     for run in results:
         run["epochs"] = Watched(run["epochs"], asked)
+    # A study without runs has no table yet.
+    waiting = set() if any(run["settings"]["loss"] for run in results) else {"language"}
     for name, make in TABLES.items():
-        assert make(results), name
+        assert make(results) or name.partition("-")[0] in waiting, name
     # The others are for figures.
     sides = {f"{side}_{at}" for side in ("right", "wrong") for at in ("low", "middle", "high")}
     assert store.COLUMNS - asked == {"label_probability", *sides}

@@ -22,6 +22,7 @@ from gwa_torch.averaging import AveragedWeights
 from gwa_torch.heads import find_head
 from gwa_torch.ids import with_ids
 from gwa_torch.layers import layer_alignment, layer_gradient_disparity, layer_gradient_norms
+from gwa_torch.linear_loss import linear_cross_entropy
 from gwa_torch.loader import alignment_scores
 from gwa_torch.monitor import GWAMonitor
 from gwa_torch.scoring import frobenius_norm, head_scores
@@ -48,6 +49,7 @@ __all__ = [
     "layer_alignment",
     "layer_gradient_disparity",
     "layer_gradient_norms",
+    "linear_cross_entropy",
     "rank_samples",
     "select_epoch",
     "with_ids",

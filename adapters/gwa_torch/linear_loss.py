@@ -1,0 +1,424 @@
+"""The cross-entropy of a linear head and the scores of its rows in one pass, without the logits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from gwa_torch._checks import check_integer
+from gwa_torch.scoring import frobenius_norm, full_precision, has_triton, head_scores
+
+__all__ = ["linear_cross_entropy"]
+
+# The logits that exist at one time. Each block reads and writes the gradient of the weight once:
+# fewer rows than about 500 keep a GPU's memory busier than its tensor cores.
+BLOCK_BYTES = 128 * 1024 * 1024
+
+# Rows of a whole tile of a matrix product.
+TILE = 128
+
+
+def linear_cross_entropy(
+    latents: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    *,
+    bias: torch.Tensor | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    r"""Return the cross-entropy of a linear head, and γ of each row.
+
+    .. math::
+
+       \mathcal L = \operatorname{cross\_entropy}(z W^\top + b,\; y),
+       \qquad \gamma_i = \frac{r_i \cdot W z_i}{\|r_i\|\,\|z_i\|\,\|W\|}
+
+    In place of ``F.cross_entropy(F.linear(latents, weight, bias), targets)``, for heads whose logits
+    are too large to keep: language models. The logits are made in blocks of rows. The scores and
+    the gradients are taken from each block while it is there.
+
+    Parameters
+    ----------
+    latents : tensor of shape (N, D) or (B, S, D)
+        Inputs of the head. Floating point.
+    weight : tensor of shape (C, D)
+        Weight of the head, in the dtype of the latents; under autocast any.
+    targets : integer tensor of shape (N,) or (B, S)
+        Class numbers in 0..C-1, or `ignore_index`. Labels of a causal language model must be
+        shifted: ``latents[:, :-1], weight, labels[:, 1:]``.
+    bias : tensor of shape (C,), optional
+        Bias of the head. Its own gradient is not part of γ (as in the paper).
+    ignore_index : int
+        Class number of rows that do not count, default -100.
+    label_smoothing : float
+        In [0, 1): the share of the target that is spread evenly, default 0.
+    reduction : {"mean", "sum", "none"}
+        Mean over the rows that count, their sum, or one loss a row; default mean.
+
+    Returns
+    -------
+    loss : 0-D tensor, or tensor of shape (N,) or (B, S)
+        In [0, inf), float32 (float64 for float64 input). Differentiable by latents, weight and bias.
+    scores : tensor of shape (N,) or (B, S)
+        In [-1, 1], of the dtype of the loss, without a gradient. nan for rows that do not count.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On shapes, dtypes and options that do not fit.
+    IndexError
+        On the CPU, if a class number is outside 0..C-1. On a GPU, where looking would wait for the
+        device, its loss, its score and all gradients are nan.
+    RuntimeError
+        On ``backward(create_graph=True)``: there is no second derivative.
+
+    Notes
+    -----
+    Cost: three products of N·C·D multiplications, as the plain loss has. The forward pass makes the
+    gradients too, and ``backward`` multiplies them by what comes in. ``reduction="none"`` and a
+    second ``backward`` make the logits once more.
+
+    Memory: one block of logits (128 MiB; up to four times that without Triton) and the gradients,
+    each in the dtype of its tensor; the (N, C) logits are never there. A weight that needs no
+    gradient costs none.
+
+    Numerics: logits have the dtype of the product, softmax is float32 or wider. The label's own
+    gradient is the sum of the others, exact where softmax saturates. In half precision the
+    gradient of the weight is rounded once for each block. In bfloat16 its relative error is about
+    2e-3 to 5e-3 for 1 to 16 blocks; that of the plain loss is about 2e-3.
+
+    Mean over no rows that count: the loss is nan, as PyTorch's, and the gradients are 0. Under
+    autocast the product runs in autocast's dtype. A compiled step leaves the graph here. On a GPU
+    with Triton a block takes one kernel beside its matrix products; nothing waits for the device.
+
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Definition 1 and Algorithm 1.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from gwa_torch import linear_cross_entropy
+    >>> head = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = torch.nn.init.eye_(head.weight)
+    >>> latents = torch.tensor([[2.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+    >>> loss, scores = linear_cross_entropy(latents, head.weight, torch.tensor([0, 0, -100]))
+    >>> loss.backward()
+    >>> scores
+    tensor([ 0.5000, -0.5000,     nan])
+    """
+    run: Any = _checked
+    if torch.compiler.is_compiling():
+        # Not as a decorator, which would import the compiler for everybody.
+        run = torch.compiler.disable(run)  # type: ignore[no-untyped-call]
+    loss, scores = run(latents, weight, bias, targets, ignore_index, label_smoothing, reduction)
+    return loss, scores
+
+
+class _Head(NamedTuple):
+    """Options of the loss."""
+
+    ignore_index: int
+    label_smoothing: float
+    reduction: str
+
+
+class _Made(NamedTuple):
+    """What a pass over the blocks leaves behind: one entry a row, and gradients where wanted."""
+
+    losses: torch.Tensor
+    scores: torch.Tensor
+    gradients: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+def _checked(
+    latents: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    ignore_index: int,
+    label_smoothing: float,
+    reduction: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Refuse what does not fit, and bring the rest into the shapes and dtypes of the function."""
+    _check(latents, weight, targets, bias, label_smoothing, reduction)
+    head = _Head(check_integer("ignore_index", ignore_index), float(label_smoothing), reduction)
+    kind = latents.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        # As autocast does it: what is in float64 stays so.
+        latents, weight, bias = (
+            x if x is None or x.dtype == torch.float64 else x.to(dtype)
+            for x in (latents, weight, bias)
+        )
+    for name, x in (("weight", weight), ("bias", bias)):
+        if x is not None and x.dtype != latents.dtype:
+            raise TypeError(
+                f"`{name}` must have the dtype of the latents, {latents.dtype}, got {x.dtype}; "
+                "cast one of them, or use torch.autocast"
+            )
+    labels = targets.reshape(-1).long()
+    if kind == "cpu":
+        _check_labels(labels, weight.shape[0], head.ignore_index)
+    # The forward pass of a function does not see whether gradients are on.
+    wanted = tuple(
+        torch.is_grad_enabled() and x is not None and x.requires_grad
+        for x in (latents, weight, bias)
+    )
+    loss, scores = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        latents.reshape(-1, latents.shape[-1]), weight, bias, labels, head, wanted
+    )
+    shape = targets.shape
+    return loss if reduction != "none" else loss.reshape(shape), scores.reshape(shape)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """Gradients are made in the forward pass, where the logits are, and given out once."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        latents: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        targets: torch.Tensor,
+        head: _Head,
+        wanted: tuple[bool, bool, bool],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        counted = targets != head.ignore_index
+        count = counted.sum()
+        wide = torch.promote_types(latents.dtype, torch.float32)
+        scale = torch.ones((), dtype=wide, device=latents.device)
+        if head.reduction == "mean":
+            scale = scale / count
+        # Shares of a mean are below what float16 can hold; there they are taken at the end.
+        late = latents.dtype == torch.float16 and head.reduction != "none"
+        factors = _factors(targets, weight.shape[0], counted, scale.new_ones(()) if late else scale)
+        # Of one loss a row the factors are not known before the backward pass.
+        now = wanted if head.reduction != "none" else (False, False, False)
+        made = _in_blocks(latents, weight, bias, targets, factors, head, now)
+        ctx.save_for_backward(latents, weight, bias, targets, factors)
+        ctx.head, ctx.wanted, ctx.late = head, wanted, scale if late else None
+        ctx.gradients = made.gradients if any(now) else None
+        ctx.mark_non_differentiable(made.scores)
+        ctx.set_materialize_grads(False)
+        if head.reduction == "none":
+            return made.losses, made.scores
+        total = made.losses.sum()
+        return total / count if head.reduction == "mean" else total, made.scores
+
+    @staticmethod
+    def backward(ctx: Any, *incoming: torch.Tensor | None) -> Any:
+        along = incoming[0]
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "`linear_cross_entropy` has no second derivative, got a backward pass with "
+                "create_graph=True; use F.cross_entropy(F.linear(latents, weight, bias), targets)"
+            )
+        if along is None:
+            return (None,) * 6
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            latents, weight, bias, targets, factors = ctx.saved_tensors
+            if ctx.head.reduction == "none":
+                factors = torch.where(factors == 0, factors, factors * along)
+            made = _in_blocks(latents, weight, bias, targets, factors, ctx.head, ctx.wanted)
+            gradients = made.gradients
+        if ctx.head.reduction != "none":
+            factor = along if ctx.late is None else along * ctx.late
+            for gradient in gradients:
+                if gradient is not None:
+                    _scale(gradient, factor)
+        return (*gradients, None, None, None)
+
+
+def _factors(
+    targets: torch.Tensor, classes: int, counted: torch.Tensor, scale: torch.Tensor
+) -> torch.Tensor:
+    """Return what the gradient of each row is multiplied by: nothing where it does not count."""
+    known = (targets >= 0) & (targets < classes)
+    return torch.where(counted, torch.where(known, scale, torch.nan), 0.0)
+
+
+@torch.no_grad()
+def _in_blocks(
+    latents: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    targets: torch.Tensor,
+    factors: torch.Tensor,
+    head: _Head,
+    wanted: tuple[bool, bool, bool],
+) -> _Made:
+    """Make the logits block by block in one buffer, and all that is taken from them."""
+    rows, classes = latents.shape[0], weight.shape[0]
+    losses, scores = torch.empty_like(factors), torch.empty_like(factors)
+    new: Any = torch.empty_like if rows else torch.zeros_like
+    of_latents = new(latents, memory_format=torch.contiguous_format) if wanted[0] else None
+    of_weight = new(weight, memory_format=torch.contiguous_format) if wanted[1] else None
+    of_bias = factors.new_zeros(classes) if wanted[2] else None
+    latents = latents if latents.stride(-1) == 1 else latents.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    take: Any = _rows
+    if has_triton(latents.device) and latents.dtype != torch.float64:
+        from gwa_torch._triton_linear_loss import fused_rows as take
+    step = _step(rows, classes * latents.dtype.itemsize)
+    with full_precision(latents.device):
+        norm = frobenius_norm(weight)
+        buffer = latents.new_empty(step, classes)
+        for start in range(0, rows, step):
+            here = slice(start, start + step)
+            z, t = latents[here], targets[here]
+            block = buffer[: z.shape[0]]
+            if bias is None:
+                torch.mm(z, weight.T, out=block)
+            else:
+                torch.addmm(bias, z, weight.T, out=block)
+            take(
+                *(block, z, t, bias, norm, factors[here], losses[here], scores[here]),
+                ignore_index=head.ignore_index,
+                label_smoothing=head.label_smoothing,
+                gradient=any(wanted),
+            )
+            if of_latents is not None:
+                torch.mm(block, weight, out=of_latents[here])
+            if of_weight is not None:
+                # With beta=0 what is there is not read.
+                of_weight.addmm_(block.T, z, beta=int(start > 0))
+            if of_bias is not None:
+                of_bias += block.sum(dim=0, dtype=of_bias.dtype)
+    return _Made(losses, scores, (of_latents, of_weight, _as(of_bias, latents.dtype)))
+
+
+def _as(x: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+    return None if x is None else x.to(dtype)
+
+
+def _step(rows: int, row_bytes: int) -> int:
+    """Return the rows of a block: blocks of about equal size, of whole tiles where they fit."""
+    most = max(1, BLOCK_BYTES // row_bytes)
+    most = most // TILE * TILE or most
+    blocks = max(1, -(-rows // most))
+    even = -(-rows // blocks)
+    return max(1, min(rows, most, -(-even // TILE) * TILE))
+
+
+def _rows(
+    logits: torch.Tensor,
+    latents: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    weight_norm: torch.Tensor,
+    factors: torch.Tensor,
+    losses: torch.Tensor,
+    scores: torch.Tensor,
+    *,
+    ignore_index: int,
+    label_smoothing: float,
+    gradient: bool,
+) -> None:
+    """Fill losses and scores of (n, C) logits; with `gradient` the logits become theirs."""
+    classes = logits.shape[1]
+    counted = targets != ignore_index
+    known = (targets >= 0) & (targets < classes)
+    scores.copy_(
+        head_scores(
+            latents=latents,
+            targets=targets,
+            logits=logits,
+            weight_norm=weight_norm,
+            bias=bias,
+            label_smoothing=label_smoothing,
+            where=counted,
+        )
+    )
+    label = torch.where(known, targets, 0).unsqueeze(1)
+    wide = logits.to(losses.dtype)
+    level = torch.logsumexp(wide, dim=1, keepdim=True)
+    loss = level - wide.gather(1, label)
+    if label_smoothing:
+        even = level - wide.mean(dim=1, keepdim=True)
+        loss = (1.0 - label_smoothing) * loss + label_smoothing * even
+    loss = torch.where(known, loss.squeeze(1), torch.nan)
+    losses.copy_(torch.where(counted, loss, 0.0))
+    if gradient:
+        shares = wide.sub_(level).exp_()
+        # The label's own entry is 1 - p as the sum of the others, which does not cancel.
+        shares.scatter_(1, label, 0.0)
+        shares.scatter_(1, label, label_smoothing - shares.sum(dim=1, keepdim=True))
+        if label_smoothing:
+            shares -= label_smoothing / classes
+        shares.mul_(factors.unsqueeze(1)).masked_fill_(factors.unsqueeze(1) == 0, 0.0)
+        if shares is not logits:
+            logits.copy_(shares)
+
+
+def _scale(gradient: torch.Tensor, factor: torch.Tensor) -> None:
+    """Multiply a gradient by what comes in, which is nearly always 1, in place."""
+    if has_triton(gradient.device) and gradient.dtype != torch.float64:
+        from gwa_torch._triton_linear_loss import fused_scale
+
+        fused_scale(gradient, factor)
+    elif gradient.device.type != "cpu" or factor != 1:
+        gradient.mul_(factor)
+
+
+def _check(
+    latents: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    bias: torch.Tensor | None,
+    label_smoothing: float,
+    reduction: str,
+) -> None:
+    if not latents.is_floating_point() or latents.ndim not in (2, 3):
+        raise ValueError(
+            "`latents` must be floating point of shape (N, D) or (B, S, D), got "
+            f"{latents.dtype} of shape {tuple(latents.shape)}; pass the input of the head"
+        )
+    if hasattr(weight, "full_tensor"):
+        raise TypeError(
+            "`weight` must be a plain tensor, got a DTensor; pass weight.full_tensor(), or call "
+            "the loss where the head is unsharded"
+        )
+    features = latents.shape[-1]
+    shape = tuple(weight.shape)
+    if len(shape) != 2 or shape[1] != features or shape[0] < 2:
+        turned = len(shape) == 2 and shape[0] == features
+        cause = (
+            "it must be transposed"
+            if turned
+            else "pass the weight of the head, two classes or more"
+        )
+        raise ValueError(f"`weight` must be (C, D) = (C, {features}), got {shape}; {cause}")
+    if targets.shape != latents.shape[:-1]:
+        raise ValueError(
+            f"`targets` must be class numbers of shape {tuple(latents.shape[:-1])} as the rows of the "
+            f"latents, got shape {tuple(targets.shape)}; probabilities need "
+            "F.cross_entropy and `head_scores`"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dtype == torch.bool:
+        raise TypeError(f"`targets` must be integers, got {targets.dtype}; call targets.long()")
+    if bias is not None and tuple(bias.shape) != shape[:1]:
+        raise ValueError(f"`bias` must be (C,) = ({shape[0]},), got {tuple(bias.shape)}")
+    for name, x in (("weight", weight), ("targets", targets), ("bias", bias)):
+        if x is not None and x.device != latents.device:
+            raise ValueError(
+                f"`{name}` must be on the device of the latents, {latents.device}, got {x.device}"
+            )
+    if not 0.0 <= label_smoothing < 1.0:
+        raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing!r}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'`reduction` must be "mean", "sum" or "none", got {reduction!r}')
+
+
+def _check_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> None:
+    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        raise IndexError(
+            f"`targets` must be in 0..{classes - 1} or ignore_index={ignore_index}, got "
+            f"{int(labels[wrong][0])}; usual cause: padding that is not marked, or another vocabulary"
+        )

@@ -204,9 +204,10 @@ def _step(training: dict[str, Any]) -> str:
 
 
 def results_tables() -> dict[str, str]:
-    """Return the tables of the experiments."""
+    """Return the tables of the experiments, of those that were run."""
     from experiments.catalogue import TABLES
     from experiments.store import RESULTS, read
 
     results = read(RESULTS)
-    return {name: make(results) for name, make in TABLES.items()}
+    tables = {name: make(results) for name, make in TABLES.items()}
+    return {name: table for name, table in tables.items() if table}

@@ -31,7 +31,7 @@ from gwa_core.rules import (
 from gwa_core.score import Summary, gwa_score, summarize
 from gwa_core.sequences import SequenceParts, sequence_parts, sequence_scores
 from gwa_core.stopping import EarlyStopper, Selection, rule_for, select_epoch, select_step
-from gwa_core.targets import weighted_targets
+from gwa_core.targets import loss_weights, weighted_targets
 from gwa_core.tracker import GWATracker
 
 __version__ = "0.1.0"
@@ -70,6 +70,7 @@ __all__ = [
     "gwa_score",
     "jl_dimension",
     "label_quality",
+    "loss_weights",
     "project",
     "rank_samples",
     "residual",
@@ -77,9 +78,9 @@ __all__ = [
     "score_agreement",
     "select_epoch",
     "select_step",
-    "summarize",
     "sequence_parts",
     "sequence_scores",
+    "summarize",
     "summarize_history",
     "update_share",
     "warmup_steps",

@@ -9,7 +9,7 @@ from gwa_core._lib.array import Array, index_dtype, is_host, namespace, quiet, r
 from gwa_core._lib.checks import check_loss, check_vector
 from gwa_core._lib.numerics import one_hot_mask
 
-__all__ = ["weighted_targets"]
+__all__ = ["loss_weights", "weighted_targets"]
 
 
 def weighted_targets(
@@ -78,6 +78,60 @@ def weighted_targets(
     with quiet(xp):
         soft = soft / xp.sum(soft, axis=1, keepdims=True)
     return soft if known is None else xp.where(known[:, None], soft, xp.nan)
+
+
+def loss_weights(*, targets: Array, class_weights: Array, label_smoothing: float = 0.0) -> Array:
+    r"""Return the weight that each sample has in a loss with class weights.
+
+    .. math:: s_i = \sum_c w_c t_{ic}, \qquad
+       -\frac{\partial \mathcal L_i}{\partial \ell_i} = s_i \, (t'_i - \operatorname{softmax}(\ell_i))
+
+    with t' of `weighted_targets`. It changes no direction of one sample, and that of a sum of
+    several: the gradient of a sequence is one of its tokens' gradients, each with its weight.
+
+    Parameters
+    ----------
+    targets : array of shape (N,) or (N, C)
+        Class numbers in 0..C-1, or probabilities that sum to one in each row.
+    class_weights : array of shape (C,)
+        Weights of the classes, at least 0.
+    label_smoothing : float
+        In [0, 1): the share of the target that is spread evenly, default 0.
+
+    Returns
+    -------
+    array of shape (N,)
+        At least 0; nan for a class number outside 0..C-1. Dtype of `class_weights`, at least float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        On shapes, dtypes and options that do not fit.
+
+    Notes
+    -----
+    Cost: O(N) for class numbers, O(NC) for probabilities. Runs under jit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from gwa_core import loss_weights
+    >>> loss_weights(targets=np.asarray([0, 1]), class_weights=np.asarray([3.0, 1.0]))
+    array([3., 1.])
+    """
+    xp = namespace(targets=targets, class_weights=class_weights)
+    rows = targets.shape[0] if targets.ndim else 1
+    classes = math.prod(class_weights.shape)
+    check_vector(xp, "class_weights", class_weights, classes, letter="C")
+    check_loss(xp, targets, rows, classes, "cross_entropy", label_smoothing)
+    weights = xp.astype(class_weights, result_dtype(xp, class_weights))
+    labels, known = _indexable(xp, targets, classes)
+    if targets.ndim == 1:
+        own = xp.take(weights, labels)
+    else:
+        own = xp.astype(targets, weights.dtype) @ weights
+    found = (1.0 - label_smoothing) * own + label_smoothing * xp.mean(weights)
+    return found if known is None else xp.where(known, found, xp.nan)
 
 
 def _indexable(xp: Any, targets: Array, classes: int) -> tuple[Array, Array | None]:

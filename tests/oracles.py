@@ -53,6 +53,12 @@ def weighted_targets(targets, class_weights, *, label_smoothing=0.0):
     )
 
 
+def loss_weights(targets, class_weights, *, label_smoothing=0.0):
+    """The weights of the classes, as often as each is the target."""
+    soft = soft_targets(targets, len(class_weights), label_smoothing=label_smoothing)
+    return np.array([sum(w * t for w, t in zip(class_weights, row, strict=True)) for row in soft])
+
+
 def alignment(
     latents,
     weight,
@@ -105,12 +111,6 @@ def alignment_from_logit_gradients(
     return gamma if where is None else np.where(where, gamma, np.nan)
 
 
-def score_agreement(scores, *, where=None, **head):
-    """Rows, rows that differ, and the largest difference, where no rounding is to be thought of."""
-    difference = np.abs(scores - alignment_from_logits(**head))
-    kept = np.isfinite(scores) if where is None else np.isfinite(scores) & where
-    return kept.sum(), (difference[kept] > 0.05).sum(), difference[kept].max()
-
 def sequence_parts(residuals, activations, latents, weight_norm, groups, where=None):
     """Each piece's (C, D) gradient written out, token by token."""
     numerators, lengths = np.zeros(groups.shape), np.zeros(groups.shape)
@@ -162,6 +162,12 @@ def sequence_scores(
             scores[group] = getattr(np, reduce)(of_tokens.reshape(groups.shape)[own])
     return scores
 
+
+def score_agreement(scores, *, where=None, **head):
+    """Rows, rows that differ, and the largest difference, where no rounding is to be thought of."""
+    difference = np.abs(scores - alignment_from_logits(**head))
+    kept = np.isfinite(scores) if where is None else np.isfinite(scores) & where
+    return kept.sum(), (difference[kept] > 0.05).sum(), difference[kept].max()
 
 
 def sketched_alignment(latents, weight, targets, matrix, *, bias=None):

@@ -136,6 +136,8 @@ def _head_scenarios() -> list[Scenario]:
         arrays = {"targets": targets, "class_weights": np.exp(HEAD["bias"])}
         run, oracle = _keywords(g.weighted_targets, oracles.weighted_targets, **options)
         out.append(Scenario("weighted_targets", variant, arrays, run, oracle))
+        run, oracle = _keywords(g.loss_weights, oracles.loss_weights, **options)
+        out.append(Scenario("loss_weights", variant, arrays, run, oracle))
     return out
 
 
@@ -173,8 +175,6 @@ def _gradient_scenarios() -> list[Scenario]:
     return out
 
 
-def _vector_scenarios() -> list[Scenario]:
-    scores = {"scores": SCORES}
 def _sequence_scenarios() -> list[Scenario]:
     rng = np.random.default_rng(8)
     rows, tokens, groups = 3, 8, 7
@@ -219,6 +219,8 @@ def _sequence_scenarios() -> list[Scenario]:
     return out
 
 
+def _vector_scenarios() -> list[Scenario]:
+    scores = {"scores": SCORES}
     halves = {"first": SCORES[:100], "second": SCORES[100:]}
     out = [
         Scenario(

@@ -139,6 +139,8 @@ class Capture:
         Whether gradients are asked for at all.
     always : bool
         Whether they are in every pass.
+    whole : bool
+        Whether a pass keeps its gradient, for scores of sequences.
 
     Attributes
     ----------
@@ -156,8 +158,10 @@ class Capture:
         sketch: JLSketch | None = None,
         gradients: bool = False,
         always: bool = False,
+        whole: bool = False,
     ) -> None:
         self.head = head
+        self._keep_gradients = whole
         self.sketch = sketch
         self.tapping = gradients
         self.always = always
@@ -236,7 +240,8 @@ class Capture:
         # To gather a gradient of tensor parallelism takes all ranks, which must do so in all passes.
         alone = type(output) is torch.Tensor or self.always
         if differentiable and not compiling and self.tapping and alone:
-            tap = Tap(_rows(logits), _rows(latents), norm, bias, weight, self.sketch)
+            arrays = _rows(logits), _rows(latents), norm, bias, weight, self.sketch
+            tap = Tap(*arrays, keep=self._keep_gradients)
             hook = functools.partial(_arrive, tap, module)
             output.register_hook(hook)  # type: ignore[no-untyped-call]
         forward = Forward(logits, latents, norm, bias, weight, version, tap, norms)

@@ -35,6 +35,8 @@ class Tap:
         Of the pass; for a sketch.
     sketch : JLSketch or None
         Measure in K dimensions.
+    keep : bool
+        Whether the gradient itself stays, for scores of sequences.
     """
 
     silent = False
@@ -47,7 +49,11 @@ class Tap:
         bias: torch.Tensor | None,
         weight: torch.Tensor | None,
         sketch: JLSketch | None,
+        *,
+        keep: bool = False,
     ) -> None:
+        self._keep = keep
+        self.gradient: torch.Tensor | None = None
         self._pass: Any = (logits, latents, weight_norm, bias, weight)
         self._sketch = sketch
         self._version = None if logits.is_inference() else logits._version
@@ -61,7 +67,7 @@ class Tap:
         if self._pass is None:
             # A second backward pass through the same output: the gradient is the sum of both, or
             # the first one was that of a gradient penalty.
-            self._arrived = None
+            self._arrived = self.gradient = None
             self.error = RuntimeError("backward came twice through the output of the head")
             return
         (logits, latents, norm, bias, weight), self._pass = self._pass, None
@@ -71,6 +77,7 @@ class Tap:
         try:
             with torch.no_grad():
                 gradient = gradient.detach()
+                self.gradient = gradient if self._keep else None
                 self._plain = gradient_scores(gradient, logits, latents, norm, bias)
                 if self._sketch is not None:
                     latents, weight = (project(x, self._sketch) for x in (latents, weight))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -12,6 +12,7 @@ from gwa_core.history import expected_samples
 from gwa_torch._checks import check_count
 from gwa_torch._distributed import gather, position
 from gwa_torch._epoch import BySample, ByStream
+from gwa_torch._sequences import BySequence
 from gwa_torch._signals import Followed, made_of_arrays, made_of_tensors
 from gwa_torch._targets import Flat
 from gwa_torch.heads import Head, head_device
@@ -19,6 +20,8 @@ from gwa_torch.heads import Head, head_device
 __all__ = ["Keeper"]
 
 STATE_VERSION = 2
+
+Epoch: TypeAlias = BySample | BySequence | ByStream
 
 
 class Keeper:
@@ -38,6 +41,8 @@ class Keeper:
         The signals beside the scores.
     process_group : ProcessGroup or None
         The data-parallel ranks.
+    reduce : {"mean", "min", "gradient"}
+        How tokens of one sequence become a score.
     """
 
     def __init__(
@@ -49,6 +54,7 @@ class Keeper:
         every: int,
         followed: Followed,
         process_group: Any,
+        reduce: str,
     ) -> None:
         self.head = head
         self.num_samples = num_samples
@@ -56,11 +62,14 @@ class Keeper:
         self.every = every
         self.followed = followed
         self.group = process_group
+        self.reduce = reduce
+        # Whether the rows of this run are tokens, some of which may be of one sequence.
+        self._tokens = False
         self.history: list[EpochSummary] = []
         self.quality = None if num_samples is None else LabelQuality(num_samples)
         # Where its sums are.
         self._quality_device: torch.device | None = None
-        self.epoch: BySample | ByStream | None = None
+        self.epoch: Epoch | None = None
         self.ended = False
         # Whether the epoch in progress is that of all ranks.
         self._whole = False
@@ -87,7 +96,13 @@ class Keeper:
 
     def add(self, scores: torch.Tensor, flat: Flat) -> None:
         """Add the scores of a batch, or of several."""
+        self._tokens |= flat.tokens
         epoch = self._current() or self._new_epoch(scores.device)
+        if flat.tokens and isinstance(epoch, BySample):
+            raise ValueError(
+                "`targets` must have one number of axes in an epoch, got (B, S) after (N,); scores "
+                "of tokens add up by id, and the first score of a sample stays"
+            )
         if epoch.device != scores.device:
             epoch.to(scores.device)
         epoch.add(scores, flat.ids, flat.where, self.group)  # type: ignore[arg-type]
@@ -114,19 +129,22 @@ class Keeper:
             self._begin()
         return True
 
-    def _current(self) -> BySample | ByStream | None:
+    def _current(self) -> Epoch | None:
         return None if self.ended else self.epoch
 
-    def _new_epoch(self, device: torch.device) -> BySample | ByStream:
+    def _new_epoch(self, device: torch.device, *, tokens: bool | None = None) -> Epoch:
         n = self.num_samples
-        return ByStream(device) if n is None else BySample(n, device)
+        if n is None:
+            return ByStream(device)
+        by_sequence = self._tokens if tokens is None else tokens
+        return BySequence(n, device, self.reduce) if by_sequence else BySample(n, device)
 
     def end_epoch(self, step: int | None, batches: int | None, advice: str) -> EpochSummary:
         """Summarise the epoch over all ranks; without any score raise, and give the advice."""
-        # A rank without samples takes part, too.
-        epoch = self._current() or self._new_epoch(head_device(self.head))
         step = None if step is None else check_count("step", step, least=0)
         columns = self._agree(-1 if batches is None else batches)
+        # A rank without samples takes part, too.
+        epoch = self._current() or self._new_epoch(head_device(self.head))
         moments, omitted = epoch.finish(self.group)
         came = int(moments.count) + omitted
         if came == 0:
@@ -141,7 +159,7 @@ class Keeper:
             expected=self._expected(came, *columns),
         )
         self.followed.end_epoch(self.group)
-        if isinstance(epoch, BySample):
+        if not isinstance(epoch, ByStream):
             self._assess(epoch, summary)
         self.history.append(summary)
         self._before = sum(columns[0], self._common_rows)
@@ -149,7 +167,7 @@ class Keeper:
         self._begin()
         return summary
 
-    def _assess(self, epoch: BySample, summary: EpochSummary) -> None:
+    def _assess(self, epoch: BySample | BySequence, summary: EpochSummary) -> None:
         """Add the epoch to the quality of the labels, where the scores are."""
         assert self.quality is not None  # noqa: S101  # made with `num_samples`
         if self._quality_device != epoch.device:
@@ -165,10 +183,11 @@ class Keeper:
 
         Raises on every rank where the ranks differ in N: one collective would break or hang.
         """
-        own = [self.num_samples or 0, int(self.by_gradient)]
+        own = [self.num_samples or 0, int(self.by_gradient), int(self._tokens)]
         own += [self._rows, self._largest, self.batches, whole]
-        sizes, changed, *columns = torch.stack(gather(torch.tensor(own), self.group)).T.tolist()
-        self.all_by_gradient = any(changed)
+        stacked = torch.stack(gather(torch.tensor(own), self.group))
+        sizes, changed, tokens, *columns = stacked.T.tolist()
+        self.all_by_gradient, self._tokens = any(changed), any(tokens)
         if len(set(sizes)) > 1:
             raise ValueError(
                 "`num_samples` must be the same on all ranks, got "
@@ -184,7 +203,8 @@ class Keeper:
         if min(whole) >= 0 and sum(whole) > 0 and any(batches):
             return float(expected_samples(came, rows=sum(batches), total=sum(whole)))
         seen = sum(rows, self._common_rows)
-        if self.num_samples is None or not seen:
+        # Nobody counts how many sequences a batch of tokens has.
+        if self.num_samples is None or not seen or self._tokens:
             return None
         total = self.num_samples / self.every
         return float(
@@ -195,8 +215,8 @@ class Keeper:
         """Take over what the other ranks saw."""
         if position(self.group)[1] == 1:
             return
-        epoch = self._current() or self._new_epoch(head_device(self.head))
         rows, *_ = self._agree(-1)
+        epoch = self._current() or self._new_epoch(head_device(self.head))
         epoch.synchronize(self.group)
         if not epoch.empty:
             self.followed.synchronize(self.group)
@@ -233,6 +253,7 @@ class Keeper:
             "world": world,
             "whole": world == 1 or self._whole,
             "epoch": None if epoch is None else epoch.state_dict(),
+            "tokens": self._tokens,
             "signals": self.followed.state_dict(),
             "quality": None if self.quality is None else made_of_tensors(self.quality.state_dict()),
         }
@@ -246,6 +267,7 @@ class Keeper:
                 f"got {found[0]!r} and {found[1]!r}; it is of another gwa-core or training set"
             )
         place, epoch, alone = position(self.group), None, False
+        tokens = bool(state.get("tokens"))
         if state["epoch"] is not None:
             if not state["whole"] and place != (state["rank"], state["world"]):
                 raise ValueError(
@@ -256,13 +278,13 @@ class Keeper:
             # What one process saw goes on at the first rank, or each rank would count it.
             alone = state["world"] == 1 and place[1] > 1
             if place[0] == 0 or not alone:
-                epoch = self._new_epoch(head_device(self.head))
+                epoch = self._new_epoch(head_device(self.head), tokens=tokens)
                 epoch.load_state_dict(state["epoch"])
         self.followed.load_state_dict(state["signals"], in_progress=epoch is not None)
         if self.quality is not None:
             self.quality.load_state_dict(made_of_arrays(state["quality"]))
             self._quality_device = None
-        self.beta = state["beta"]
+        self.beta, self._tokens = state["beta"], tokens
         self.history = [EpochSummary(**summary) for summary in state["history"]]
         self._before = state["before"]
         self._begin()

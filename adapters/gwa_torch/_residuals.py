@@ -15,6 +15,7 @@ from gwa_torch._capture import Capture, Forward
 from gwa_torch._evidence import Evidence, compare
 from gwa_torch._gradients import Arrival
 from gwa_torch._keeper import Keeper
+from gwa_torch._sequences import gradient_parts
 from gwa_torch._stage import Stage
 from gwa_torch._targets import Flat, LossOptions
 
@@ -50,6 +51,12 @@ DIFFERENT = (
     "mixup or distillation that `update` was not told of; another head"
 )
 
+
+NO_SUMS = (
+    "`reduce` must be 'mean' or 'min' where the scores come from the gradient of a compiled or "
+    "pooled pass, got 'gradient': that gradient is not kept. Say residual='formula' where the "
+    "closed form is that of your loss"
+)
 
 # Frames that a warning is not about.
 OURS = ("gwa_torch", "torch")
@@ -90,6 +97,8 @@ class _Batch(NamedTuple):
     flat: Flat
     # Empty where the gradient is used in any case.
     evidence: list[Evidence]
+    # The passes and their rows, for sums of gradients by sequence.
+    parts: list[tuple[Forward, Flat]]
 
     @property
     def silent(self) -> bool:
@@ -100,6 +109,23 @@ class _Batch(NamedTuple):
         """Return the scores of all rows, or None where some have not come."""
         parts = [None if tap is None else tap.scores() for tap in self.taps]
         return None if any(part is None for part in parts) else _joined(parts)
+
+    def sums(self) -> torch.Tensor | None:
+        """Return numerators and lengths of all rows, or None where a gradient was not kept."""
+        kept: list[Any] = [getattr(tap, "gradient", None) for tap in self.taps]
+        if any(gradient is None for gradient in kept):
+            return None
+        with torch.no_grad():
+            found = zip(self.parts, kept, strict=True)
+            return _joined([gradient_parts(made, g, rows) for (made, rows), g in found])
+
+
+def _seen(scores: torch.Tensor, flat: Flat) -> Flat:
+    """Leave out the tokens that the loss does not see, whose gradient has no direction."""
+    if not flat.tokens or scores.ndim == 2:
+        return flat
+    seen = ~torch.isnan(scores)
+    return flat._replace(where=seen if flat.where is None else flat.where & seen)
 
 
 def _joined(parts: list[Any]) -> torch.Tensor:
@@ -202,8 +228,13 @@ class Residuals:
         options = self._options()
         wanted = parts if known and self._auto else []
         evidence = [Evidence.of(*part, options) for part in wanted]
-        self._waiting.append(_Batch(taps, flat.owned(parts[0][0].logits.device), evidence))
+        owned = flat.owned(parts[0][0].logits.device)
+        self._waiting.append(_Batch(taps, owned, evidence, parts if self._by_sums(flat) else []))
         self.settle()
+
+    def _by_sums(self, flat: Flat) -> bool:
+        """Whether the scores are those of gradients of sequences."""
+        return flat.tokens and self._keeper.reduce == "gradient"
 
     def stage(self, targets: torch.Tensor | None, ids: torch.Tensor | None) -> bool:
         """Keep a small batch on the host, to be scored with others; False where it is another."""
@@ -267,17 +298,21 @@ class Residuals:
 
     def _take(self, batch: _Batch, scores: torch.Tensor | None) -> None:
         self._arrived |= scores is not None
+        if batch.parts and scores is not None:
+            scores = batch.sums()
+            if scores is None and self.used == "backward":
+                raise RuntimeError(NO_SUMS)
         if self.used == "backward":
             self._missing += scores is None
             if scores is None:
                 scores = torch.full((batch.flat.samples,), torch.nan)
-            self._keeper.add(scores, batch.flat.to(scores.device))
+            self._keeper.add(scores, _seen(scores, batch.flat.to(scores.device)))
             return
         if scores is None:
             # What comes later cannot replace all of the epoch.
             self._beside = None
             return
-        scored = _Scored(scores, batch.flat.to(scores.device))
+        scored = _Scored(scores, _seen(scores, batch.flat.to(scores.device)))
         if self._beside is not None:
             self._beside.append(scored)
         self._verdicts.append((Arrival(compare(batch.taps, batch.evidence)), scored))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -103,6 +104,8 @@ class Flat(NamedTuple):
     where: torch.Tensor | None
     # Of the targets as they came, one entry a sample.
     shape: tuple[int, ...] = ()
+    # Whether they had further axes: tokens or pixels, several of which may have one id.
+    tokens: bool = False
 
     @property
     def samples(self) -> int:
@@ -111,20 +114,22 @@ class Flat(NamedTuple):
 
     def part(self, start: int, stop: int) -> Flat:
         """Return some of the rows."""
-        rows = (None if x is None else x[start:stop] for x in self[:3])
-        return Flat(*rows)  # type: ignore[arg-type]
+        return self._with(lambda x: x[start:stop])
 
     def to(self, device: torch.device) -> Flat:
         """Move to a device without waiting for it."""
         # What goes to the host is read there at once.
         later = device.type != "cpu"
-        moved = (None if x is None else x.to(device, non_blocking=later) for x in self[:3])
-        return Flat(*moved)  # type: ignore[arg-type]
+        return self._with(lambda x: x.to(device, non_blocking=later))
 
     def owned(self, device: torch.device) -> Flat:
         """Move a copy to a device: the user may write into the tensors before it is needed."""
-        moved = self.to(device)
-        return Flat(*(None if x is None else x.clone() for x in moved[:3]))  # type: ignore[arg-type]
+        return self.to(device)._with(torch.clone)
+
+    def _with(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Flat:
+        targets, ids, where = (None if x is None else change(x) for x in self[:3])
+        assert targets is not None  # noqa: S101  # there always are
+        return Flat(targets, ids, where, tokens=self.tokens)
 
     def fitting(self, logits: torch.Tensor) -> torch.Tensor:
         """Return the targets in a shape and dtype that the core takes."""
@@ -171,11 +176,14 @@ def flatten(
         targets, shape = targets.reshape(-1, shape[-1]), shape[:-1]
     else:
         targets = targets.reshape(-1)
-    rows = targets.shape[0]
+    rows, tokens = targets.shape[0], len(shape) > 1
+    ids, where = (_of_tokens(x, shape) if tokens else x for x in (ids, where))
     for name, x in {"ids": ids, "where": where}.items():
         if x is not None and tuple(x.shape) not in (shape, (rows,)):
+            by_row = f", or one a row, ({shape[0]},)" if tokens else ""
             raise ValueError(
-                f"`{name}` must have one entry a sample, {shape}, got shape {tuple(x.shape)}"
+                f"`{name}` must have one entry a sample, {shape}{by_row}, got shape "
+                f"{tuple(x.shape)}"
             )
     if where is not None and where.dtype != torch.bool:
         raise ValueError(
@@ -189,7 +197,15 @@ def flatten(
             device = counted.device if where.device.type == "cpu" else where.device
             counted, where = (x.to(device, non_blocking=True) for x in (counted, where))
         where = counted if where is None else counted & where
-    return Flat(targets, None if ids is None else ids.reshape(-1).long(), where, shape)
+    ids = None if ids is None else ids.reshape(-1).long()
+    return Flat(targets, ids, where, shape, tokens)
+
+
+def _of_tokens(x: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor | None:
+    """Give each token what its row has."""
+    if x is None or tuple(x.shape) != shape[:1]:
+        return x
+    return x.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
 def check_ids(ids: torch.Tensor | None, num_samples: int | None) -> None:

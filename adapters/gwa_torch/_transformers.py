@@ -165,7 +165,7 @@ class Tap:
                 "set return the number of the sample, and the collator pass it on. Rows of a data "
                 "set with a length are numbered without that, a stream has no numbers"
             )
-        self._measure(self.monitor, given, labels, ids)
+        self._measure(self.monitor, given, labels, ids, more.get("num_items_in_batch"))
         self._passes.forget()
         return result
 
@@ -175,6 +175,7 @@ class Tap:
         inputs: Mapping[str, Any],
         labels: torch.Tensor | None,
         ids: torch.Tensor | None,
+        items: torch.Tensor | int | None,
     ) -> None:
         model, waiting, passes = self.trainer.model, monitor._capture.waiting, self._passes
         if self.infer and not self.looked:
@@ -188,7 +189,8 @@ class Tap:
         if self.labels is not None and labels is not None and ids is not None and ids.ndim == 1:
             self.labels.see(labels, ids)
         if not waiting and targets is not None and is_fused(passes):
-            score_fused(monitor, model, targets, numbers, passes, look=not self.looked)
+            look = not self.looked
+            score_fused(monitor, model, targets, numbers, passes, look=look, items=items)
         else:
             if waiting and passes.logits is not None:
                 closely = self.residual == "formula" and not self.looked
@@ -210,8 +212,8 @@ def check_run(trainer: Any, args: Any, state: Any, num_samples: int | None) -> N
     if num_samples is not None and getattr(args, "packing", False):
         raise ValueError(
             f"`num_samples` must be None with packing=True, got {num_samples}; a packed row has "
-            "parts of several samples, and no number of its own. There is GWA without scores by "
-            "sample"
+            "parts of several samples, and TRL drops their numbers. Pack rows with a column of "
+            "numbers by `trl.pack_dataset` yourself, and say packing=False"
         )
 
 

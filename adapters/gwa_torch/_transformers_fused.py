@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any, NamedTuple, Self
 
 import torch
 from torch import nn
 
 from gwa_core import alignment_from_logit_gradients
+from gwa_torch._capture import Forward
+from gwa_torch._sequences import closed_parts, gradient_parts
+from gwa_torch._targets import flatten
 from gwa_torch._transformers_passes import Passes
 from gwa_torch._transformers_targets import bare
 from gwa_torch.heads import head_weight
 from gwa_torch.monitor import GWAMonitor
-from gwa_torch.scoring import frobenius_norm, head_scores
+from gwa_torch.scoring import frobenius_norm, full_precision, head_scores
 
 __all__ = ["body_of", "is_fused", "score_fused"]
 
@@ -25,24 +27,16 @@ BLOCK_BYTES = 64 * 1024 * 1024
 
 
 def body_of(model: Any, head: nn.Module) -> nn.Module | None:
-    """Return what a language model has before a head that TRL has fused, elsewhere None."""
+    """Return what a language model has before its head, elsewhere None."""
     inner = bare(model)
-    # TRL puts it on the model, with the signature of what was there.
-    forward = vars(inner).get("forward")
-    if forward is None or not _has_option(forward, "fused_lm_head"):
-        return None
     body = getattr(inner, "base_model", None)
     answer = getattr(inner, "get_output_embeddings", lambda: None)()
     return body if answer is head and isinstance(body, nn.Module) and body is not inner else None
 
 
-def _has_option(function: Any, name: str) -> bool:
-    return name in inspect.signature(function, follow_wrapped=False).parameters
-
-
 def is_fused(passes: Passes) -> bool:
-    """Tell whether the passes were of TRL's fused head, which has probabilities and no logits."""
-    return passes.latents is not None and passes.field("log_probs") is not None
+    """Tell whether a body ran whose head was not called, as of Liger's kernel and of TRL's."""
+    return passes.latents is not None
 
 
 class Change(NamedTuple):
@@ -95,6 +89,7 @@ def score_fused(
     passes: Passes,
     *,
     look: bool,
+    items: torch.Tensor | int | None = None,
 ) -> None:
     """Score the tokens of a batch from what went into the head.
 
@@ -112,6 +107,8 @@ def score_fused(
         What was seen of the model.
     look : bool
         Whether to wait for the device and see that the model's probabilities are the head's.
+    items : int or 0-D tensor, optional
+        What the trainer divides the loss by.
 
     Raises
     ------
@@ -131,20 +128,33 @@ def score_fused(
         )
     latents, said = passes.latents, passes.field("log_probs")
     assert latents is not None  # noqa: S101  # asked before
-    assert said is not None  # noqa: S101
-    # There may be one column less: nothing follows the last token.
-    width = said.shape[1]
-    latents, targets = latents[:, :width], targets[:, :width]
+    if said is not None:
+        # There may be one column less: nothing follows the last token.
+        latents, targets = latents[:, : said.shape[1]], targets[:, : said.shape[1]]
+        ids = None if ids is None else ids[:, : said.shape[1]]
+    targets = targets.to(latents.device)
     counted = targets != monitor.options.ignore_index
-    ids = None if ids is None else ids[:, :width][counted]
-    latents, targets = latents[counted.to(latents.device)], targets[counted].to(latents.device)
     parts: dict[str, Any] = {"weight": head_weight(monitor.head), "bias": monitor.head.bias}
     head = _Head(**{name: _whole(x) for name, x in parts.items()}, change=change)
-    if look:
-        _check_probabilities(latents, targets, head, said.detach()[counted.to(said.device)])
+    if look and bool(counted.any()):
+        seen = latents[counted], targets[counted], head
+        if said is not None:
+            _check_probabilities(*seen, said.detach()[counted.to(said.device)])
+        elif (loss := passes.field("loss")) is not None:
+            _check_loss(*seen, loss.detach(), items)
     if monitor._keeper.batches % monitor.every or not len(targets):
         monitor._keeper.batches += 1
         return
+    ids = None if ids is None else ids.to(latents.device)
+    if monitor._keeper.reduce == "gradient":
+        found = [
+            _sums(monitor, z, t, None if ids is None else ids[row], head)
+            for row, (z, t) in enumerate(zip(latents, targets, strict=True))
+        ]
+        monitor._add(torch.cat(found), flatten(targets, ids, None, monitor.options))
+        return
+    latents, targets = latents[counted], targets[counted]
+    ids = None if ids is None else ids[counted]
     if head.change.nothing:
         scores = head_scores(
             latents=latents,
@@ -155,7 +165,42 @@ def score_fused(
         )
     else:
         scores = _by_gradient(latents, targets, head)
-    monitor.add(scores, ids)
+    # Of tokens, which add up by id.
+    monitor.add(scores[None], None if ids is None else ids[None])
+
+
+def _sums(
+    monitor: GWAMonitor,
+    latents: torch.Tensor,
+    targets: torch.Tensor,
+    ids: torch.Tensor | None,
+    head: _Head,
+) -> torch.Tensor:
+    """Return numerators and lengths of the tokens of a row, whose logits are there at once."""
+    flat = flatten(targets[None], None if ids is None else ids[None], None, monitor.options)
+    logits = head.logits(latents)
+    bias = None if head.bias is None else head.bias.float()
+    made = logits[None], latents.float()[None], frobenius_norm(head.weight), bias
+    forward = Forward(*made, weight=None, version=None)
+    if head.change.nothing:
+        return closed_parts(forward, flat, monitor.options)
+    counted = targets != monitor.options.ignore_index
+    return gradient_parts(forward, _gradient(logits, targets, head, counted), flat)
+
+
+def _gradient(
+    logits: torch.Tensor, targets: torch.Tensor, head: _Head, counted: torch.Tensor | slice
+) -> torch.Tensor:
+    """Return the gradient of the loss at the head's own logits."""
+    # Mixed precision would round what the core keeps exact.
+    with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+        logits = logits.requires_grad_()
+        loss = nn.functional.cross_entropy(
+            head.change(logits)[counted], targets[counted], reduction="sum"
+        )
+        (gradient,) = torch.autograd.grad(loss, logits)
+    logits.detach_()
+    return gradient
 
 
 def _whole(x: Any) -> Any:
@@ -170,17 +215,14 @@ def _by_gradient(latents: torch.Tensor, targets: torch.Tensor, head: _Head) -> t
     bias = None if head.bias is None else head.bias.float()
     step = max(1, BLOCK_BYTES // (4 * head.weight.shape[0]))
     scores = []
-    # Mixed precision would round what the core keeps exact.
-    with torch.enable_grad(), torch.autocast(latents.device.type, enabled=False):
+    with torch.no_grad(), full_precision(latents.device):
         for start in range(0, len(targets), step):
             z, t = latents[start : start + step], targets[start : start + step]
-            logits = head.logits(z).requires_grad_()
-            loss = nn.functional.cross_entropy(head.change(logits), t, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, logits)
+            logits = head.logits(z)
             scores.append(
                 alignment_from_logit_gradients(
-                    logit_gradients=gradient,
-                    logits=logits.detach(),
+                    logit_gradients=_gradient(logits, t, head, slice(None)),
+                    logits=logits,
                     latent_norms=torch.linalg.vector_norm(z.float(), dim=1),
                     weight_norm=norm,
                     bias=bias,
@@ -208,4 +250,28 @@ def _check_probabilities(
             "`head` must make what the loss is computed of, got log-probabilities that differ by "
             f"up to {float(off.max()):.3g}; the fused head of this trainer changes its logits in a "
             "way that is not known here (temperature), or has another weight"
+        )
+
+
+@torch.no_grad()
+def _check_loss(
+    latents: torch.Tensor,
+    targets: torch.Tensor,
+    head: _Head,
+    said: torch.Tensor,
+    items: torch.Tensor | int | None,
+) -> None:
+    total, step = 0.0, max(1, BLOCK_BYTES // (4 * head.weight.shape[0]))
+    for start in range(0, len(targets), step):
+        logits = head.change(head.logits(latents[start : start + step]))
+        part = nn.functional.cross_entropy(logits, targets[start : start + step], reduction="sum")
+        total += float(part)
+    # The mean, or the sum over what the trainer counted.
+    usual = [total / len(targets), *([] if items is None else [total / float(items)])]
+    near = 4 * max(torch.finfo(latents.dtype).eps, 2.0**-11)
+    if min(abs(float(said) - own) / (1 + abs(own)) for own in usual) > near:
+        raise ValueError(
+            f"`head` must make what the loss is computed of, got a loss of {float(said):.4g} where "
+            f"its cross-entropy is {usual[0]:.4g}; the fused loss of this model has label smoothing, "
+            "class weights or a change of the logits that is not known here, or another weight"
         )

@@ -104,9 +104,16 @@ class Carry:
         name, rows = self.columns.ids, [row for _, row in features]
         own = [row[name] for row in rows if isinstance(row, Mapping) and name in row]
         _check_kind(name, own)
+        by_token = bool(own) and len(own) == len(rows) and all(map(_is_list, own))
+        if by_token and len({len(numbers) for numbers in own}) > 1:
+            # Of rows that were packed before; no collator pads a column that it does not know.
+            rows = [{key: x for key, x in row.items() if key != name} for row in rows]
         numbers = _whole(own if len(own) == len(rows) else [number for number, _ in features])
         batch = self.collate(rows)
         if not isinstance(batch, MutableMapping):
+            return batch
+        if by_token and name not in batch:
+            batch[name] = _by_token(batch, own, self.columns)
             return batch
         if name in batch:
             there = batch[name]
@@ -125,13 +132,17 @@ class Carry:
         if labels.is_floating_point():
             return numbers
         rows, places = self._places(batch, labels, numbers)
+        if columns.num_samples == self.size:
+            # A row is one sample, to which its tokens add up.
+            return rows
         width, rest = divmod(columns.num_samples, self.size)
         longest = int(((labels != columns.ignore_index) * (places + 1)).amax())
         if rest or longest > width:
             raise ValueError(
-                "`num_samples` must be rows × places for labels by token, at least "
-                f"{self.size} × {longest}, got {columns.num_samples}; token t of row i is sample "
-                "i * places + t. Without `num_samples` there is GWA without scores by sample"
+                f"`num_samples` must be the number of rows, {self.size}, got {columns.num_samples}; "
+                "tokens then add up by row. For a score of each token it is rows × places, at least "
+                f"{self.size} × {longest}: token t of row i is sample i * places + t. Without "
+                "`num_samples` there is GWA without scores by sample"
             )
         return rows * width + places.clamp(0, width - 1)
 
@@ -142,8 +153,14 @@ class Carry:
         places, mask = batch.get("position_ids"), batch.get("attention_mask")
         if isinstance(places, torch.Tensor) and len(labels) != len(numbers):
             # Rows one behind the other, each of which begins at 0.
-            row = ((places == 0).cumsum(-1) - 1).clamp(0, len(numbers) - 1)
-            return numbers[row], places
+            row = (places == 0).cumsum(-1) - 1
+            if int(row.amax()) >= len(numbers):
+                raise ValueError(
+                    "`position_ids` must begin at 0 once a row in a batch that joins rows, got "
+                    f"{int(row.amax()) + 1} beginnings for {len(numbers)} rows; usual cause: rows "
+                    "that were packed before, of which nobody knows the samples"
+                )
+            return numbers[row.clamp(min=0)], places
         if len(labels) != len(numbers):
             raise ValueError(
                 f"`position_ids` must be in a batch that joins rows, got {', '.join(batch)}; "
@@ -166,6 +183,34 @@ def _check_kind(name: str, own: Sequence[Any]) -> None:
             "samples 0..N-1, such as by dataset.add_column('number', range(len(dataset))) and "
             "ids='number'"
         )
+
+
+def _is_list(x: Any) -> bool:
+    return isinstance(x, (list, tuple)) or (isinstance(x, torch.Tensor) and x.ndim == 1)
+
+
+def _by_token(
+    batch: Mapping[str, Any], own: Sequence[Sequence[int]], columns: Columns
+) -> torch.Tensor:
+    """Lay the numbers of tokens out as the labels are."""
+    labels = next((batch[key] for key in columns.labels if key in batch), None)
+    shape = tuple(labels.shape) if isinstance(labels, torch.Tensor) else ()
+    parts = [torch.as_tensor(numbers) for numbers in own]
+    sizes = [len(part) for part in parts]
+    if len(shape) == 2 and shape[0] == 1 and shape[1] == sum(sizes):
+        return torch.cat(parts)[None]
+    mask = batch.get("attention_mask")
+    if len(shape) != 2 or shape[0] != len(parts) or shape[1] < max(sizes):
+        raise ValueError(
+            f"`ids` must have one number for each token of a row, {sizes}, where labels are {shape}; "
+            "usual cause: rows that were cut after they had their numbers"
+        )
+    if not isinstance(mask, torch.Tensor):
+        mask = torch.arange(shape[1]) < torch.tensor(sizes)[:, None]
+    found = torch.zeros(shape, dtype=torch.int64)
+    # Padding has no label, and its number does not count.
+    found[mask.bool()] = torch.cat(parts).long()
+    return found
 
 
 def _whole(numbers: Sequence[Any]) -> torch.Tensor | None:

@@ -20,6 +20,7 @@ from gwa_torch._distributed import position
 from gwa_torch._keeper import Keeper
 from gwa_torch._residuals import FORMULA, Residuals, check_residual
 from gwa_torch._runs import write_run
+from gwa_torch._sequences import check_reduce, closed_parts
 from gwa_torch._signals import Followed
 from gwa_torch.heads import head_size, head_sketch, resolve_head
 from gwa_torch.scoring import head_scores
@@ -41,8 +42,9 @@ class GWAMonitor:
     head : Linear, 1×1 convolution, str or None
         The head, its dotted name in `model`, or None to look for it by `find_head`.
     num_samples : int, optional
-        N, the size of the training set; then every `update` has ``ids``, scores are kept by
-        sample, and a sample seen twice in an epoch counts once. Without it only moments are kept.
+        N, the size of the training set; then every `update` has ``ids``, and scores are kept by
+        sample. A sample seen twice in an epoch counts once; tokens of one sequence add up. Without
+        it only moments are kept.
     model : Module, optional
         Where to look for the head.
     beta : float
@@ -72,6 +74,10 @@ class GWAMonitor:
         whatever the loss is; targets and options of the loss are not needed. ``"auto"``, the default:
         the closed form, compared with the gradient on the first batch of each epoch and now and then
         later. Where they differ, it warns once and continues with the gradient.
+    reduce : {"mean", "min", "gradient"}
+        How the tokens of a sequence, all those with its id, become one score. ``"mean"``, the
+        default, and ``"min"`` of the scores of the tokens that count. ``"gradient"``: the alignment
+        of the sequence's own gradient :math:`\sum_t r_t \otimes z_t`.
     process_group : ProcessGroup, optional
         The data-parallel ranks, default all of them once ``torch.distributed`` is initialised.
 
@@ -102,7 +108,10 @@ class GWAMonitor:
     accumulation, activation checkpointing, DataParallel, DDP and FSDP2. Passes in eval mode are
     ignored. Cost a step: one read of logits and latents, one of the weight; nothing waits for the
     device until `end_epoch`. Memory: 16 bytes a sample with `num_samples`, for the scores and the
-    quality of the labels.
+    quality of the labels; 20 bytes a sequence, whatever its length. ``reduce="gradient"`` costs the
+    products of all pairs of tokens in a row, (S, S) by C + D, and keeps the gradient at the logits
+    until `update` where it is needed. A sequence that is cut over rows or batches has the mean
+    of its parts' alignments, each weighted by the length of its gradient.
 
     References
     ----------
@@ -141,9 +150,11 @@ class GWAMonitor:
         criterion: nn.Module | None = None,
         signals: str | Iterable[str] = (),
         residual: str = "auto",
+        reduce: str = "mean",
         process_group: Any = None,
     ) -> None:
         check_residual(residual)
+        check_reduce(reduce)
         num_samples = None if num_samples is None else check_count("num_samples", num_samples)
         every = check_count("every", every)
         if criterion is not None and num_samples is not None:
@@ -174,13 +185,16 @@ class GWAMonitor:
             every=every,
             followed=self._followed,
             process_group=process_group,
+            reduce=reduce,
         )
+        self._check_reduce(reduce)
         self._nothing = "call `update` for every batch, and train with the model in train mode"
         self._capture = Capture(
             linear,
             sketch=self.sketch,
             gradients=residual != "formula",
             always=residual == "backward",
+            whole=reduce == "gradient",
         )
         self._residuals = Residuals(
             residual, self._capture, self._keeper, self._score, self._current_options
@@ -210,8 +224,9 @@ class GWAMonitor:
             shape of the logits (mixup). None under ``residual="backward"``, which needs none: each
             row of the logits is a sample.
         ids : integer tensor, optional
-            Sample numbers in 0..num_samples-1, one for each class number. Either every batch has
-            them or none.
+            Sample numbers in 0..num_samples-1, one for each class number. For targets (B, S) also one
+            a row, (B,): then a row is one sample. Tokens with one id add up, over batches too.
+            Either every batch has them or none.
         where : boolean tensor, optional
             True for samples that count; those with the ignored class never do.
         logits : tensor, optional
@@ -283,11 +298,25 @@ class GWAMonitor:
             raise RuntimeError(NOTHING_WAITS)
         return torch.zeros(made[0].shape[:-1], dtype=torch.long, device=made[0].device)
 
+    def _check_reduce(self, reduce: str) -> None:
+        if reduce != "mean" and self.num_samples is None:
+            raise ValueError(
+                f"`reduce` must come with `num_samples`, got {reduce!r} alone; without ids nobody "
+                "knows which tokens are one sequence"
+            )
+        if reduce == "gradient" and self.sketch is not None:
+            raise ValueError(
+                "`sketch` must be left out with reduce='gradient', got one; the gradient of a "
+                "sequence is measured in all dimensions"
+            )
+
     def _current_options(self) -> _targets.LossOptions:
         """Return the options, which a trainer may learn in the first pass."""
         return self.options
 
     def _score(self, forward: Forward, flat: _targets.Flat) -> torch.Tensor:
+        if flat.tokens and self._keeper.reduce == "gradient":
+            return closed_parts(forward, flat, self.options)
         logits = forward.logits.reshape(-1, forward.logits.shape[-1])
         latents = forward.latents.reshape(-1, forward.latents.shape[-1])
         return head_scores(
@@ -314,19 +343,24 @@ class GWAMonitor:
 
         Parameters
         ----------
-        scores : tensor of shape (N,)
-            Alignment scores.
-        ids : integer tensor of shape (N,), optional
+        scores : tensor of shape (N,) or (B, S)
+            Alignment scores of samples, or of tokens, which then add up by id as `reduce` says.
+        ids : integer tensor of shape (N,), (B, S) or (B,), optional
             Sample numbers in 0..num_samples-1.
-        where : boolean tensor of shape (N,), optional
-            True for samples that count.
+        where : boolean tensor of shape (N,) or (B, S), optional
+            True for samples or tokens that count.
         """
         if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
             raise TypeError(
                 f"`scores` must be a floating tensor, got {getattr(scores, 'dtype', type(scores).__name__)}"
             )
-        if scores.ndim != 1:
-            raise ValueError(f"`scores` must be (N,), got shape {tuple(scores.shape)}")
+        if scores.ndim not in (1, 2):
+            raise ValueError(f"`scores` must be (N,) or (B, S), got shape {tuple(scores.shape)}")
+        if scores.ndim == 2 and self._keeper.reduce == "gradient":
+            raise ValueError(
+                "`reduce` must be 'mean' or 'min' for scores of tokens, got 'gradient', which they "
+                "do not have; `gwa_core.sequence_scores` makes scores of sequences, (N,)"
+            )
         if self.signals is not None:
             raise ValueError(
                 "`add` must come without `signals=`, got "
@@ -334,11 +368,14 @@ class GWAMonitor:
             )
         flat = _targets.flatten(scores, ids, where)
         self._check_ids(ids)
+        self._add(scores.detach().flatten(), flat)
+
+    def _add(self, scores: torch.Tensor, flat: _targets.Flat) -> None:
         self._residuals.settle()
         self._residuals.flush()
         self._keeper.batches += 1
         self._keeper.count(flat.samples)
-        self._keeper.add(scores.detach(), flat.to(scores.device))
+        self._keeper.add(scores, flat.to(scores.device))
         # The head may have been called as well.
         self.skip()
 

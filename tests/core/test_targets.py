@@ -3,7 +3,7 @@ import pytest
 from backends import require
 from scenarios import HOOKED, SOFT, C
 
-from gwa_core import residual, weighted_targets
+from gwa_core import loss_weights, residual, weighted_targets
 
 LOGITS, TARGETS = HOOKED["logits"], HOOKED["targets"]
 
@@ -27,6 +27,9 @@ def test_class_weights_are_those_of_the_real_loss(targets, smoothing):
     # Of another length, which the alignment divides out, but of one direction.
     lengths = np.linalg.norm(gradient.numpy(), axis=1) / np.linalg.norm(r, axis=1)
     np.testing.assert_allclose(r * lengths[:, None], -gradient, rtol=1e-9, atol=1e-13)
+    # That length is the weight of the sample.
+    found = loss_weights(targets=targets, class_weights=weights, label_smoothing=smoothing)
+    np.testing.assert_allclose(found, lengths, rtol=1e-9)
 
 
 def test_class_weights_change_nothing_for_hard_labels_and_a_class_of_no_weight_has_none():

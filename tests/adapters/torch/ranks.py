@@ -167,6 +167,31 @@ def idle_rank(rank: int, world: int) -> Any:
     return out
 
 
+def sequences(rank: int | None, world: int) -> Any:
+    """Rows of tokens by rank, one of them cut over both; then an epoch in which a rank is idle."""
+    model, out = network(torch.float64), []
+    x, y = batch(24)
+    x, y = x.double().reshape(6, 4, -1), y.reshape(6, 4)
+    # The last two are the halves of one row.
+    ids = torch.tensor([0, 1, 2, 3, 4, 4])
+    for reduce in ("mean", "min", "gradient"):
+        monitor = GWAMonitor(model.head, 5, reduce=reduce, residual="formula")
+        for epoch in range(2):
+            for row in range(6):
+                if rank is None or rank == (row % world if epoch == 0 else 0):
+                    model(x[row : row + 1])
+                    monitor.update(y[row : row + 1], ids[row : row + 1])
+                if row == 2:
+                    # The state of any rank is then that of all.
+                    monitor.synchronize()
+                    state = monitor.state_dict()
+                    monitor.load_state_dict(state)
+            summary = monitor.end_epoch()
+            out.append((summary.count, summary.mean, monitor.scores, monitor.label_quality))
+        monitor.close()
+    return out
+
+
 def widened(rank: int, world: int) -> Any:
     """One process sees half of the samples, and all ranks go on from its state."""
     model = network()
@@ -302,6 +327,7 @@ WORKS = {
     "resumed in mid-epoch, without ids": resumed_stream,
     "a state of one process": widened,
     "an idle rank": idle_rank,
+    "scores of sequences": sequences,
     "samples on several ranks": shared_samples,
     "ranks that disagree in `num_samples`": disagreeing,
     "FSDP2": fsdp,

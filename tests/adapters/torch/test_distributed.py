@@ -91,6 +91,18 @@ def test_a_rank_without_samples_does_no_harm(results):
     assert first[2][0]["margin"] == pytest.approx(first[5][0]["margin"])
 
 
+def test_sequences_add_up_over_ranks(results):
+    want = ranks.sequences(None, WORLD)
+    for got in results["sequences"]:
+        for (count, mean, *found), (number, average, *expected) in zip(got, want, strict=True):
+            assert count == number == 5
+            assert mean == pytest.approx(average, rel=1e-6)
+            for ours, theirs in zip(found, expected, strict=True):
+                assert_allclose(ours, theirs, rtol=1e-6)
+    for ours, theirs in zip(*results["sequences"], strict=True):
+        assert torch.equal(ours[2], theirs[2])
+
+
 def test_a_sample_on_several_ranks_has_its_score_and_signals_of_one(results):
     (first, got), (second, same) = results["shared_samples"]
     places = [one["order"].argsort() for one in (first, second)]

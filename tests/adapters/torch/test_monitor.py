@@ -659,7 +659,7 @@ CASES = [
     ),
     ("`beta` that is not a number", lambda: GWAMonitor(nn.Linear(4, 3), beta=float("nan"))),
     ("class weights as a list", lambda: GWAMonitor(nn.Linear(4, 3), class_weights=[1, 2, 3])),
-    ("scores that are no vector", lambda: GWAMonitor(nn.Linear(4, 3)).add(torch.rand(2, 3))),
+    ("scores that are no vector", lambda: GWAMonitor(nn.Linear(4, 3)).add(torch.rand(2, 3, 4))),
     ("a state of another rank in mid-epoch", state_of_another_rank),
     ("an epoch without samples", lambda: GWAMonitor(nn.Linear(4, 3)).end_epoch()),
     ("saved before an epoch ended", lambda: GWAMonitor(nn.Linear(4, 3)).save("run")),

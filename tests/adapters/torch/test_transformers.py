@@ -977,9 +977,9 @@ def test_tokens_are_numbered_by_row_and_place(case, tmp_path):
 
 def test_numbers_that_do_not_fit_are_told(tmp_path):
     trainer = make(tmp_path, "causal", ids=False)
-    watch(trainer, ROWS)
+    watch(trainer, ROWS + 1)
     with pytest.raises(
-        ValueError, match=f"rows × places .* at least {ROWS} × {LENGTH}, got {ROWS}"
+        ValueError, match=f"rows, {ROWS}, got {ROWS + 1}; .* at least {ROWS} × {LENGTH}"
     ):
         trainer.train()
 

@@ -1,0 +1,253 @@
+"""Scores of sequences: an epoch of sums by sequence, and what a pass of the head adds to them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+
+from gwa_core import Moments, loss_weights, residual, sequence_parts
+from gwa_torch._capture import Forward
+from gwa_torch._distributed import minimum, position, total
+from gwa_torch._targets import Flat, LossOptions
+from gwa_torch.scoring import as_soft, full_precision
+
+__all__ = ["REDUCTIONS", "BySequence", "check_reduce", "closed_parts", "gradient_parts"]
+
+REDUCTIONS = ("mean", "min", "gradient")
+
+
+def check_reduce(reduce: str) -> str:
+    """Refuse what is no way to one score a sequence."""
+    if reduce not in REDUCTIONS:
+        raise ValueError(
+            f"`reduce` must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduce!r}"
+        )
+    return reduce
+
+
+class BySequence:
+    """Two sums a sequence, to which its tokens add up over batches and ranks.
+
+    Parameters
+    ----------
+    num_samples : int
+        N, how many sequences there are.
+    device : device
+        Where the scores will come from.
+    reduce : {"mean", "min", "gradient"}
+        "mean": sum and count of the tokens' scores. "min": the smallest and the count.
+        "gradient": the sums of `gwa_core.sequence_parts`.
+    """
+
+    def __init__(self, num_samples: int, device: torch.device, reduce: str) -> None:
+        self.reduce = reduce
+        self._size = num_samples
+        self._own = self._empty(device)
+        # What all ranks have agreed on, where they have met.
+        self._common: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.strays = torch.zeros((), dtype=torch.int64, device=device)
+
+    def _empty(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+        # One more place, for what does not count. Some devices have no float64.
+        places = self._size + 1
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        begin = torch.inf if self.reduce == "min" else 0.0
+        sums = torch.full((places,), begin, dtype=wide, device=device)
+        return sums, torch.zeros(places, dtype=torch.float32, device=device)
+
+    def add(
+        self,
+        scores: torch.Tensor,
+        ids: torch.Tensor,
+        where: torch.Tensor | None,
+        group: Any = None,
+    ) -> None:
+        """Add tokens: scores (T,), or numerators and lengths (T, 2)."""
+        sums, lengths = self._own
+        known = (ids >= 0) & (ids < self._size)
+        counted = known if where is None else known & where
+        self.strays += (~known if where is None else where & ~known).sum()
+        slots = torch.where(counted, ids, self._size)
+        values, weights = scores.unbind(1) if scores.ndim == 2 else (scores, counted)
+        lengths.index_add_(0, slots, torch.where(counted, weights, 0).to(lengths.dtype))
+        values = values.to(sums.dtype)
+        if self.reduce == "min":
+            # Below any score: what is not finite is the smallest, whatever the device makes of nan.
+            values = torch.where(torch.isfinite(values), values, -torch.inf)
+            values = torch.where(counted, values, torch.inf)
+            sums.scatter_reduce_(0, slots, values, "amin")
+        else:
+            sums.index_add_(0, slots, torch.where(counted, values, 0.0))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are."""
+        return self.strays.device
+
+    @property
+    def _whole(self) -> tuple[torch.Tensor, torch.Tensor]:
+        if self._common is None:
+            return self._own
+        (own, lengths), (sums, others) = self._own, self._common
+        joined = torch.minimum(own, sums) if self.reduce == "min" else own + sums
+        return joined, lengths + others
+
+    @property
+    def empty(self) -> bool:
+        """Whether no token was seen."""
+        return not bool(self._whole[1][:-1].any())
+
+    def synchronize(self, group: Any = None) -> None:
+        """Take over what the other ranks saw."""
+        if position(group)[1] == 1:
+            return
+        sums, lengths = self._own
+        joined = minimum(sums, group) if self.reduce == "min" else total(sums, group)
+        self._own = joined, total(lengths, group)
+        self._common, self._own = self._whole, self._empty(self.device)
+
+    def finish(self, group: Any = None) -> tuple[Moments, int]:
+        """Return the moments of all ranks and how many scores were not finite."""
+        self.synchronize(group)
+        strays = int(total(self.strays, group))
+        # Said once; the epoch can then be ended without them.
+        self.strays.zero_()
+        if strays:
+            raise ValueError(
+                f"`ids` must be in 0..{self._size - 1}, got {strays} tokens outside in this epoch; "
+                "ids number the rows of the whole training set, not of the batch"
+            )
+        moments = Moments.from_batch(self.scores().numpy())
+        # A length that is not a number is one that was seen.
+        return moments, int((self._whole[1][:-1] != 0).sum()) - int(moments.count)
+
+    def scores(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """Return (N,) scores on a device, nan where no token was seen."""
+        sums, lengths = (x[:-1] for x in self._whole)
+        if self.reduce == "min":
+            found = torch.where(torch.isfinite(sums), sums, torch.nan)
+        else:
+            found = (sums / lengths).clamp(-1.0, 1.0)
+        return torch.where(lengths != 0, found, torch.nan).float().to(device)
+
+    def to(self, device: torch.device) -> None:
+        """Move to a device."""
+        if device.type == "mps":
+            self._own = self._own[0].float(), self._own[1]
+        self._own = self._own[0].to(device), self._own[1].to(device)
+        if self._common is not None:
+            sums, lengths = self._common
+            self._common = sums.to(self._own[0]), lengths.to(device)
+        self.strays = self.strays.to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors on the host and plain values."""
+        common = self._common
+        return {
+            "reduce": self.reduce,
+            "own": [x.cpu().clone() for x in self._own],
+            "common": None if common is None else [x.cpu().clone() for x in common],
+            "strays": int(self.strays),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a state of the same number of sequences."""
+        if state["reduce"] != self.reduce:
+            raise ValueError(
+                f"`reduce` must be the one of the state, {state['reduce']!r}, got {self.reduce!r}; "
+                "the sums of an epoch in progress are of one kind"
+            )
+        for mine, kept in zip(self._own, state["own"], strict=True):
+            mine.copy_(kept)
+        self._common = None
+        if state["common"] is not None:
+            sums, lengths = (
+                kept.to(mine) for mine, kept in zip(self._own, state["common"], strict=True)
+            )
+            self._common = sums, lengths
+        self.strays.fill_(state["strays"])
+
+
+def closed_parts(forward: Forward, flat: Flat, options: LossOptions) -> torch.Tensor:
+    """Return numerators and lengths (T, 2) of a pass, by the closed form of the loss.
+
+    Row by row, so that the residuals of one row are there at a time.
+    """
+    logits = _rows(forward.logits)
+    flat, weights = flat.to(logits.device), options.weights_on(logits.device)
+    fitting = flat.fitting(logits.reshape(-1, logits.shape[-1]))
+    targets, smoothing = as_soft(fitting, weights, options.label_smoothing)
+    counted = _counted(flat)
+    if targets.ndim == 1 and not targets.is_floating_point():
+        counted = counted & (targets >= 0) & (targets < options.classes)
+        targets = torch.where(counted, targets, 0)
+    scale = None
+    if weights is not None:
+        # Of one token a weight changes the length of its gradient, and of a sum the direction.
+        known = torch.where(counted, fitting, 0) if fitting.ndim == 1 else fitting
+        wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
+        smoothed = options.label_smoothing
+        scale = loss_weights(targets=known, class_weights=wide, label_smoothing=smoothed)
+    width, found = logits.shape[1], []
+    for row, made in enumerate(logits):
+        part = slice(row * width, (row + 1) * width)
+        made = made.to(torch.promote_types(made.dtype, torch.float32))
+        r = residual(
+            logits=made,
+            targets=targets[part],
+            loss=cast("Any", options.loss),
+            label_smoothing=smoothing,
+        )
+        if scale is not None:
+            r = r * scale[part].to(r.dtype)[:, None]
+        found.append(_parts(r, made, forward, row, flat.ids, counted, part))
+    return torch.cat(found)
+
+
+def gradient_parts(forward: Forward, gradient: torch.Tensor, flat: Flat) -> torch.Tensor:
+    """Return numerators and lengths (T, 2) of a pass, from the gradient at its logits."""
+    logits = _rows(forward.logits)
+    gradient = gradient.reshape(logits.shape)
+    flat = flat.to(logits.device)
+    counted = _counted(flat)
+    width, found = logits.shape[1], []
+    for row, (made, g) in enumerate(zip(logits, gradient, strict=True)):
+        wide = torch.promote_types(made.dtype, torch.float32)
+        part = slice(row * width, (row + 1) * width)
+        found.append(_parts(-g.to(wide), made.to(wide), forward, row, flat.ids, counted, part))
+    return torch.cat(found)
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    """Return (B, S, features); what has no row of its own is one."""
+    return x[None] if x.ndim == 2 else x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _counted(flat: Flat) -> torch.Tensor:
+    everywhere = torch.ones(flat.samples, dtype=torch.bool, device=flat.targets.device)
+    return everywhere if flat.where is None else flat.where
+
+
+def _parts(
+    residuals: torch.Tensor,
+    logits: torch.Tensor,
+    forward: Forward,
+    row: int,
+    ids: torch.Tensor | None,
+    counted: torch.Tensor,
+    part: slice,
+) -> torch.Tensor:
+    groups = torch.zeros_like(counted[part], dtype=torch.int64) if ids is None else ids[part]
+    activations = logits if forward.bias is None else logits - forward.bias.to(logits.dtype)
+    with full_precision(logits.device):
+        numerators, lengths = sequence_parts(
+            residuals=residuals[None],
+            activations=activations[None],
+            latents=_rows(forward.latents)[row][None].to(logits.dtype),
+            weight_norm=forward.weight_norm,
+            groups=groups[None],
+            where=counted[part][None],
+        )
+    return torch.stack([numerators[0], lengths[0]], dim=1)

@@ -12,7 +12,7 @@ import pytest
 
 from gwa_core import EpochSummary
 from gwa_offline.readers import open_features
-from gwa_offline.store import FeaturesError, RunFolder
+from gwa_offline.store import FeaturesError, RunFolder, begin_run, end_run
 
 N, C, D = 12, 3, 4
 HALF_LINE = "last line is incomplete"
@@ -383,6 +383,67 @@ def test_scores_of_another_run_are_refused(run):
         np.save(file, wrong)
         with pytest.raises(FeaturesError, match=r"000000.npy: scores must be float32 of shape"):
             run.scores(0)
+
+
+ABOUT = {"num_samples": N, "num_classes": C, "adapter": "test"}
+
+
+def test_a_run_says_whether_its_training_goes_on(tmp_path):
+    path = tmp_path / "run"
+    run = begin_run(path, planned=np.int64(3), targets=np.arange(N) % C, **ABOUT)
+    assert (run.status, run.planned, run.epochs()) == ("running", 3, [])
+    # The loss may be found later.
+    again = begin_run(path, planned=3, loss="binary_cross_entropy", **ABOUT)
+    assert (again.loss, again.status) == ("binary_cross_entropy", "running")
+    run.write_epoch(make_summary(0), scores=np.zeros(N))
+    assert RunFolder.open(path).status == "running"
+    header = open_header(run) | {"commit": "abc"}
+    (path / "run.json").write_text(json.dumps(header))
+    ended = end_run(path)
+    assert (ended.status, ended.planned) == ("ended", 3)
+    assert open_header(run) == header | {"status": "ended"}
+    with pytest.raises(FeaturesError, match="already holds a run of 1 epochs"):
+        begin_run(path, **ABOUT)
+    assert RunFolder.open(path).status == "ended"
+    resumed = begin_run(path, planned=5, resumed=True, **ABOUT)
+    assert (resumed.status, resumed.planned, len(resumed.epochs())) == ("running", 5, 1)
+    assert open_header(run)["commit"] == "abc"
+    assert begin_run(tmp_path / "new", resumed=True, **ABOUT).planned is None
+    assert sorted(p.name for p in path.rglob("*.tmp")) == []
+
+
+def test_a_run_that_says_nothing_has_no_status(run):
+    assert (run.status, run.planned) == (None, None)
+    assert not {"status", "planned"} & open_header(run).keys()
+    # As gwa-core 0.1.0 reads them: keys that it does not know.
+    assert end_run(run.path).status == "ended"
+
+
+@pytest.mark.parametrize("planned", [0, -1, 2.5, True])
+def test_a_plan_of_no_epochs_is_refused(tmp_path, planned):
+    with pytest.raises(FeaturesError, match="`planned` must be"):
+        begin_run(tmp_path / "run", planned=planned, **ABOUT)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"status": "paused"}, "`status` must be one of running, ended, got 'paused'"),
+        ({"planned": 0}, "`planned` must be at least 1, got 0"),
+        ({"planned": "many"}, "`planned` must be an integer, got str 'many'"),
+    ],
+)
+def test_another_status_is_refused(run, change, message):
+    (run.path / "run.json").write_text(json.dumps(open_header(run) | change))
+    for use in (RunFolder.open, end_run):
+        with pytest.raises(FeaturesError, match=message):
+            use(run.path)
+
+
+def test_there_must_be_a_run_to_end(tmp_path):
+    with pytest.raises(FeaturesError, match="is no run folder"):
+        end_run(tmp_path)
 
 
 WRITER = textwrap.dedent(

@@ -1,0 +1,107 @@
+"""How numbers are written, and what the records of a run are counted in."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from adapters.offline.reports import BEST, SICK, make_report
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gwa_core import EpochSummary, MaxSeparation, Selection
+from gwa_offline.analysis.messages import messages_of
+from gwa_offline.analysis.view import (
+    average_sentence,
+    epoch_numbers,
+    format_number,
+    observed,
+    percent,
+    position,
+    significant,
+    unit,
+)
+from gwa_offline.figures.displays import GWACurveDisplay
+from gwa_offline.figures.interactive import make_figures
+
+FINITE = st.floats(1e-300, 1e6) | st.floats(1e-9, 1.0)
+
+
+@given(FINITE, st.integers(1, 4), st.booleans())
+def test_a_number_keeps_its_digits_at_any_scale(value, digits, negative):
+    value = -value if negative else value
+    text = significant(value, digits)
+    # Half a unit of the last place, of a number that has as many decimals, or digits.
+    assert abs(float(text) - value) <= 0.51 * min(
+        10.0**-digits, 10.0 ** (1 - digits) * abs(value)
+    ) or (abs(value) >= 0.1 and abs(float(text) - value) <= 0.51 * 10.0**-digits)
+    assert float(text) != 0.0 or abs(value) >= 0.1
+    assert text.isascii()
+    assert significant(value, digits, sign="+") == (text if negative else "+" + text)
+
+
+@given(st.floats(1e-8, 0.5), st.booleans())
+def test_a_label_quality_keeps_its_distance_from_one_half(distance, below):
+    quality = 0.5 - distance if below else 0.5 + distance
+    shown = float(significant(quality, around=0.5)) - 0.5
+    assert shown == pytest.approx(quality - 0.5, rel=6e-3, abs=1e-12)
+
+
+def test_numbers_are_written_as_people_read_them():
+    values = (0.0, 0.37184, -0.0043, 4.3e-7, 12.0, np.float32(0.25), None, np.nan, np.inf)
+    shown = ["0.000", "0.372", "-0.00430", "4.30e-07", "12.000", "0.250", "-", "-", "-"]
+    assert [significant(value) for value in values] == shown
+    assert [percent(x) for x in (0.0, 0.102, 3e-6, 1.0)] == [
+        "0.0 %",
+        "10.2 %",
+        "0.0003 %",
+        "100.0 %",
+    ]
+    assert [percent(x) for x in (None, np.nan)] == ["-", "-"]
+    assert percent(0.9, 0) == "90 %"
+    assert format_number(-0.0043) == "\N{MINUS SIGN}0.00430"
+    assert format_number(4.3e-7) == "4.30e\N{MINUS SIGN}07"
+    assert format_number(1234567) == "1\N{NARROW NO-BREAK SPACE}234\N{NARROW NO-BREAK SPACE}567"
+    assert format_number(None) == format_number(np.nan) == "–"
+    assert format_number(0.49912, around=0.5) == "0.499120"
+
+
+class Window(EpochSummary):
+    """A summary of some steps, as a training without epochs writes it."""
+
+    window = 100
+
+
+def windows(report):
+    """The same report, each record the end of a window."""
+    records = [replace(record, summary=Window(*record.summary)) for record in report.epochs]
+    return replace(report, epochs=tuple(records))
+
+
+def test_windows_are_counted_in_steps():
+    epochs, report = make_report(), windows(make_report())
+    assert (unit(epochs.epochs), unit(report.epochs)) == ("epoch", "step")
+    assert epoch_numbers(report) == [100 * number for number in epoch_numbers(epochs)]
+    assert position(report.epochs[BEST].summary) == 100 * BEST
+    assert average_sentence(epochs).startswith("Or average the weights: epochs ")
+    assert average_sentence(report).startswith("Or average the weights: steps ")
+    messages = messages_of(report.epochs, observed(report.epochs), MaxSeparation(), BEST)
+    assert any(f"1 of 20 windows (step {100 * SICK})" in text for text in messages)
+    assert any("would keep step" in text for text in messages)
+
+
+def test_windows_are_steps_on_the_page_and_in_the_figures(tmp_path):
+    report = windows(make_report(messages=(), selection=Selection(BEST, 0.5, "largest")))
+    page = report.to_html(tmp_path / "r.html").read_text(encoding="utf-8")
+    assert f"<h1>Keep step {100 * BEST}</h1>" in page
+    assert "<dt>Windows</dt><dd>20 (steps 0 to 1900)</dd>" in page
+    text = page[page.index("<main") : page.index('<script type="application/json"')]
+    assert "epoch" not in text.replace("data-best-epoch", "")
+    figures = make_figures(report)
+    assert figures["curve"].layout.xaxis.title.text == "step"
+    assert list(figures["distribution"].data[0].x) == epoch_numbers(report)
+    ax = GWACurveDisplay.from_report(report).plot().ax_
+    assert ax.get_xlabel() == "step"
+    # A bar reaches over the steps of its window.
+    assert ax.patches[0].get_width() == 80

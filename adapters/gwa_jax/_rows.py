@@ -54,13 +54,28 @@ def check_size(num_samples: int | None) -> int:
     return 0 if num_samples is None else check_count("num_samples", num_samples)
 
 
-def check_rows(shape: tuple[int, ...], size: int, *, ids: Any, where: Any) -> None:
-    """Check ids and mask of a batch of samples of this shape, for a state of `size` samples."""
+def check_rows(
+    shape: tuple[int, ...], size: int, *, ids: Any, where: Any, sequences: bool = False
+) -> None:
+    """Check ids and mask of a batch of samples of this shape, for a state of `size` samples.
+
+    Where sequences are kept, the samples are tokens, and the ids are of tokens or of rows of them.
+    """
     for name, x in {"ids": ids, "where": where}.items():
-        if x is not None and tuple(x.shape) != shape:
-            raise ValueError(
-                f"`{name}` must have one entry a sample, {shape}, got {tuple(x.shape)}"
-            )
+        if x is None or tuple(x.shape) == shape:
+            continue
+        of_rows = name == "ids" and 0 < x.ndim < len(shape) and tuple(x.shape) == shape[: x.ndim]
+        if of_rows and sequences:
+            continue
+        cause = (
+            "; ids of rows of tokens need a way to make one score of them, say "
+            "init(num_samples, reduce='mean')"
+            if of_rows
+            else ""
+        )
+        raise ValueError(
+            f"`{name}` must have one entry a sample, {shape}, got {tuple(x.shape)}{cause}"
+        )
     if where is not None and where.dtype != bool:
         raise ValueError(f"`where` must be boolean, got {where.dtype}; True marks what counts")
     if (ids is None) != (size == 0):

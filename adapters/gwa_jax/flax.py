@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gwa_core import EpochSummary
+from gwa_jax._sequences import Reduce
 from gwa_jax.scoring import Array, Loss
 from gwa_jax.state import init, update
 from gwa_jax.summaries import end_epoch, label_quality, scores, summary
@@ -181,6 +182,8 @@ class GWAMetric(nnx.Metric):
     ----------
     num_samples : int, optional
         N, the size of the training set: scores and label quality are kept by sample id.
+    reduce : {"mean", "min", "gradient"}, optional
+        The samples are sequences of tokens; see `gwa_jax.init`.
     beta : float
         The constant of Eq. 2, default 1.2.
     loss : {"cross_entropy", "binary_cross_entropy"}
@@ -196,7 +199,7 @@ class GWAMetric(nnx.Metric):
     Raises
     ------
     ValueError
-        If `num_samples` is not an integer of at least 1.
+        If `num_samples` is not an integer of at least 1, or `reduce` is unknown or comes without it.
 
     Notes
     -----
@@ -223,6 +226,7 @@ class GWAMetric(nnx.Metric):
         self,
         num_samples: int | None = None,
         *,
+        reduce: Reduce | None = None,
         beta: float = 1.2,
         loss: Loss = "cross_entropy",
         label_smoothing: float = 0.0,
@@ -230,7 +234,7 @@ class GWAMetric(nnx.Metric):
         self.beta = beta
         self.loss: Loss = loss
         self.label_smoothing = label_smoothing
-        self.state = MetricState(init(num_samples))
+        self.state = MetricState(init(num_samples, reduce=reduce))
 
     def update(  # type: ignore[override]  # as the metrics of Flax do
         self,
@@ -257,7 +261,8 @@ class GWAMetric(nnx.Metric):
         logit_gradients : array of shape (..., C), optional
             Gradient of your loss with respect to the logits; see `gwa_jax.head_scores`.
         ids : integer array of shape (...,)
-            Sample numbers in 0..num_samples-1, where `num_samples` was given; -1 is padding.
+            Sample numbers in 0..num_samples-1, where `num_samples` was given; -1 is padding. With
+            `reduce` the number of the sequence of each token, or of each row of tokens.
         mask : array of shape (...,), optional
             True, or not zero, for samples that count.
         class_weights : array of shape (C,), optional

@@ -17,7 +17,7 @@ from gwa_core import (
 from gwa_jax._product import check_on_host
 from gwa_jax._tracing import automatic, lenient, spec
 
-__all__ = ["Array", "Loss", "batch_scores", "head_scores", "loss_options"]
+__all__ = ["Array", "Loss", "batch_scores", "check_batch", "head_scores", "loss_options"]
 
 Array: TypeAlias = jax.Array
 Loss: TypeAlias = Literal["cross_entropy", "binary_cross_entropy"]
@@ -137,8 +137,7 @@ def batch_scores(
     where: Array | None = None,
 ) -> Array:
     """Return the scores of a batch from arrays whose values nobody looks at."""
-    _check_shapes(latents, kernel, targets, logits, logit_gradients, where)
-    _check_class_weights(class_weights, kernel.shape[1], loss)
+    check_batch(latents, kernel, targets, logits, logit_gradients, class_weights, where, loss)
     if logit_gradients is not None:
         targets = class_weights = None
     scores: Array = _scores(
@@ -154,6 +153,21 @@ def batch_scores(
         float(label_smoothing),
     )
     return scores
+
+
+def check_batch(
+    latents: Array,
+    kernel: Array,
+    targets: Array | None,
+    logits: Array | None,
+    logit_gradients: Array | None,
+    class_weights: Array | None,
+    where: Array | None,
+    loss: Loss,
+) -> None:
+    """Check the arrays of a batch."""
+    _check_shapes(latents, kernel, targets, logits, logit_gradients, where)
+    _check_class_weights(class_weights, kernel.shape[1], loss)
 
 
 def _check_shapes(

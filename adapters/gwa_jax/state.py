@@ -12,8 +12,19 @@ from gwa_core import Moments
 from gwa_core.attribution import QualitySums
 from gwa_jax._product import check_on_host, on_host
 from gwa_jax._rows import NEVER, check_rows, check_size, count, place, seen
+from gwa_jax._sequences import (
+    Gradient,
+    Min,
+    Reduce,
+    Sequences,
+    add_parts,
+    begin,
+    check_reduce,
+    gradient_parts,
+    token_parts,
+)
 from gwa_jax._tracing import automatic, everywhere, lenient, spec
-from gwa_jax.scoring import Array, Loss, batch_scores
+from gwa_jax.scoring import Array, Loss, batch_scores, check_batch
 
 __all__ = ["State", "add", "empty", "init", "merge", "update"]
 
@@ -34,11 +45,13 @@ class State(NamedTuple):
     moments : Moments
         Of scores without ids.
     order : int32 array of shape (N,)
-        When each sample was seen first in this epoch; 2^31 - 1 where it was not.
+        When each sample was seen first in this epoch; 2^31 - 1 where it was not. Of sequences (0,).
     values : array of shape (N,)
-        Its score then.
+        Its score then. Of sequences what their scores are made of; read them with `scores`.
     quality : QualitySums
         What `label_quality` is made of, over the epochs that ended; arrays of shape (N,).
+    sequences : Mean, Min or Gradient, optional
+        The other part of the scores of sequences, an array of shape (N,).
     """
 
     epoch: Array
@@ -50,9 +63,12 @@ class State(NamedTuple):
     order: Array
     values: Array
     quality: QualitySums
+    sequences: Sequences | None = None
 
 
-def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
+def init(
+    num_samples: int | None = None, *, reduce: Reduce | None = None, dtype: Any = jnp.float32
+) -> State:
     """Return a state before its first epoch.
 
     Parameters
@@ -60,6 +76,11 @@ def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
     num_samples : int, optional
         N, the size of the training set: scores and label quality are kept by sample id. Without
         it moments alone are kept, in O(1) memory.
+    reduce : {"mean", "min", "gradient"}, optional
+        The samples are sequences of tokens, `num_samples` of them: a prompt with its answer, a
+        document. "mean" and "min" make one score of those of the tokens that count. "gradient" is
+        the alignment of the sequence's own gradient, see `gwa_core.sequence_parts`. Default None:
+        each sample has one score.
     dtype : dtype
         Of the scores kept, default float32.
 
@@ -71,7 +92,7 @@ def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
     Raises
     ------
     ValueError
-        If `num_samples` is not an integer of at least 1.
+        If `num_samples` is not an integer of at least 1, or `reduce` is unknown or comes without it.
 
     Examples
     --------
@@ -80,14 +101,16 @@ def init(num_samples: int | None = None, *, dtype: Any = jnp.float32) -> State:
     (50000,)
     """
     size = check_size(num_samples)
+    check_reduce(reduce, size)
     # What jit returns is bound to no device, and each leaf has a buffer that a step may donate.
-    state: State = jax.jit(empty, static_argnums=(1, 2))(0, size, jnp.dtype(dtype))
+    state: State = jax.jit(empty, static_argnums=(1, 2, 3))(0, size, jnp.dtype(dtype), reduce)
     return state
 
 
-def empty(epoch: Array | int, size: int, dtype: Any) -> State:
+def empty(epoch: Array | int, size: int, dtype: Any, reduce: str | None) -> State:
     """Return the state before an epoch."""
     zero, like = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
+    values, sequences = begin(reduce, size, dtype)
     return State(
         epoch=jnp.asarray(epoch, jnp.int32),
         rows=zero,
@@ -95,9 +118,10 @@ def empty(epoch: Array | int, size: int, dtype: Any) -> State:
         before=zero,
         omitted=zero,
         moments=Moments.empty(like),
-        order=jnp.full((size,), NEVER, jnp.int32),
-        values=jnp.full((size,), jnp.nan, dtype),
+        order=jnp.full((size if sequences is None else 0,), NEVER, jnp.int32),
+        values=values,
         quality=QualitySums.empty(size, like),
+        sequences=sequences,
     )
 
 
@@ -128,7 +152,9 @@ def update(
         `logit_gradients` the scores are right for any loss, and need no targets.
     ids : integer array of the samples' shape
         Sample numbers in 0..num_samples-1, where the state has `num_samples`. A sample counts once
-        an epoch, with its first score. Rows with the id -1 are padding and do not count.
+        an epoch, with its first score. Rows with the id -1 are padding and do not count. With
+        `reduce` the number of the sequence of each token (B, S), or of each row (B,): what comes of a
+        sequence in one call or in several adds up.
     where : boolean array of the samples' shape, optional
         True for samples that count, False for padding.
     axis_name : str or tuple of str, optional
@@ -154,6 +180,12 @@ def update(
     Cost: that of `head_scores` and O(batch). Nothing goes to the host, no gradient flows through
     it. Runs under jit, scan and vmap; under vmap one call serves several models or seeds.
 
+    Give sequences `where`, True for the tokens that the loss sees: a token that counts and has no
+    score, such as one with the label -100, makes its sequence nan. With `logit_gradients` tokens
+    whose gradient is 0 do not count. ``reduce="gradient"`` costs O(B S² (C + D)) more, and memory
+    for the residuals of some rows; a sequence that is cut gets the mean of its pieces, see
+    `gwa_core.sequence_parts`.
+
     References
     ----------
     Hölzl, Rueckert, Kaissis, NeurIPS 2025, Algorithm 1.
@@ -169,6 +201,30 @@ def update(
     >>> gwa_jax.scores(state).round(3)
     Array([ nan, -0.5,  nan,  0.5], dtype=float32)
     """
+    if isinstance(state.sequences, Gradient):
+        check_batch(latents, kernel, targets, logits, logit_gradients, class_weights, where, loss)
+        _check_rows(state, latents.shape[:-1], ids, where)
+        if bias is not None and tuple(bias.shape) != tuple(kernel.shape[1:]):
+            raise ValueError(
+                f"`bias` must be (C,) = {tuple(kernel.shape[1:])}, got {tuple(bias.shape)}"
+            )
+        parts = gradient_parts(
+            latents,
+            kernel,
+            None if logit_gradients is not None else targets,
+            logits,
+            bias,
+            logit_gradients,
+            None if logit_gradients is not None else class_weights,
+            ids,
+            where,
+            loss,
+            float(label_smoothing),
+        )
+        if logits is not None and _begins(state):
+            check_on_host(latents, kernel, logits, bias, where)
+        new: State = _add_parts(state, parts, ids, axis_name)
+        return new
     found = batch_scores(
         latents,
         kernel,
@@ -180,15 +236,37 @@ def update(
         label_smoothing=label_smoothing,
         class_weights=class_weights,
     )
+    _check_rows(state, found.shape, ids, where)
     if logits is not None and _begins(state):
         check_on_host(latents, kernel, logits, bias, where)
+    if state.sequences is not None and logit_gradients is not None:
+        # A token that the loss does not see has a gradient of 0.
+        seen_by_loss = jnp.any(logit_gradients != 0, axis=-1)
+        where = seen_by_loss if where is None else where & seen_by_loss
     return add(state, found, ids=ids, where=where, axis_name=axis_name)
 
 
 def _begins(state: State) -> bool:
     """Tell whether an epoch has no batch yet, where that can be looked at."""
-    rows = state.rows if state.order.shape[-1] else state.moments.count
+    rows = state.rows if _size(state) else state.moments.count
     return on_host(rows) and rows.ndim == 0 and float(rows) == 0.0
+
+
+def _check_rows(state: State, shape: tuple[int, ...], ids: Any, where: Any) -> None:
+    """Check ids and mask of samples, or of tokens, of this shape."""
+    sequences = state.sequences is not None
+    check_rows(shape, _size(state), ids=ids, where=where, sequences=sequences)
+    if ids is not None and not sequences and len(shape) > 1:
+        raise ValueError(
+            f"`ids` must be of samples (N,), got those of tokens {shape}; with init(num_samples, "
+            "reduce='mean') the tokens of an id become one score, and where all arrays are "
+            "reshaped to (N, ...) each token is a sample"
+        )
+
+
+def _size(state: State) -> int:
+    """Return how many samples are kept by id, 0 for none; also of stacked states."""
+    return state.values.shape[-1]
 
 
 def add(
@@ -220,9 +298,59 @@ def add(
     TypeError, ValueError
         As `update`.
     """
-    check_rows(tuple(scores.shape), state.order.shape[-1], ids=ids, where=where)
-    new: State = _add(state, scores, ids, where, axis_name)
+    kept = state.sequences
+    if isinstance(kept, Gradient):
+        raise TypeError(
+            "`state` must keep scores or their means, got one with reduce='gradient'; the gradient "
+            "of a sequence is not known from the scores of its tokens, call `update`"
+        )
+    check_rows(tuple(scores.shape), _size(state), ids=ids, where=where, sequences=kept is not None)
+    new: State
+    if kept is not None:
+        new = _add_tokens(state, scores, ids, where, axis_name)
+        return new
+    if ids is not None and scores.ndim > 1:
+        raise ValueError(
+            f"`ids` must be of samples (N,), got tokens {tuple(scores.shape)}; with "
+            "init(num_samples, reduce='mean') the tokens of an id become one score, and with "
+            "`ids.reshape(-1)` and all else each of them is a sample"
+        )
+    new = _add(state, scores, ids, where, axis_name)
     return new
+
+
+@functools.partial(jax.jit, static_argnums=4)
+@lenient
+def _add_tokens(
+    state: State, scores: Array, ids: Array, where: Array | None, axis_name: Any
+) -> State:
+    scores = jax.lax.stop_gradient(scores)
+    make = functools.partial(token_parts, least=isinstance(state.sequences, Min))
+    parts = automatic(make, (spec(scores), spec(scores)), scores, where)
+    new: State = _add_parts(state, parts, ids, axis_name)
+    return new
+
+
+@functools.partial(jax.jit, static_argnums=3)
+@lenient
+def _add_parts(state: State, parts: tuple[Array, Array], ids: Array, axis_name: Any) -> State:
+    take_in = functools.partial(_take_in_parts, axis_name=axis_name)
+    new: State = automatic(take_in, jax.tree.map(spec, state), state, parts, ids)
+    return new
+
+
+def _take_in_parts(
+    state: State, parts: tuple[Array, Array], ids: Array, *, axis_name: Any
+) -> State:
+    kept: Any = state.sequences
+    taken = add_parts(state.values, kept, parts, ids, axis_name)
+    return state._replace(
+        rows=state.rows + taken.rows,
+        batch=jnp.maximum(state.batch, taken.rows),
+        omitted=state.omitted + taken.unknown,
+        values=taken.values,
+        sequences=kept._replace(lengths=taken.lengths),
+    )
 
 
 @functools.partial(jax.jit, static_argnums=4)
@@ -266,8 +394,8 @@ def merge(state: State, other: State) -> State:
     Parameters
     ----------
     state, other : State
-        Of the same `num_samples`. A sample that both saw keeps the score of the one that saw it
-        in an earlier row.
+        Of the same `num_samples` and `reduce`. A sample that both saw keeps the score of the one
+        that saw it in an earlier row; what both saw of a sequence adds up.
 
     Returns
     -------
@@ -293,11 +421,20 @@ def merge(state: State, other: State) -> State:
     >>> int(gwa_jax.summary(gwa_jax.merge(a, b)).count)
     3
     """
-    if state.order.shape != other.order.shape:
+    if _size(state) != _size(other):
         raise ValueError(
-            f"`other` must have num_samples={state.order.shape[-1] or None}, got "
-            f"{other.order.shape[-1] or None}"
+            f"`other` must have num_samples={_size(state) or None}, got {_size(other) or None}"
         )
+    if type(state.sequences) is not type(other.sequences):
+        raise ValueError("`other` must have the same `reduce`, got another way to keep sequences")
+    kept: Any = state.sequences
+    if kept is None:
+        values = jnp.where(other.order < state.order, other.values, state.values)
+    else:
+        join = jnp.minimum if isinstance(kept, Min) else jnp.add
+        values = join(state.values, other.values)
+        more_of_them: Any = other.sequences
+        kept = kept._replace(lengths=kept.lengths + more_of_them.lengths)
     # A negative share is of epochs without a weight: any epoch with one displaces them.
     ours, theirs = state.quality.share, other.quality.share
     more = jnp.where(theirs > 0, theirs > ours, (ours <= 0) & (theirs < ours))
@@ -310,8 +447,9 @@ def merge(state: State, other: State) -> State:
         omitted=state.omitted + other.omitted,
         moments=state.moments.merge(other.moments),
         order=jnp.minimum(state.order, other.order),
-        values=jnp.where(other.order < state.order, other.values, state.values),
+        values=values,
         quality=QualitySums(
             *(jnp.where(more, b, a) for a, b in zip(state.quality, other.quality, strict=True))
         ),
+        sequences=kept,
     )

@@ -14,6 +14,7 @@ from gwa_core import EpochSummary, Moments, summarize
 from gwa_core.attribution import QualitySums, epoch_weight
 from gwa_core.history import expected_samples
 from gwa_jax._rows import NEVER
+from gwa_jax._sequences import finished, kind
 from gwa_jax._tracing import automatic, lenient, spec
 from gwa_jax.scoring import Array
 from gwa_jax.state import State, empty
@@ -34,7 +35,16 @@ def scores(state: State) -> Array | None:
     array of shape (N,) or None
         By sample id, nan where not seen; None without `num_samples`.
     """
-    return state.values if state.order.shape[-1] else None
+    if not state.values.shape[-1]:
+        return None
+    return state.values if state.sequences is None else _of_sequences(state)
+
+
+@jax.jit
+@lenient
+def _of_sequences(state: State) -> Array:
+    found: Array = automatic(finished, spec(state.values), state.values, state.sequences)
+    return found
 
 
 def label_quality(state: State) -> Array | None:
@@ -77,13 +87,13 @@ def label_quality(state: State) -> Array | None:
     >>> gwa_jax.rank_samples(quality, k=1)
     Array([1], dtype=int32)
     """
-    return _quality(state) if state.order.shape[-1] else None
+    return _quality(state) if state.values.shape[-1] else None
 
 
 @jax.jit
 @lenient
 def _quality(state: State) -> Array:
-    found: Array = automatic(_value, spec(state.order), state.quality)
+    found: Array = automatic(_value, spec(state.values), state.quality)
     return found
 
 
@@ -120,16 +130,17 @@ def summary(state: State, *, beta: float = 1.2) -> EpochSummary:
 def _whole(state: State, expected: Any = None) -> EpochSummary:
     """Return the shardings of a summary, which each device has whole."""
     whole = EpochSummary._make([PartitionSpec()] * len(EpochSummary._fields))  # type: ignore[no-untyped-call]
-    known = state.order.shape[-1] > 0 or expected is not None
+    known = state.values.shape[-1] > 0 or expected is not None
     return whole if known else whole._replace(expected=None)
 
 
 def _summarize(state: State, *, beta: float, expected: Any = None) -> EpochSummary:
-    moments, omitted, size = state.moments, state.omitted, state.order.shape[0]
+    moments, omitted, size = state.moments, state.omitted, state.values.shape[0]
     if size:
-        moments = Moments.from_batch(state.values)
-        seen = state.order < NEVER
-        omitted = omitted + jnp.sum(seen & ~jnp.isfinite(state.values), dtype=jnp.int32)
+        values, kept = finished(state.values, state.sequences), state.sequences
+        moments = Moments.from_batch(values)
+        seen = state.order < NEVER if kept is None else kept.lengths != 0
+        omitted = omitted + jnp.sum(seen & ~jnp.isfinite(values), dtype=jnp.int32)
     found = summarize(moments, beta=beta)
     if size and expected is None:
         expected = expected_samples(
@@ -196,9 +207,11 @@ def end_epoch(
 
 def _end(state: State, *, beta: float, expected: Any) -> tuple[State, EpochSummary]:
     ended, quality = _summarize(state, beta=beta, expected=expected), state.quality
-    if state.order.shape[0]:
-        quality = quality.add(state.values, epoch_weight(ended, state.values))
-    new = empty(state.epoch + 1, state.order.shape[0], state.values.dtype)
+    size, dtype = state.values.shape[0], state.values.dtype
+    if size:
+        values = finished(state.values, state.sequences)
+        quality = quality.add(values, epoch_weight(ended, values))
+    new = empty(state.epoch + 1, size, dtype, kind(state.sequences))
     return new._replace(before=state.rows, quality=quality), ended
 
 

@@ -33,7 +33,7 @@ def apart():
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize("ids", ["with ids", "without ids"])
+@pytest.mark.parametrize("ids", ["with ids", "without ids", "sequences"])
 @pytest.mark.parametrize(
     "way",
     [

@@ -234,8 +234,7 @@ def _distribution(report: Findings, epochs: list[int], axis: str) -> go.Figure:
         customdata=(100 * share.T).tolist(),
         showscale=False,
         colorscale=[[i / 4, f"var(--heat{i})"] for i in range(5)],
-        hovertemplate=axis
-        + " %{x}, alignment %{y:.3g}: %{customdata:.3g} % of samples<extra></extra>",
+        hovertemplate=f"{axis} %{{x}}, alignment %{{y:.3g}}: %{{customdata:.3g}} %<extra></extra>",
     )
     mean = line(epochs, column(report, "mean"), "best", "mean", showlegend=True)
     figure.add_trace(mean.update(mode="lines", hoverinfo="skip", hovertemplate=None))
@@ -266,11 +265,8 @@ def _histogram(report: Findings) -> go.Figure:
 def _class_bars(report: Findings) -> go.Figure:
     order = lowest_classes(report, BARS)
     # Plotly reads a little HTML in its texts: names are escaped for it too.
-    names = [escape(report.class_names[c]) for c in order]
-    short = [
-        escape(name if len(name) <= 18 else name[:17] + "…")
-        for name in (report.class_names[c] for c in order)
-    ]
+    names = [report.class_names[c] for c in order]
+    short = [escape(name if len(name) <= 18 else name[:17] + "…") for name in names]
     mean = report.class_mean[report.shown, order]
     gwa = report.class_gwa[report.shown, order]
     figure = make_subplots(cols=2, shared_yaxes=True, horizontal_spacing=0.06)
@@ -280,7 +276,7 @@ def _class_bars(report: Findings) -> go.Figure:
             x=clean(values),
             y=list(range(len(order))),
             orientation="h",
-            customdata=names,
+            customdata=[escape(name) for name in names],
             marker={"color": f"var(--{color})"},
             hovertemplate="%{customdata}: %{x:.4g}<extra></extra>",
             showlegend=False,

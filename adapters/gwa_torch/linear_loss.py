@@ -149,11 +149,8 @@ def _checked(
     kind = latents.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
-        # As autocast does it: what is in float64 stays so.
-        latents, weight, bias = (
-            x if x is None or x.dtype == torch.float64 else x.to(dtype)
-            for x in (latents, weight, bias)
-        )
+        latents, weight = _cast(latents, dtype), _cast(weight, dtype)
+        bias = None if bias is None else _cast(bias, dtype)
     for name, x in (("weight", weight), ("bias", bias)):
         if x is not None and x.dtype != latents.dtype:
             raise TypeError(
@@ -173,6 +170,11 @@ def _checked(
     )
     shape = targets.shape
     return loss if reduction != "none" else loss.reshape(shape), scores.reshape(shape)
+
+
+def _cast(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor as autocast has it, which leaves float64 alone."""
+    return x if x.dtype == torch.float64 else x.to(dtype)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -290,11 +292,8 @@ def _in_blocks(
                 of_weight.addmm_(block.T, z, beta=int(start > 0))
             if of_bias is not None:
                 of_bias += block.sum(dim=0, dtype=of_bias.dtype)
-    return _Made(losses, scores, (of_latents, of_weight, _as(of_bias, latents.dtype)))
-
-
-def _as(x: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
-    return None if x is None else x.to(dtype)
+    of_bias = None if of_bias is None else of_bias.to(latents.dtype)
+    return _Made(losses, scores, (of_latents, of_weight, of_bias))
 
 
 def _step(rows: int, row_bytes: int) -> int:

@@ -373,6 +373,108 @@ def test_under_compile():
         close(a, c, 1e-12)
 
 
+def on_gpu(rows, classes, features, dtype, bias, seed=0):
+    """Leaves and targets on a GPU, and the logits that a product in their dtype gives, in float64."""
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(rows, features, generator=generator)
+    w = torch.randn(classes, features, generator=generator) / features**0.5
+    b = torch.randn(classes, generator=generator)
+    t = torch.randint(classes, (rows,), generator=generator)
+    # Half of the labels are those that the head agrees with.
+    t[::2] = F.linear(z, w).argmax(1)[::2]
+    t[1::5] = -100
+    leaves = [x.to("cuda", dtype).requires_grad_() for x in (z, w, b)[: 3 if bias else 2]]
+    with torch.no_grad():
+        logits = F.linear(*leaves).double().requires_grad_()
+    return leaves, t.cuda(), logits
+
+
+def on_gpu_wanted(leaves, t, logits, **options):
+    """Loss, scores and gradients from the logits that were rounded, in float64."""
+    z, w, b = (x.detach().double() for x in [*leaves, leaves[0]][:3])
+    b = b if len(leaves) == 3 else None
+    loss = F.cross_entropy(logits, t, **options)
+    (r,) = torch.autograd.grad(loss.sum(), logits)
+    scores = alignment_from_logits(
+        logits=logits.detach(),
+        latent_norms=z.norm(dim=1),
+        weight_norm=w.norm(),
+        targets=torch.where(t < 0, 0, t),
+        bias=b,
+        label_smoothing=options["label_smoothing"],
+        where=t >= 0,
+    )
+    return loss, scores, [r @ w, r.T @ z, r.sum(0)][: len(leaves)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("size", [(16, 2, 3), (40, 63, 64), (300, 5000, 100), (260, 21841, 768)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_the_kernels_of_a_gpu(size, dtype, smoothing, bias, reduction, monkeypatch):
+    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 140 * size[1] * dtype.itemsize)
+    leaves, t, logits = on_gpu(*size, dtype, bias)
+    options = {"label_smoothing": smoothing, "reduction": reduction}
+    b = leaves[2] if bias else None
+    loss, scores = linear_cross_entropy(*leaves[:2], t, bias=b, **options)
+    wanted, core, slopes = on_gpu_wanted(leaves, t, logits, **options)
+    assert loss.dtype == scores.dtype == torch.float32
+    rounding = {torch.float32: 2e-5}.get(dtype, 4 * HALF.get(dtype, 0))
+    close(loss, wanted, rounding)
+    # A product of other blocks rounds some logits to the next number.
+    close(scores, core, rounding)
+    for x, got, want in zip(leaves, gradients(loss.sum(), leaves), slopes, strict=True):
+        assert got.dtype == x.dtype
+        assert float((got.double() - want).norm() / want.norm()) < rounding
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode:UserWarning")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_nothing_waits_for_a_gpu(reduction):
+    (z, w, b), t, _ = on_gpu(300, 5000, 64, torch.bfloat16, True)
+    for mode in ("default", "error"):
+        # The kernels are compiled in the first pass.
+        torch.cuda.set_sync_debug_mode(mode)
+        try:
+            loss, scores = linear_cross_entropy(z, w, t, bias=b, reduction=reduction)
+            (2 * loss).sum().backward()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert scores.isfinite().sum() == (t >= 0).sum()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_class_that_is_not_there_is_nan_on_a_gpu(dtype):
+    (z, w), t, _ = on_gpu(8, 20, 4, dtype, False)
+    t[0] = 20
+    loss, scores = linear_cross_entropy(z, w, t, reduction="none")
+    assert loss.isnan().tolist() == [True] + [False] * 7
+    assert scores[0].isnan()
+    for got in gradients(linear_cross_entropy(z, w, t)[0], (z, w)):
+        assert got.isnan().any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_memory_of_a_gpu_is_a_block_and_the_gradients(monkeypatch):
+    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 2**24)
+    (z, w), t, _ = on_gpu(4096, 32000, 256, torch.bfloat16, False)
+    linear_cross_entropy(z, w, t)[0].backward()
+    z.grad = w.grad = None
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    linear_cross_entropy(z, w, t)[0].backward()
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak < 1.1 * (2**24 + w.nbytes + z.nbytes)
+
+
 Z, W, T = torch.ones(4, 3), torch.ones(5, 3), torch.zeros(4, dtype=torch.int64)
 MISTAKES = {
     "one dimension": ((Z[0], W, T), {}, ValueError, r"`latents` must be .*\(N, D\).*\(3,\)"),

@@ -195,7 +195,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         wide = torch.promote_types(latents.dtype, torch.float32)
         scale = torch.ones((), dtype=wide, device=latents.device)
         if head.reduction == "mean":
-            scale = scale / count
+            scale = scale / count.clamp(min=1)
         # Shares of a mean are below what float16 can hold; there they are taken at the end.
         late = latents.dtype == torch.float16 and head.reduction != "none"
         factors = _factors(targets, weight.shape[0], counted, scale.new_ones(()) if late else scale)

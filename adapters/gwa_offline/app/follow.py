@@ -89,7 +89,12 @@ def watch(
         if times != seen:
             seen, fresh = times, time.monotonic()
             # The times are older than what is read, so that nothing newer is missed.
-            progress = progress_of(RunFolder.open(place), rule) if times else None
+            try:
+                progress = progress_of(RunFolder.open(place), rule) if times else None
+            except FeaturesError:
+                # A training that resumes drops files, and one may go while it is read.
+                if _times(place) == times:
+                    raise
         quiet = time.monotonic() - fresh
         since = max((changed for changed, _ in times), default=None)
         look = Look(path=place, progress=progress, since=since, quiet=quiet)

@@ -34,6 +34,7 @@ for library in ("typer", "rich"):
 from adapters.offline.runs import ABOUT, EPOCHS, N, scores_of, write
 from adapters.offline.test_cli import gwa
 
+from gwa_offline.app import follow
 from gwa_offline.app.follow import Look, watch
 from gwa_offline.app.screen import NewRows, columns_of, draw_bars, draw_look, quiet_sentence
 
@@ -283,6 +284,33 @@ def test_what_is_quiet_is_said_once_with_its_time(run):
         path=run.path, progress=progress_of(RunFolder.open(run.path)), since=then, quiet=99
     )
     assert quiet_sentence(ended) is None
+
+
+def test_a_training_that_writes_and_drops_epochs_is_no_trouble(run, monkeypatch):
+    monkeypatch.setattr(follow, "INTERVAL", 0.0)
+    write(run, range(EPOCHS))
+    stop = threading.Event()
+
+    def training():
+        while not stop.is_set():
+            run.truncate(1)
+            write(run, range(1, EPOCHS))
+        end_run(run.path)
+
+    thread = threading.Thread(target=training)
+    thread.start()
+    seen = set()
+    try:
+        for number, found in enumerate(watch(run.path, wait=30.0)):
+            seen.add(len(found.progress.epochs))
+            if number == 500:
+                stop.set()
+    finally:
+        stop.set()
+        thread.join()
+    assert found.ended
+    assert len(seen) > 1
+    assert len(found.progress.epochs) == EPOCHS
 
 
 def test_watching_sees_a_run_that_begins_anew_and_one_that_goes(run):

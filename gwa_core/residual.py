@@ -199,8 +199,18 @@ def _scaled_residual(
     """Return (N, C) r / s and (N, 1) s, with s > 0 such that r / s never vanishes by underflow."""
     if loss == "binary_cross_entropy":
         return _sigmoid_residual(xp, logits, _soft_targets(xp, targets, logits, smoothing, 0.5))
+    if targets.ndim == 1 and smoothing == 0.0:
+        return _hard_residual(xp, logits, targets)
     soft = _soft_targets(xp, targets, logits, smoothing, 1.0 / logits.shape[1])
     return _softmax_residual(xp, logits, soft)
+
+
+def _hard_residual(xp: Any, logits: Array, labels: Array) -> tuple[Array, Array]:
+    """R = s (onehot(y) - q), with q the softmax over the other classes and s = 1 - p_y."""
+    _, weights, peak = _others(xp, logits, labels)
+    total = row_sum(xp, weights)[:, None]
+    gap = peak + xp.log(total) - pick(xp, logits, labels)  # log odds of the others against y
+    return replace_at(xp, -weights / total, labels, 1.0), xp.exp(log_sigmoid(xp, gap))
 
 
 def _softmax_residual(xp: Any, logits: Array, soft: Array) -> tuple[Array, Array]:

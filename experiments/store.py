@@ -37,7 +37,9 @@ RESULTS = Path(__file__).parent / "results"
 Result = dict[str, Any]
 
 #: Of a summary what does not follow from other columns; every epoch here is whole.
-SUMMARY = tuple(name for name in EpochSummary._fields if name not in ("separation", "expected"))
+SUMMARY = tuple(
+    name for name in EpochSummary._fields if name not in ("separation", "expected", "window")
+)
 ACCURACIES = ("test_accuracy", "validation_accuracy")
 #: The columns that a table or a figure reads. The run folder has all that was measured.
 COLUMNS = frozenset(
@@ -75,7 +77,7 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
 
     Several processes may add runs at the same time: each locks the file while it writes. Settings
     with their default value are left out, and so are columns that no table reads. A column with the
-    same value in all epochs becomes that value.
+    same value in all epochs becomes that value, where there are several.
 
     Parameters
     ----------
@@ -93,7 +95,7 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     elif result["settings"].get("averages"):
         read_by_tables = OF_AVERAGES
     columns = {
-        name: values[0] if all(x == values[0] for x in values) else values
+        name: values[0] if 1 < len(values) == values.count(values[0]) else values
         for name, values in result["epochs"].items()
         if name in read_by_tables
     }

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -65,8 +66,9 @@ def results(folder, tmp_path_factory):
     return store.read(out / "r")
 
 
-def begin(folder, texts, **only):
+def begin(folder, texts, steps=3 * EPOCHS, **only):
     [settings] = plan(str(folder / "mini.toml"), **only)
+    settings = replace(settings, steps=steps)
     return LanguageRun(settings, texts, Engine("tiny-gpt", texts.vocabulary, "cpu"))
 
 
@@ -235,6 +237,16 @@ def test_a_run_that_would_end_after_its_budget_begins_anew(folder, texts, capsys
     begun, run._end_epoch = run._end_epoch, lambda: (begun(), time.sleep(0.2))
     assert run.train(deadline=time.monotonic() + 0.1) is None
     assert 0 < run.step < run.steps
+
+
+def test_a_run_of_one_epoch_finds_answers_and_has_nothing_to_choose(folder, texts, tmp_path):
+    run = begin(folder, texts, steps=3, labels="swapped-10", loss="answer")
+    store.append(tmp_path, run.train())
+    found = store.read(tmp_path)
+    assert store.column(found[0], "step").tolist() == [3]
+    [row] = language.examples(found).splitlines()[2:]
+    assert row.startswith("| 10 % swapped, loss on the answer, one epoch, 1 runs | 1 |")
+    assert language.stopping(found) == ""
 
 
 def test_tables_have_a_row_for_each_signal_and_rule(results):

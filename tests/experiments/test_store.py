@@ -48,6 +48,14 @@ def test_a_run_comes_back_as_it_was_but_for_columns_that_nothing_reads(tmp_path)
     assert line["epochs"]["count"] == 7
 
 
+def test_a_run_of_one_epoch_comes_back(tmp_path):
+    run = made(epochs=1)
+    store.append(tmp_path, run)
+    [found] = store.read(tmp_path)
+    assert found["epochs"]["epoch"] == [0]
+    assert found["epochs"]["mean"] == run["epochs"]["mean"]
+
+
 def test_a_run_that_is_repeated_replaces_the_first(tmp_path):
     for seconds in (1.0, 2.0):
         store.append(tmp_path, made() | {"seconds": seconds})

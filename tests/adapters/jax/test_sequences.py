@@ -129,6 +129,22 @@ def test_scores_equal_a_loop(reduce, kind, with_logits):
     close(score(given | more, ids, reduce), wanted)
 
 
+@pytest.mark.parametrize("by", ["targets", "gradient"])
+def test_half_precision_is_raised(by):
+    given, ids = batch(), ids_of("rows")
+    names = ("latents", "kernel", "bias", "logits")
+    half = given | {name: given[name].astype(jnp.bfloat16) for name in names}
+    more = {}
+    if by == "gradient":
+        loss = functools.partial(capped, targets=given["targets"], where=given["where"])
+        more = {"logit_gradients": jax.grad(loss)(given["logits"])}
+    found = score(half, ids, "gradient", **more)
+    assert found.dtype == jnp.float32
+    more = {name: g.astype(jnp.bfloat16) for name, g in more.items()}
+    close(score(half, ids, "gradient", **more), score(given, ids, "gradient", **more), 0.05)
+    close(found, score(given, ids, "gradient", **more), 0.05)
+
+
 @pytest.mark.parametrize("reduce", REDUCTIONS)
 def test_blocks_of_rows_give_the_same(reduce, monkeypatch):
     given, ids = batch(), ids_of("packed")

@@ -135,6 +135,8 @@ negative_fraction, separation : float
     expected : int, optional
         Scores that a whole epoch has, counted and omitted; None where nobody knows. An epoch with
         less than nine tenths of it was cut short, and no rule keeps it.
+    window : int, optional
+        How many steps of the optimiser this is of, where it is a window of a training and no epoch.
     """
 
     epoch: int
@@ -152,6 +154,7 @@ negative_fraction, separation : float
     negative_fraction: float
     separation: float
     expected: int | None = None
+    window: int | None = None
 
     @property
     def healthy(self) -> bool:
@@ -167,6 +170,7 @@ negative_fraction, separation : float
         step: int | None = None,
         omitted: int = 0,
         expected: float | None = None,
+        window: int | None = None,
     ) -> EpochSummary:
         """Return a summary of arrays as plain numbers (waits for their device)."""
         values = {name: float(value) for name, value in summary._asdict().items()}
@@ -175,6 +179,7 @@ negative_fraction, separation : float
             step=epoch if step is None else step,
             omitted=omitted,
             expected=None if expected is None else round(expected),
+            window=window,
             **{**values, "count": round(values["count"])},  # type: ignore[arg-type]  # of both kinds
         )
 
@@ -182,7 +187,7 @@ negative_fraction, separation : float
     def from_mapping(cls, fields: Mapping[str, Any]) -> EpochSummary:
         """Return a summary from its fields, also from the fields that gwa-core 0.1.0 wrote.
 
-        They lack `separation`, which follows from two others, and `expected`, which is unknown.
+        They lack `separation`, which follows from two others, and `expected` and `window`.
         """
         known = {name: fields[name] for name in cls._fields if name in fields}
         if "separation" not in known:

@@ -112,6 +112,10 @@ def loss_weights(*, targets: Array, class_weights: Array, label_smoothing: float
     -----
     Cost: O(N) for class numbers, O(NC) for probabilities. Runs under jit.
 
+    References
+    ----------
+    Hölzl, Rueckert, Kaissis, NeurIPS 2025, Algorithm 1.
+
     Examples
     --------
     >>> import numpy as np

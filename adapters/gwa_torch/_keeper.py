@@ -139,7 +139,9 @@ class Keeper:
         by_sequence = self._tokens if tokens is None else tokens
         return BySequence(n, device, self.reduce) if by_sequence else BySample(n, device)
 
-    def end_epoch(self, step: int | None, batches: int | None, advice: str) -> EpochSummary:
+    def end_epoch(
+        self, step: int | None, batches: int | None, advice: str, window: int | None
+    ) -> EpochSummary:
         """Summarise the epoch over all ranks; without any score raise, and give the advice."""
         step = None if step is None else check_count("step", step, least=0)
         columns = self._agree(-1 if batches is None else batches)
@@ -156,7 +158,8 @@ class Keeper:
             epoch=len(self.history),
             step=step,
             omitted=omitted,
-            expected=self._expected(came, *columns),
+            expected=self._expected(came, *columns, of_epoch=window is None),
+            window=window,
         )
         self.followed.end_epoch(self.group)
         if not isinstance(epoch, ByStream):
@@ -197,14 +200,21 @@ class Keeper:
         return columns
 
     def _expected(
-        self, came: int, rows: list[int], largest: list[int], batches: list[int], whole: list[int]
+        self,
+        came: int,
+        rows: list[int],
+        largest: list[int],
+        batches: list[int],
+        whole: list[int],
+        *,
+        of_epoch: bool,
     ) -> float | None:
         """Return how many scores a whole epoch has, or None where nobody knows."""
         if min(whole) >= 0 and sum(whole) > 0 and any(batches):
             return float(expected_samples(came, rows=sum(batches), total=sum(whole)))
         seen = sum(rows, self._common_rows)
         # Nobody counts how many sequences a batch of tokens has.
-        if self.num_samples is None or not seen or self._tokens:
+        if self.num_samples is None or not seen or self._tokens or not of_epoch:
             return None
         total = self.num_samples / self.every
         return float(

@@ -12,10 +12,12 @@ from gwa_torch._labels import SeenLabels
 from gwa_torch._loggers import to_lightning
 
 __all__ = [
+    "batches_of",
     "is_trial",
     "keeps_checkpoints",
     "labels_of_all",
     "nothing_trained",
+    "planned",
     "say_limits",
     "write_histogram",
 ]
@@ -24,6 +26,28 @@ __all__ = [
 def is_trial(trainer: Trainer) -> bool:
     """Tell whether the run is one of a few batches that leaves nothing behind."""
     return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def planned(trainer: Trainer, window: int | None) -> int | None:
+    """Return how many epochs or windows there will be, or None where nobody knows.
+
+    To count windows the loader must be there.
+    """
+    epochs = trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
+    if window is None:
+        return epochs
+    # Lightning's own estimate sets the loader up, before a checkpoint may say where it goes on.
+    each = trainer.num_training_batches / trainer.accumulate_grad_batches
+    steps = math.inf if epochs is None or math.isinf(each) else epochs * math.ceil(each)
+    steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
+    return max(1, int(steps) // window) if math.isfinite(steps) else None
+
+
+def batches_of(trainer: Trainer, window: int | None) -> float:
+    """Return how many batches an epoch or a window has."""
+    if window is None:
+        return trainer.num_training_batches
+    return window * trainer.accumulate_grad_batches
 
 
 def keeps_checkpoints(trainer: Trainer) -> bool:

@@ -23,7 +23,7 @@ from gwa_torch._lightning import is_trial, keeps_checkpoints
 from gwa_torch._loaders import from_the_start
 from gwa_torch._methods import Methods
 
-__all__ = ["Kept", "say_torn", "say_unseen"]
+__all__ = ["Kept", "muted", "say_torn", "say_unseen"]
 
 AVERAGE_NAME = "gwa-average"
 # By their names, since there are two packages of Lightning.
@@ -131,7 +131,7 @@ class Kept:
         """End a training that had nothing left to do, after Lightning has put everything away."""
         pl_module.to(trainer.strategy.root_device)
         try:
-            with _muted(pl_module):
+            with muted(pl_module):
                 yield
         finally:
             pl_module.cpu()
@@ -228,7 +228,7 @@ def _unchanged(model: LightningModule) -> Iterator[None]:
         if x is not None and not x.requires_grad
     ]
     try:
-        with _muted(model):
+        with muted(model):
             yield
     finally:
         with torch.no_grad():
@@ -239,7 +239,7 @@ def _unchanged(model: LightningModule) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _muted(model: LightningModule) -> Iterator[None]:
+def muted(model: LightningModule) -> Iterator[None]:
     """Log nothing."""
     methods = Methods(model)
     for name in ("log", "log_dict"):

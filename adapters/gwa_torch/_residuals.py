@@ -6,16 +6,16 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from gwa_core.agreement import SHARE
+from gwa_torch._batches import Batch, Scored, joined, seen
 from gwa_torch._capture import Capture, Forward
 from gwa_torch._evidence import Evidence, compare
 from gwa_torch._gradients import Arrival
 from gwa_torch._keeper import Keeper
-from gwa_torch._sequences import gradient_parts
 from gwa_torch._stage import Stage
 from gwa_torch._targets import Flat, LossOptions
 
@@ -83,57 +83,6 @@ def _warn(message: str) -> None:
 FORMULA = {"used": "formula", "batches": 0, "arrived": False, "tapping": True, "stage": None}
 
 
-class _Scored(NamedTuple):
-    """A batch with the scores of its gradient."""
-
-    scores: torch.Tensor
-    flat: Flat
-
-
-class _Batch(NamedTuple):
-    """A batch that waits for its backward pass."""
-
-    taps: list[Any]
-    flat: Flat
-    # Empty where the gradient is used in any case.
-    evidence: list[Evidence]
-    # The passes and their rows, for sums of gradients by sequence.
-    parts: list[tuple[Forward, Flat]]
-
-    @property
-    def silent(self) -> bool:
-        """Whether nobody is told when the gradient comes."""
-        return any(tap is not None and tap.silent for tap in self.taps)
-
-    def scores(self) -> torch.Tensor | None:
-        """Return the scores of all rows, or None where some have not come."""
-        parts = [None if tap is None else tap.scores() for tap in self.taps]
-        return None if any(part is None for part in parts) else _joined(parts)
-
-    def sums(self) -> torch.Tensor | None:
-        """Return numerators and lengths of all rows, or None where a gradient was not kept."""
-        kept: list[Any] = [getattr(tap, "gradient", None) for tap in self.taps]
-        if any(gradient is None for gradient in kept):
-            return None
-        with torch.no_grad():
-            found = zip(self.parts, kept, strict=True)
-            return _joined([gradient_parts(made, g, rows) for (made, rows), g in found])
-
-
-def _seen(scores: torch.Tensor, flat: Flat) -> Flat:
-    """Leave out the tokens that the loss does not see, whose gradient has no direction."""
-    if not flat.tokens or scores.ndim == 2:
-        return flat
-    seen = ~torch.isnan(scores)
-    return flat._replace(where=seen if flat.where is None else flat.where & seen)
-
-
-def _joined(parts: list[Any]) -> torch.Tensor:
-    """Return the scores of the passes of a batch, on the device of the first."""
-    first: torch.Tensor = parts[0]
-    return torch.cat([part.to(first.device) for part in parts]) if len(parts) > 1 else first
-
-
 class Residuals:
     """Scores batches, and changes from the closed form to the gradient where the two differ.
 
@@ -166,13 +115,13 @@ class Residuals:
         self._closed = closed
         self._options = options
         self._stage = Stage(options, keeper.num_samples)
-        self._waiting: deque[_Batch] = deque()
+        self._waiting: deque[Batch] = deque()
         # Verdicts on their way from the device.
-        self._verdicts: deque[tuple[Arrival, _Scored]] = deque()
+        self._verdicts: deque[tuple[Arrival, Scored]] = deque()
         self._batches = 0
         # Batches of the epoch scored from their gradient, until a verdict says that this was not
         # needed; None after that.
-        self._beside: list[_Scored] | None = []
+        self._beside: list[Scored] | None = []
         # Whether a gradient ever came, and whether it was said that none did.
         self._arrived = self._said = False
         # Whether passes may wait that ran before the change.
@@ -229,7 +178,7 @@ class Residuals:
         wanted = parts if known and self._auto else []
         evidence = [Evidence.of(*part, options) for part in wanted]
         owned = flat.owned(parts[0][0].logits.device)
-        self._waiting.append(_Batch(taps, owned, evidence, parts if self._by_sums(flat) else []))
+        self._waiting.append(Batch(taps, owned, evidence, parts if self._by_sums(flat) else []))
         self.settle()
 
     def _by_sums(self, flat: Flat) -> bool:
@@ -254,7 +203,7 @@ class Residuals:
 
     def _by_formula(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> None:
         self.flush()
-        scores = _joined([self._closed(*part) for part in parts])
+        scores = joined([self._closed(*part) for part in parts])
         self._keeper.add(scores, flat.to(scores.device))
 
     def flush(self) -> None:
@@ -286,7 +235,7 @@ class Residuals:
         if last:
             self.flush()
 
-    def _is_late(self, batch: _Batch) -> bool:
+    def _is_late(self, batch: Batch) -> bool:
         """Whether a batch will have no gradient: it can have none, or a later one has come."""
         most = MOST_WAITING if self._arrived or self.used == "backward" else MOST_UNPROVED
         if len(self._waiting) > most or any(
@@ -296,7 +245,7 @@ class Residuals:
         # The batch that came last may be of the same backward pass.
         return any(x.scores() is not None for x in list(self._waiting)[1:-1])
 
-    def _take(self, batch: _Batch, scores: torch.Tensor | None) -> None:
+    def _take(self, batch: Batch, scores: torch.Tensor | None) -> None:
         self._arrived |= scores is not None
         if batch.parts and scores is not None:
             scores = batch.sums()
@@ -306,13 +255,13 @@ class Residuals:
             self._missing += scores is None
             if scores is None:
                 scores = torch.full((batch.flat.samples,), torch.nan)
-            self._keeper.add(scores, _seen(scores, batch.flat.to(scores.device)))
+            self._keeper.add(scores, seen(scores, batch.flat.to(scores.device)))
             return
         if scores is None:
             # What comes later cannot replace all of the epoch.
             self._beside = None
             return
-        scored = _Scored(scores, _seen(scores, batch.flat.to(scores.device)))
+        scored = Scored(scores, seen(scores, batch.flat.to(scores.device)))
         if self._beside is not None:
             self._beside.append(scored)
         self._verdicts.append((Arrival(compare(batch.taps, batch.evidence)), scored))
@@ -330,12 +279,12 @@ class Residuals:
             elif rows or self._idle == MOST_IDLE:
                 self._beside, self._idle = None, 0
 
-    def _change(self, later: list[_Scored]) -> str:
+    def _change(self, later: list[Scored]) -> str:
         """Go over to the gradient, and say what became of the epoch so far.
 
         Parameters
         ----------
-        later : list of _Scored
+        later : list of Scored
             The batch that was found to differ, and those after it with a gradient.
         """
         self.flush()

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gwa_core import EpochSummary
-from gwa_offline.store import RunFolder
+from gwa_offline.store import RunFolder, begin_run, end_run
+from gwa_torch._distributed import position
 
-__all__ = ["write_run"]
+__all__ = ["begin_folder", "end_folder", "write_run"]
 
 
 def write_run(
@@ -38,19 +40,60 @@ def write_run(
             return
         run.truncate(last.epoch)
     else:
-        run = RunFolder.create(
-            path,
-            num_samples=num_samples or last.count + last.omitted,
-            num_classes=num_classes,
-            class_names=class_names,
-            beta=beta,
-            adapter="torch",
-            loss=loss,
-            targets=None if targets is None else targets.cpu().numpy(),
-        )
+        about: dict[str, Any] = {
+            "num_samples": num_samples or last.count + last.omitted,
+            "num_classes": num_classes,
+            "class_names": class_names,
+            "beta": beta,
+            "adapter": "torch",
+            "loss": loss,
+            "targets": None if targets is None else targets.cpu().numpy(),
+        }
+        begun = RunFolder.open(path) if (Path(path) / "run.json").exists() else None
+        if begun is not None and begun.status == "running":
+            # More is known of it by now.
+            run = begin_run(path, planned=begun.planned, **about)
+        else:
+            run = RunFolder.create(path, **about)
     there = {summary.epoch for summary, _ in run.epochs()}
     for summary in history[:-1]:
         if summary.epoch not in there:
             run.write_epoch(summary)
     kept = None if scores is None else scores.numpy()
     run.write_epoch(last, scores=kept, metrics=metrics)
+
+
+def begin_folder(
+    monitor: Any, path: str | os.PathLike[str], planned: int | None, *, resumed: bool
+) -> None:
+    """Say that a training runs, for ``gwa follow``; only the first rank writes.
+
+    Parameters
+    ----------
+    monitor : GWAMonitor
+        Of the training.
+    path : path
+        The folder.
+    planned : int or None
+        How many epochs there will be, where that is known.
+    resumed : bool
+        Whether the folder may have epochs of this run.
+    """
+    if position(monitor.process_group)[0] == 0:
+        begin_run(
+            path,
+            planned=planned,
+            resumed=resumed,
+            # Of a stream nobody knows how many it has until an epoch has ended.
+            num_samples=monitor.num_samples or 1,
+            num_classes=monitor.options.classes,
+            beta=monitor.beta,
+            adapter="torch",
+            loss=monitor.options.loss,
+        )
+
+
+def end_folder(monitor: Any, path: str | os.PathLike[str]) -> None:
+    """Say that it has ended; only the first rank writes."""
+    if position(monitor.process_group)[0] == 0 and (Path(path) / "run.json").exists():
+        end_run(path)

@@ -13,18 +13,36 @@ from gwa_torch._distributed import minimum, position, total
 from gwa_torch._targets import Flat, LossOptions
 from gwa_torch.scoring import as_soft, full_precision
 
-__all__ = ["REDUCTIONS", "BySequence", "check_reduce", "closed_parts", "gradient_parts"]
+__all__ = ["BySequence", "check_reduce", "check_token_scores", "closed_parts", "gradient_parts"]
 
 REDUCTIONS = ("mean", "min", "gradient")
 
 
-def check_reduce(reduce: str) -> str:
-    """Refuse what is no way to one score a sequence."""
+def check_reduce(reduce: str, *, num_samples: Any, sketch: Any) -> None:
+    """Refuse what is no way to one score a sequence, or does not go with other options."""
     if reduce not in REDUCTIONS:
         raise ValueError(
             f"`reduce` must be one of {', '.join(map(repr, REDUCTIONS))}, got {reduce!r}"
         )
-    return reduce
+    if reduce != "mean" and num_samples is None:
+        raise ValueError(
+            f"`reduce` must come with `num_samples`, got {reduce!r} alone; without ids nobody knows "
+            "which tokens are one sequence"
+        )
+    if reduce == "gradient" and sketch is not None:
+        raise ValueError(
+            "`sketch` must be left out with reduce='gradient', got one; the gradient of a sequence "
+            "is measured in all dimensions"
+        )
+
+
+def check_token_scores(reduce: str) -> None:
+    """Refuse scores of tokens where they do not make those of sequences."""
+    if reduce == "gradient":
+        raise ValueError(
+            "`reduce` must be 'mean' or 'min' for scores of tokens, got 'gradient', which they do "
+            "not have; `gwa_core.sequence_scores` makes scores of sequences, (N,)"
+        )
 
 
 class BySequence:

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 
 from gwa_core import EpochSummary, MaxSeparation, Rule
+from gwa_torch._checks import check_count
 from gwa_torch._keep import Keep
 from gwa_torch._labels import SeenLabels
+from gwa_torch._runs import begin_folder, end_folder
 from gwa_torch._trainers import (
     Pick,
     Watched,
@@ -29,7 +31,7 @@ try:
     from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
     from gwa_torch import _lightning
-    from gwa_torch._lightning_keep import Kept, say_torn, say_unseen
+    from gwa_torch._lightning_keep import Kept, muted, say_torn, say_unseen
 except ImportError as error:
     raise ImportError("`gwa_torch.lightning` needs Lightning; pip install lightning") from error
 
@@ -70,9 +72,13 @@ class GWACallback(Watched, Callback):
         The same for the sample numbers; default the third of a tuple, or the ids of a dict.
     run_folder : path, optional
         Write each epoch to this run folder, too, with the labels where the first epoch sees all;
-        see `GWAMonitor.save`.
+        see `GWAMonitor.save`. ``gwa follow`` shows it while the training goes on.
     dirpath : path, optional
         Folder of the best checkpoint and of the average, default that of ``ModelCheckpoint``.
+    window : int, optional
+        Steps of the optimiser. Each window of so many steps is a record in place of an epoch: in the
+        history, the rule, the average and the run folder. For trainings of few epochs. A window at
+        the end with fewer steps was cut short, and is never kept.
     **options : Any
         Those of `GWAMonitor`: ``loss``, ``label_smoothing``, ``class_weights``, ``residual``,
         ``every``, ``signals``, ...
@@ -130,6 +136,7 @@ class GWACallback(Watched, Callback):
         ids: Pick = None,
         run_folder: str | Path | None = None,
         dirpath: str | Path | None = None,
+        window: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
@@ -146,6 +153,11 @@ class GWACallback(Watched, Callback):
         # By itself, so that parsers of configuration files see where the options go.
         self._options = options
         self._kept = Kept(keep, dirpath)
+        self.window = None if window is None else check_count("window", window)
+        # Whether the rule has begun, and the state that waits for it.
+        self._begun, self._waiting = False, None
+        # The step at which the last window ended.
+        self._window_ended = 0
         self._stage: str | None = None
         self._fitting = False
         self._loaded: dict[str, Any] | None = None  # waits for the monitor
@@ -198,10 +210,11 @@ class GWACallback(Watched, Callback):
             self._loaded = self.state_dict() | {"open": None, "ended": None, "skipped": 0}
             self._loaded["monitor"]["epoch"] = None
         self.monitor, self._open, self._ended = monitor, None, None
-        epochs = trainer.max_epochs if (trainer.max_epochs or 0) > 0 else None
-        self.stopper = begin_stopper(self.rule, epochs, monitor)
+        self._window_ended = 0
         self._metric, self._came, self._validated = None, False, False
-        self._average = self._kept.begin(trainer, pl_module, epochs)
+        self._begun, self.stopper = False, None
+        if self.window is None:
+            self._begin(trainer, pl_module)
         self._folder = None if _lightning.is_trial(trainer) else self.run_folder
         self._labels, self._skipped = None, 0
         self._fitting = True
@@ -209,14 +222,28 @@ class GWACallback(Watched, Callback):
         if self._loaded is not None:
             self._restore(self._loaded)
 
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the rule and what is kept; both want to know how many epochs or windows there are."""
+        planned, state = _lightning.planned(trainer, self.window), self._waiting
+        self.stopper = begin_stopper(self.rule, planned, self._hooked)
+        self._average = self._kept.begin(trainer, pl_module, planned)
+        self._begun, self._waiting = True, None
+        if state is not None:
+            self._restore_rule(state)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what this training will not give, and look after what was resumed."""
+        if not self._begun:
+            self._begin(trainer, pl_module)
         begun = self.history or self._open is not None
         if self._folder and not begun:
             check_new_run(self._folder)
             self._labels = None if self.num_samples is None else SeenLabels(self.num_samples)
+        if self._folder:
+            planned = _lightning.planned(trainer, self.window)
+            begin_folder(self._hooked, self._folder, planned, resumed=bool(begun))
         _lightning.say_limits(trainer, rule=self.stopper is not None and self._average is None)
-        if self._open is not None and self._open != trainer.current_epoch:
+        if self.window is None and self._open is not None and self._open != trainer.current_epoch:
             # From a checkpoint after the last batch of an epoch Lightning goes on with the next
             # epoch; the hooks at the end of that one are never called.
             self._end_epoch(trainer, pl_module, self._open)
@@ -256,6 +283,10 @@ class GWACallback(Watched, Callback):
         if self._labels is not None and ids is not None:
             self._labels.see(targets, ids)
         self._open = trainer.current_epoch
+        step = trainer.global_step
+        if self.window is not None and step - self._window_ended >= self.window:
+            self._window_ended = step
+            self._end_epoch(trainer, pl_module, trainer.current_epoch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the metric that the rule watches."""
@@ -265,6 +296,8 @@ class GWACallback(Watched, Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the epoch, log it, and ask the rule."""
+        if self.window is not None:
+            return
         if trainer.current_epoch != self._ended:
             self._end_epoch(trainer, pl_module, trainer.current_epoch)
             return
@@ -280,6 +313,12 @@ class GWACallback(Watched, Callback):
             say_unseen(self.stopper.rule.signal)
         # A batch may have been begun that was left out.
         self._pause()
+        if self.window is not None and self._open is not None:
+            # A window of fewer steps. Lightning takes no more logs.
+            with muted(pl_module):
+                self._end_epoch(trainer, pl_module, self._open)
+        if self._folder:
+            end_folder(self._hooked, self._folder)
         self._kept.end(trainer, pl_module, self.best_epoch)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -325,6 +364,7 @@ class GWACallback(Watched, Callback):
             "metric": None if self._metric is None else float(self._metric),
             "open": None if state["epoch"] is None else self._open,
             "ended": self._ended,
+            "window_ended": self._window_ended,
             "skipped": self._skipped,
         }
 
@@ -340,10 +380,17 @@ class GWACallback(Watched, Callback):
         self._loaded = None
         self._hooked.load_state_dict(state["monitor"])
         self._open, self._ended = state["open"], state["ended"]
+        self._window_ended = state.get("window_ended", 0)
         # Version 0.1.0 scored every batch.
         self._skipped = state.get("skipped", 0)
         self._metric = state["metric"]
         self._came = self._metric is not None
+        if self._begun:
+            self._restore_rule(state)
+        else:
+            self._waiting = state
+
+    def _restore_rule(self, state: dict[str, Any]) -> None:
         if self.stopper is not None and state["stopper"] is not None:
             total = self.stopper.total_steps
             self.stopper.load_state_dict(state["stopper"])
@@ -365,7 +412,7 @@ class GWACallback(Watched, Callback):
         self._idle.enter_context(self._hooked.pause())
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        batches, skipped = trainer.num_training_batches, self._skipped
+        batches, skipped = _lightning.batches_of(trainer, self.window), self._skipped
         scored, self._skipped = self._open is not None, 0
         self._open, self._ended = None, epoch
         if _lightning.nothing_trained(trainer, skipped=skipped > 0, scored=scored):
@@ -376,6 +423,7 @@ class GWACallback(Watched, Callback):
         summary = self._hooked.end_epoch(
             step=trainer.global_step,
             batches=int(batches) - skipped if math.isfinite(batches) else None,
+            window=self.window,
         )
         if self._average is not None:
             self._average.update(self._record())

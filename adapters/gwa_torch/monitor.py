@@ -20,7 +20,7 @@ from gwa_torch._distributed import position
 from gwa_torch._keeper import Keeper
 from gwa_torch._residuals import FORMULA, Residuals, check_residual
 from gwa_torch._runs import write_run
-from gwa_torch._sequences import check_reduce, closed_parts
+from gwa_torch._sequences import check_reduce, check_token_scores, closed_parts
 from gwa_torch._signals import Followed
 from gwa_torch.heads import head_size, head_sketch, resolve_head
 from gwa_torch.scoring import head_scores
@@ -154,7 +154,7 @@ class GWAMonitor:
         process_group: Any = None,
     ) -> None:
         check_residual(residual)
-        check_reduce(reduce)
+        check_reduce(reduce, num_samples=num_samples, sketch=sketch)
         num_samples = None if num_samples is None else check_count("num_samples", num_samples)
         every = check_count("every", every)
         if criterion is not None and num_samples is not None:
@@ -187,7 +187,6 @@ class GWAMonitor:
             process_group=process_group,
             reduce=reduce,
         )
-        self._check_reduce(reduce)
         self._nothing = "call `update` for every batch, and train with the model in train mode"
         self._capture = Capture(
             linear,
@@ -298,18 +297,6 @@ class GWAMonitor:
             raise RuntimeError(NOTHING_WAITS)
         return torch.zeros(made[0].shape[:-1], dtype=torch.long, device=made[0].device)
 
-    def _check_reduce(self, reduce: str) -> None:
-        if reduce != "mean" and self.num_samples is None:
-            raise ValueError(
-                f"`reduce` must come with `num_samples`, got {reduce!r} alone; without ids nobody "
-                "knows which tokens are one sequence"
-            )
-        if reduce == "gradient" and self.sketch is not None:
-            raise ValueError(
-                "`sketch` must be left out with reduce='gradient', got one; the gradient of a "
-                "sequence is measured in all dimensions"
-            )
-
     def _current_options(self) -> _targets.LossOptions:
         """Return the options, which a trainer may learn in the first pass."""
         return self.options
@@ -356,11 +343,8 @@ class GWAMonitor:
             )
         if scores.ndim not in (1, 2):
             raise ValueError(f"`scores` must be (N,) or (B, S), got shape {tuple(scores.shape)}")
-        if scores.ndim == 2 and self._keeper.reduce == "gradient":
-            raise ValueError(
-                "`reduce` must be 'mean' or 'min' for scores of tokens, got 'gradient', which they "
-                "do not have; `gwa_core.sequence_scores` makes scores of sequences, (N,)"
-            )
+        if scores.ndim == 2:
+            check_token_scores(self._keeper.reduce)
         if self.signals is not None:
             raise ValueError(
                 "`add` must come without `signals=`, got "
@@ -382,7 +366,13 @@ class GWAMonitor:
     def _check_ids(self, ids: torch.Tensor | None) -> None:
         _targets.check_ids(ids, self.num_samples)
 
-    def end_epoch(self, step: int | None = None, *, batches: int | None = None) -> EpochSummary:
+    def end_epoch(
+        self,
+        step: int | None = None,
+        *,
+        batches: int | None = None,
+        window: int | None = None,
+    ) -> EpochSummary:
         """Summarise the epoch over all ranks, append it to the history, and begin a new one.
 
         Parameters
@@ -393,6 +383,9 @@ class GWAMonitor:
             How many batches this rank has in a whole epoch, such as ``len(loader)``, so that one
             that was cut short is known; no rule keeps it. Default what `num_samples` says, and
             from the second epoch on the rows of the epoch before.
+        window : int, optional
+            Where you call this every so many steps of the optimiser and not once an epoch: how
+            many. The history is then one of windows, and `batches` those of a window.
 
         Returns
         -------
@@ -406,8 +399,9 @@ class GWAMonitor:
         """
         # A rank may have none, and must meet the others all the same.
         whole = None if batches is None else check_count("batches", batches, least=0)
+        window = None if window is None else check_count("window", window)
         self._residuals.end_epoch()
-        summary = self._keeper.end_epoch(step, whole, self._nothing)
+        summary = self._keeper.end_epoch(step, whole, self._nothing, window)
         self._residuals.begin_epoch()
         self.skip()
         return summary

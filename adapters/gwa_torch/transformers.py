@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, cast
 from torch import nn
 
 from gwa_core import EarlyStopper, Rule
+from gwa_torch._checks import check_count
+from gwa_torch._runs import begin_folder, end_folder
 from gwa_torch._trainers import (
     Watched,
     begin_stopper,
@@ -87,7 +89,12 @@ class GWACallback(Watched, TrainerCallback):
         Name of the column of sample numbers, default ``"ids"``. Without that column a sample has
         the number of its row in ``trainer.train_dataset``. The model does not get to see it.
     run_folder : path, optional
-        Write each epoch to this run folder (see `gwa_offline.RunFolder`).
+        Write each epoch to this run folder (see `gwa_offline.RunFolder`), which ``gwa follow`` shows
+        while the training goes on.
+    window : int, optional
+        Steps of the optimiser. Each window of so many steps is a record in place of an epoch: in the
+        history, the rule, the average and the run folder. For trainings of few epochs. A window at
+        the end with fewer steps was cut short, and is never kept.
     **options : Any
         Further options of `GWAMonitor`: ``residual``, ``loss``, ``label_smoothing``,
         ``class_weights``, ``ignore_index``, ``sketch``, ``beta``, ``every``, ``signals``,
@@ -159,6 +166,7 @@ class GWACallback(Watched, TrainerCallback):
         prefix: str = "",
         ids: str = "ids",
         run_folder: str | os.PathLike[str] | None = None,
+        window: int | None = None,
         **options: Any,
     ) -> None:
         if not hasattr(trainer, "compute_loss"):
@@ -173,6 +181,7 @@ class GWACallback(Watched, TrainerCallback):
         self.keep, self.rule = choose(trainer.args, keep, rule)
         self.prefix = prefix
         self.run_folder = run_folder
+        self.window = None if window is None else check_count("window", window)
         #: Where the average was saved at the end of ``train``, or an empty string.
         self.averaged_model_path = ""
         #: The monitor, from the start of ``train`` on.
@@ -189,7 +198,7 @@ class GWACallback(Watched, TrainerCallback):
         )
         # The checkpoint that the run goes on from.
         self._resumed: Path | None = None
-        # The batches of a whole epoch, where the data have a length.
+        # The batches of a whole epoch, where the data have a length, or of a window.
         self._batches: int | None = None
         # Where the checkpoint of an ended epoch will be whose metric is still to come.
         self._undecided: Path | None = None
@@ -238,12 +247,13 @@ class GWACallback(Watched, TrainerCallback):
         if self.trainer.label_smoother is not None and self.trainer.compute_loss_func is None:
             options.setdefault("label_smoothing", args.label_smoothing_factor)
         self.monitor = GWAMonitor(head, self.num_samples, **options)
-        # What the trainer says where the data have no length.
-        epochs = None if state.num_train_epochs == sys.maxsize else state.num_train_epochs
+        epochs = self._planned(state)
         self.stopper = begin_stopper(self.rule, epochs, self.monitor)
         average = self.keep == "average"
         self._average = begin_average(self.trainer, model, epochs) if average else None
         self._batches, self._undecided = length_of(train_dataloader), None
+        if self.window is not None:
+            self._batches = self.window * args.gradient_accumulation_steps
         self.averaged_model_path = ""
         keep = self.run_folder is not None
         self._tap.open(self.monitor, train_dataloader, keep_labels=keep)
@@ -252,7 +262,17 @@ class GWACallback(Watched, TrainerCallback):
             self._restore(self._resumed, args, state, control)
         elif self.run_folder is not None:
             check_new_run(self.run_folder)
+        if self.run_folder is not None:
+            resumed = self._resumed is not None
+            begin_folder(self.monitor, self.run_folder, epochs, resumed=resumed)
         return control
+
+    def _planned(self, state: TrainerState) -> int | None:
+        """Return how many records there will be, or None where the trainer does not know."""
+        if self.window is not None:
+            return max(1, state.max_steps // self.window) if state.max_steps > 0 else None
+        # What the trainer says where the data have no length.
+        return None if state.num_train_epochs == sys.maxsize else state.num_train_epochs
 
     def _restore(
         self,
@@ -263,8 +283,9 @@ class GWACallback(Watched, TrainerCallback):
     ) -> None:
         monitor, stopper = self._hooked, self.stopper
         kept = read_state(folder)
-        at_end = float(state.epoch or 0).is_integer()
-        if args.ignore_data_skip and not at_end:
+        # A window that is over has been ended before the checkpoint.
+        at_end = float(state.epoch or 0).is_integer() and self.window is None
+        if args.ignore_data_skip and not at_end and self.window is None:
             # The trainer begins that epoch again.
             kept["monitor"]["epoch"] = None
         monitor.load_state_dict(kept["monitor"])
@@ -294,14 +315,24 @@ class GWACallback(Watched, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> TrainerControl:
         """Be done with the epoch before."""
-        self._give_up(args, state)
+        if self.window is None:
+            self._give_up(args, state)
+        return control
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
+    ) -> TrainerControl:
+        """End a window, where there are any."""
+        if self.window is not None and self._tap.fresh and state.global_step % self.window == 0:
+            self._give_up(args, state)
+            self._end_epoch(args, state, control, self._checkpoint(state))
         return control
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> TrainerControl:
         """End the epoch, log it, and ask the rule."""
-        if self._tap.fresh:
+        if self._tap.fresh and self.window is None:
             self._end_epoch(args, state, control, self._checkpoint(state))
         return control
 
@@ -321,7 +352,8 @@ class GWACallback(Watched, TrainerCallback):
     def _end_epoch(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, folder: Path
     ) -> None:
-        self._hooked.end_epoch(step=state.global_step, batches=self._batches)
+        step, window = state.global_step, self.window
+        self._hooked.end_epoch(step=step, batches=self._batches, window=window)
         self._tap.fresh = False
         if self._average is not None:
             self._average.update(self._record())
@@ -386,7 +418,12 @@ class GWACallback(Watched, TrainerCallback):
         **more: Any,
     ) -> None:
         """See that the model has the weights that are kept."""
+        if self._tap.fresh and self.window is not None and self._tap.monitor is not None:
+            # A window of fewer steps.
+            self._end_epoch(args, state, control, self._checkpoint(state))
         self._give_up(args, state)
+        if self.run_folder is not None:
+            end_folder(self._hooked, self.run_folder)
         metric = self.stopper and self.history and self._signal not in self._record()
         if metric and not any(self._signal in row for row in state.log_history):
             warnings.warn(

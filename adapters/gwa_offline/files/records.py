@@ -168,7 +168,7 @@ def _parse_line(line: bytes, row: int, *, is_last: bool) -> Record | None:
     wanted: tuple[str, ...] = EpochSummary._fields
     if not fields.keys() >= _LATER:
         # A line of gwa-core 0.1.0, where these were names for metrics.
-        wanted = tuple(name for name in wanted if name not in _LATER)
+        wanted = tuple(name for name in wanted if name not in _LATER | _OPTIONAL)
     for name in _OPTIONAL.intersection(wanted):
         if fields.get(name) is None:
             numbers.pop(name, None)

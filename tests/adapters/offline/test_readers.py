@@ -89,7 +89,7 @@ def write_parquet_lists(place, arrays):
 
 
 def make_summary(epoch):
-    return EpochSummary(epoch, 7 * epoch, N, 0, *([0.5] * (len(EpochSummary._fields) - 5)))
+    return EpochSummary(epoch, 7 * epoch, N, 0, *([0.5] * (len(EpochSummary._fields) - 6)))
 
 
 def write_run(place, arrays, *, epochs=1, **options):

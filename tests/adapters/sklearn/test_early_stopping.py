@@ -763,7 +763,7 @@ def test_a_rule_that_watches_what_is_not_measured_is_refused(rule):
 
 
 def test_the_refusal_says_what_is_measured_and_how_to_have_the_rest():
-    follow = r"separation, expected, margin; follow it, signals=\['margin', 'prediction_changes'\]"
+    follow = r"separation, expected, window, margin; follow it, signals=\['margin', 'prediction_changes'\]"
     with pytest.raises(ValueError, match=follow):
         early(network(), rule=LabelWave(), signals=["margin"]).fit(X, Y)
     with pytest.raises(ValueError, match=r"there are epoch, step, .*; nothing else is measured"):

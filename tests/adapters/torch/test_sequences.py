@@ -67,7 +67,7 @@ def wanted(model, x, y, reduce, **options):
     return torch.stack(found)
 
 
-def near(got, want, tolerance=1e-6):
+def assert_near(got, want, tolerance=1e-6):
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
@@ -82,7 +82,7 @@ def test_a_row_has_one_score(reduce, bias, residual):
         F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
         monitor.update(y, ids=torch.arange(ROWS))
         summary = monitor.end_epoch()
-    near(monitor.scores, want)
+    assert_near(monitor.scores, want)
     assert summary.count == ROWS - 1
     assert monitor.residual == ("backward" if residual == "backward" else "formula")
 
@@ -98,7 +98,7 @@ def test_packed_rows_are_those_of_a_padded_batch(reduce):
         F.cross_entropy(logits[0], y.flatten()[kept]).backward()
         monitor.update(y.flatten()[kept][None], ids=ids[None])
         monitor.end_epoch()
-    near(monitor.scores, wanted(model, x, y, reduce))
+    assert_near(monitor.scores, wanted(model, x, y, reduce))
 
 
 @pytest.mark.parametrize("reduce", ["mean", "min", "gradient"])
@@ -122,7 +122,7 @@ def test_a_sequence_that_is_cut_adds_up_over_batches(reduce):
             F.cross_entropy(model(x[:, part]).flatten(0, 1), y[:, part].flatten()).backward()
             monitor.update(y[:, part], ids=torch.arange(ROWS))
         monitor.end_epoch()
-    near(monitor.scores, want)
+    assert_near(monitor.scores, want)
 
 
 def test_the_gradient_knows_smoothing_and_class_weights():
@@ -137,7 +137,7 @@ def test_the_gradient_knows_smoothing_and_class_weights():
             model(x)
             monitor.update(y, ids=torch.arange(ROWS))
             monitor.end_epoch()
-        near(monitor.scores, wanted(model, x, y, "gradient", **chosen))
+        assert_near(monitor.scores, wanted(model, x, y, "gradient", **chosen))
 
 
 @pytest.mark.parametrize("reduce", ["mean", "min", "gradient"])
@@ -170,7 +170,7 @@ def test_a_loss_that_the_closed_form_is_not_is_measured_by_its_gradient(reduce):
 
         single = torch.stack([score(loss) for loss, t in zip(losses, y[row]) if t >= 0])  # noqa: B905
         want = score(losses.sum()) if reduce == "gradient" else REDUCED[reduce](single)
-        near(monitor.scores[row], want)
+        assert_near(monitor.scores[row], want)
 
 
 @pytest.mark.parametrize("reduce", ["mean", "min", "gradient"])

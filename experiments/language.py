@@ -190,7 +190,7 @@ class LanguageRun:
             changes = (self.guesses != self.before).any(1).float().mean().item()
         self.before = self.guesses.clone()
         found = self._test() | {
-            "sample_loss": self.signals["perplexity"].log().mean().item(),
+            "sample_loss": self.signals["perplexity"].mean().item(),
             "prediction_changes": changes,
             "gradient_disparity": float(self._disparity()),
         }

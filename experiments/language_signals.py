@@ -23,8 +23,8 @@ SIGNALS = {"loss": 1, "perplexity": 1, "el2n": 1, "margin": -1, "forgetting": 1}
 def sequence_signals(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
     """Return loss, perplexity, EL2N and margin of each sequence, over the tokens that count.
 
-    The loss is the sum over the tokens, perplexity the exponential of their mean, and the others
-    are means.
+    The loss is the sum over the tokens. Perplexity is the mean of their losses, its logarithm, so
+    that no epoch outweighs all others in a mean. The others are means, too.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def sequence_signals(logits: torch.Tensor, labels: torch.Tensor) -> dict[str, to
     }
     return {
         "loss": sums["sample_loss"],
-        "perplexity": (sums["sample_loss"] / tokens).exp(),
+        "perplexity": sums["sample_loss"] / tokens,
         "el2n": sums["el2n"] / tokens,
         "margin": sums["margin"] / tokens,
     }

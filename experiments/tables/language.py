@@ -16,30 +16,35 @@ __all__ = ["examples", "stopping"]
 
 #: After how many epochs examples are judged, beside all.
 AFTER = (1, 3)
+#: Ways to make one number of several epochs.
+WAYS = ("by_quality", "by_mean", "by_epoch")
 #: Rules that read the scores; the others are the same whatever a monitor reduces by.
 OF_SCORES = (SEPARATION, "largest bimodality", "GWA, the paper's rule")
 ANSWERS = {"answer": "loss on the answer", "all": "loss on all tokens"}
 
 
 def examples(results: list[Result]) -> str:
-    """Return the average precision of the wrong answers, by signal and number of epochs."""
+    """Return the average precision of the wrong answers, by signal and number of epochs.
+
+    By the scores weighed as `LabelQuality` does (of GWA alone), by their mean, and by the last epoch.
+    """
     rows = []
     for title, runs in _groups(results).items():
         longest = min(len(run["epochs"]["epoch"]) for run in runs)
         for epochs in (*(k for k in AFTER if k < longest), longest):
-            cells = [
-                spread([_precision(run, name, epochs) for run in runs], 3)
-                for name in (*REDUCTIONS, *SIGNALS)
-            ]
+            cells = [_precisions(runs, name, epochs) for name in (*REDUCTIONS, *SIGNALS)]
             rows.append([f"{title}, {len(runs)} runs", f"{epochs}", *cells])
     head = [*(f'GWA, `reduce="{name}"`' for name in REDUCTIONS), *SIGNALS]
     return markdown(["answers", "epochs", *head], rows) if rows else ""
 
 
-def _precision(run: Result, name: str, epochs: int) -> float:
-    """Return that of the quality of the answers, and of the mean over the epochs of other signals."""
-    found = run["examples"][name]
-    return float(found["by_quality" if name in REDUCTIONS else "by_mean"][epochs - 1])
+def _precisions(runs: list[Result], name: str, epochs: int) -> str:
+    known = [way for way in WAYS if way in runs[0]["examples"][name]]
+    # Of one epoch all ways are the same.
+    ways = known if epochs > 1 else known[:1]
+    return " / ".join(
+        spread([run["examples"][name][way][epochs - 1] for run in runs], 3) for way in ways
+    )
 
 
 def stopping(results: list[Result]) -> str:

@@ -149,6 +149,7 @@ ARRAY_FUNCTIONS = (
     "gradient_norms",
     "residual",
     "weighted_targets",
+    "loss_weights",
     "project",
     "Moments.from_batch",
     "Moments.merge",

@@ -193,6 +193,7 @@ class _Reader:
                 step=epoch.step,
                 omitted=seen - int(moments.count),
                 expected=expected,
+                window=None if summary is None else summary.window,
             )
         assert summary is not None  # noqa: S101  (an epoch has a summary, scores or features)
         delta = None

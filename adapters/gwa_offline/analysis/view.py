@@ -58,7 +58,7 @@ class ClassEnds(NamedTuple):
 
 def is_window(summary: EpochSummary) -> bool:
     """Return whether a record is of some steps of the training and not of an epoch."""
-    return getattr(summary, "window", None) is not None
+    return summary.window is not None
 
 
 def unit(epochs: Sequence[EpochRecord]) -> str:

@@ -19,7 +19,7 @@ HALF_LINE = "last line is incomplete"
 
 
 def make_summary(epoch, value=0.25):
-    floats = [value + i / 16 for i in range(len(EpochSummary._fields) - 5)]
+    floats = [value + i / 16 for i in range(len(EpochSummary._fields) - 6)]
     return EpochSummary(epoch, 10 * epoch, N, 0, *floats, expected=N + 1)
 
 
@@ -116,7 +116,19 @@ def test_a_line_of_the_first_version_is_read(run, mean, separation):
     assert open_features(run.path).epochs[1].summary.expected == N + 1
 
 
-@pytest.mark.parametrize("name", ["expected", "separation"])
+def test_a_window_comes_back_and_a_line_without_one_is_of_an_epoch(run):
+    run.write_epoch(make_summary(0)._replace(window=500))
+    file = run.path / "epochs.jsonl"
+    line = json.loads(file.read_text())
+    assert line.pop("window") == 500
+    assert run.epochs()[0][0].window == 500
+    file.write_text(json.dumps(line) + "\n")
+    ((summary, metrics),) = run.epochs()
+    assert (summary.window, summary.expected, metrics) == (None, N + 1, {})
+    assert summary == make_summary(0)
+
+
+@pytest.mark.parametrize("name", ["expected", "separation", "window"])
 def test_a_metric_of_the_first_version_may_have_the_name_of_a_field_of_today(run, name):
     line = json.loads(OLD_LINE) | {name: 0.5}
     (run.path / "epochs.jsonl").write_text(json.dumps(line) + "\n")
@@ -465,7 +477,7 @@ WRITER = textwrap.dedent(
     else:
         run, first = RunFolder.create(path, num_samples=N, num_classes=C, adapter="test"), 0
     for epoch in range(first, 100_000):
-        summary = EpochSummary(epoch, epoch, N, 0, *[epoch / 7] * (len(EpochSummary._fields) - 5))
+        summary = EpochSummary(epoch, epoch, N, 0, *[epoch / 7] * (len(EpochSummary._fields) - 6))
         run.write_epoch(
             summary,
             scores=np.full(N, epoch / 1e6),

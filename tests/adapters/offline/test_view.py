@@ -10,7 +10,7 @@ from adapters.offline.reports import BEST, SICK, make_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwa_core import EpochSummary, MaxSeparation, Selection
+from gwa_core import MaxSeparation, Selection
 from gwa_offline.analysis.messages import messages_of
 from gwa_offline.analysis.view import (
     average_sentence,
@@ -67,15 +67,11 @@ def test_numbers_are_written_as_people_read_them():
     assert format_number(0.49912, around=0.5) == "0.499120"
 
 
-class Window(EpochSummary):
-    """A summary of some steps, as a training without epochs writes it."""
-
-    window = 100
-
-
 def windows(report):
     """The same report, each record the end of a window."""
-    records = [replace(record, summary=Window(*record.summary)) for record in report.epochs]
+    records = [
+        replace(record, summary=record.summary._replace(window=100)) for record in report.epochs
+    ]
     return replace(report, epochs=tuple(records))
 
 

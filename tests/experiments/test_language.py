@@ -66,9 +66,9 @@ def results(folder, tmp_path_factory):
     return store.read(out / "r")
 
 
-def begin(folder, texts, steps=3 * EPOCHS, **only):
+def begin(folder, texts, steps=3 * EPOCHS, rate=0.01, **only):
     [settings] = plan(str(folder / "mini.toml"), **only)
-    settings = replace(settings, steps=steps)
+    settings = replace(settings, steps=steps, learning_rate=rate)
     return LanguageRun(settings, texts, Engine("tiny-gpt", texts.vocabulary, "cpu"))
 
 
@@ -201,6 +201,31 @@ def test_a_study_leaves_a_line_a_run(results):
                 assert 0 < min(values) <= max(values) <= 1
         assert np.diff(store.column(run, "test_loss")).min() < -0.1
         assert np.isfinite(store.column(run, "prediction_changes")[1:]).all()
+
+
+@pytest.mark.parametrize("loss", ["answer", "all"])
+def test_scores_are_those_of_the_tokens_that_the_loss_counts(folder, texts, loss):
+    # No weight moves, so that the scores are of one network.
+    run = begin(folder, texts, steps=3, rate=1e-12, labels="swapped-10", loss=loss)
+    run._epoch()
+    run._end_epoch()
+    model, data = run.engine.model, run.train_set
+    weight = model.head.weight.detach().double().requires_grad_()
+
+    def alignment(value):
+        [gradient] = torch.autograd.grad(value, weight, retain_graph=True)
+        return (-(gradient * weight).sum() / (gradient.norm() * weight.norm())).item()
+
+    for i in range(0, N, 9):
+        latents = model.latents(data.tokens[i : i + 1])[0].detach().double()
+        losses = torch.nn.functional.cross_entropy(
+            latents @ weight.T, data.labels[i], ignore_index=IGNORED, reduction="none"
+        )
+        losses = losses[data.labels[i] != IGNORED]
+        tokens = [alignment(x) for x in losses]
+        expected = np.mean(tokens), min(tokens), alignment(losses.sum())
+        found = [run.monitors[name].scores[i].item() for name in REDUCTIONS]
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_what_an_average_is_worth_is_the_test_loss_of_its_weights(folder, texts):

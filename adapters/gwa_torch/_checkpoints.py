@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-__all__ = ["checkpoint_beside", "load_renamed", "read_state", "write_state"]
+__all__ = ["checkpoint_beside", "checkpoint_of", "load_renamed", "read_state", "write_state"]
 
 STATE_NAME = "gwa_state.pt"
 
@@ -35,6 +35,12 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
+def checkpoint_of(trainer: Any, state: Any) -> Path:
+    """Return where the trainer saves at this step."""
+    run = trainer._get_output_dir(trainer._trial)
+    return Path(run) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
 def checkpoint_beside(folder: Path, step: int) -> Path:
     """Return the checkpoint of another step of this run, whose folder may have been moved."""
     found = folder.parent / f"{PREFIX_CHECKPOINT_DIR}-{step}"
@@ -46,14 +52,16 @@ def checkpoint_beside(folder: Path, step: int) -> Path:
     return found
 
 
-def load_renamed(model: Any, folder: str | Path) -> None:
+def load_renamed(trainer: Any, model: Any, folder: str | Path) -> None:
     """Load the weights of a checkpoint whose names are not the model's own.
 
     Transformers 5 saves a ViT, a mixture of experts and others under the names of old. Its trainer
     does not translate them when it resumes or loads the best model, and goes on with a warning
     (huggingface/transformers#43701).
     """
-    if not isinstance(model, PreTrainedModel):
+    # Sharded models have ways of their own.
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    if sharded or not isinstance(model, PreTrainedModel):
         return
     one, index = Path(folder) / SAFE_WEIGHTS_NAME, Path(folder) / SAFE_WEIGHTS_INDEX_NAME
     saved: set[str] = set()

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gwa_torch._labels import SeenLabels
 from gwa_torch._loggers import to_lightning
 
 __all__ = [
     "batches_of",
+    "check_given",
     "is_trial",
     "keeps_checkpoints",
     "labels_of_all",
-    "nothing_trained",
+    "leaves_out",
     "planned",
     "say_limits",
+    "say_stop",
     "write_histogram",
 ]
 
@@ -100,10 +103,28 @@ def write_histogram(
         to_lightning(trainer.loggers, name, scores, step=step, epoch=epoch)
 
 
-def nothing_trained(trainer: Trainer, *, skipped: bool, scored: bool) -> bool:
-    """Tell on all ranks alike whether batches were skipped and none was scored."""
+def leaves_out(trainer: Trainer, epoch: int, *, skipped: bool, scored: bool) -> bool:
+    """Tell on all ranks alike whether batches were skipped and none was scored, and say so."""
     # Both are asked in any case, since the ranks may differ in them.
     any_skipped, any_scored = (
         trainer.strategy.reduce_boolean_decision(flag, all=False) for flag in (skipped, scored)
     )
-    return any_skipped and not any_scored
+    left_out = any_skipped and not any_scored
+    if left_out:
+        rank_zero_warn(f"GWACallback leaves out epoch {epoch}, in which no batch trained the head")
+    return left_out
+
+
+def say_stop(best: int | None, reason: str | None) -> None:
+    """Say why the training stops."""
+    rank_zero_info(f"GWACallback: the best epoch is {best}, {reason}.")
+
+
+def check_given(ids: Any, num_samples: Any, dirpath: Any, *, wanted: bool) -> None:
+    """Refuse options that go with others alone."""
+    if ids is not None and num_samples is None:
+        raise ValueError(f"`ids` must come with `num_samples`, got ids={ids!r} alone")
+    if dirpath is not None and not wanted:
+        raise ValueError(
+            f"`dirpath` must come with `rule` or `keep`, got dirpath={dirpath!r} alone"
+        )

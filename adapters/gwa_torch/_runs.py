@@ -32,8 +32,9 @@ def write_run(
 ) -> None:
     """Write the last epoch with its scores, and those before it that the folder lacks without."""
     last = history[-1]
-    if resumed and (Path(path) / "run.json").exists():
-        run = RunFolder.open(path)
+    begun = RunFolder.open(path) if (Path(path) / "run.json").exists() else None
+    if resumed and begun is not None and begun.epochs():
+        run = begun
         if scores is None and last in [summary for summary, _ in run.epochs()]:
             # The scores are there, and a monitor that has gone on or was resumed has them no more.
             run.truncate(last.epoch + 1)
@@ -49,7 +50,6 @@ def write_run(
             "loss": loss,
             "targets": None if targets is None else targets.cpu().numpy(),
         }
-        begun = RunFolder.open(path) if (Path(path) / "run.json").exists() else None
         if begun is not None and begun.status == "running":
             # More is known of it by now.
             run = begin_run(path, planned=begun.planned, **about)
@@ -61,6 +61,16 @@ def write_run(
             run.write_epoch(summary)
     kept = None if scores is None else scores.numpy()
     run.write_epoch(last, scores=kept, metrics=metrics)
+
+
+def _check_new(run_folder: str | os.PathLike[str]) -> None:
+    """Refuse the folder of another run before training starts."""
+    epochs = Path(run_folder) / "epochs.jsonl"
+    if epochs.exists() and epochs.stat().st_size:
+        raise ValueError(
+            f"`run_folder` must be new, got {str(run_folder)!r} with epochs of another run; choose "
+            "another name, or resume that run from its checkpoint"
+        )
 
 
 def begin_folder(
@@ -79,6 +89,8 @@ def begin_folder(
     resumed : bool
         Whether the folder may have epochs of this run.
     """
+    if not resumed:
+        _check_new(path)
     if position(monitor.process_group)[0] == 0:
         begin_run(
             path,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -13,7 +14,7 @@ from gwa_torch._distributed import minimum, position, total
 from gwa_torch._targets import Flat, LossOptions
 from gwa_torch.scoring import as_soft, full_precision
 
-__all__ = ["BySequence", "check_reduce", "check_token_scores", "closed_parts", "gradient_parts"]
+__all__ = ["BySequence", "check_reduce", "check_scores", "closed_parts", "gradient_parts"]
 
 REDUCTIONS = ("mean", "min", "gradient")
 
@@ -36,9 +37,15 @@ def check_reduce(reduce: str, *, num_samples: Any, sketch: Any) -> None:
         )
 
 
-def check_token_scores(reduce: str) -> None:
-    """Refuse scores of tokens where they do not make those of sequences."""
-    if reduce == "gradient":
+def check_scores(scores: Any, reduce: str) -> None:
+    """Refuse what are no scores of samples or tokens, or do not make those of sequences."""
+    if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
+        raise TypeError(
+            f"`scores` must be a floating tensor, got {getattr(scores, 'dtype', type(scores).__name__)}"
+        )
+    if scores.ndim not in (1, 2):
+        raise ValueError(f"`scores` must be (N,) or (B, S), got shape {tuple(scores.shape)}")
+    if scores.ndim == 2 and reduce == "gradient":
         raise ValueError(
             "`reduce` must be 'mean' or 'min' for scores of tokens, got 'gradient', which they do "
             "not have; `gwa_core.sequence_scores` makes scores of sequences, (N,)"
@@ -220,7 +227,11 @@ def closed_parts(forward: Forward, flat: Flat, options: LossOptions) -> torch.Te
         )
         if scale is not None:
             r = r * scale[part].to(r.dtype)[:, None]
-        found.append(_parts(r, made, forward, row, flat.ids, counted, part))
+        activations = _activations(made, forward)
+        if options.loss == "cross_entropy":
+            # The residual sums to zero: a common offset of the row only costs digits.
+            activations = activations - activations.amax(-1, keepdim=True)
+        found.append(_parts(r, activations, forward, row, flat.ids, counted, part))
     return torch.cat(found)
 
 
@@ -234,7 +245,8 @@ def gradient_parts(forward: Forward, gradient: torch.Tensor, flat: Flat) -> torc
     for row, (made, g) in enumerate(zip(logits, gradient, strict=True)):
         wide = torch.promote_types(made.dtype, torch.float32)
         part = slice(row * width, (row + 1) * width)
-        found.append(_parts(-g.to(wide), made.to(wide), forward, row, flat.ids, counted, part))
+        activations = _activations(made.to(wide), forward)
+        found.append(_parts(-g.to(wide), activations, forward, row, flat.ids, counted, part))
     return torch.cat(found)
 
 
@@ -248,9 +260,31 @@ def _counted(flat: Flat) -> torch.Tensor:
     return everywhere if flat.where is None else flat.where
 
 
+def _activations(logits: torch.Tensor, forward: Forward) -> torch.Tensor:
+    return logits if forward.bias is None else logits - forward.bias.to(logits.dtype)
+
+
+@contextlib.contextmanager
+def _exact_products(device: torch.device) -> Iterator[None]:
+    """Have products of float32 matrices as they are on a CPU: ten bits are too few for a length."""
+    if device.type != "cuda":
+        yield
+        return
+    products: Any = torch.backends.cuda.matmul
+    name, exact = (
+        ("fp32_precision", "ieee") if hasattr(products, "fp32_precision") else ("allow_tf32", False)
+    )
+    before = getattr(products, name)
+    setattr(products, name, exact)
+    try:
+        yield
+    finally:
+        setattr(products, name, before)
+
+
 def _parts(
     residuals: torch.Tensor,
-    logits: torch.Tensor,
+    activations: torch.Tensor,
     forward: Forward,
     row: int,
     ids: torch.Tensor | None,
@@ -258,12 +292,12 @@ def _parts(
     part: slice,
 ) -> torch.Tensor:
     groups = torch.zeros_like(counted[part], dtype=torch.int64) if ids is None else ids[part]
-    activations = logits if forward.bias is None else logits - forward.bias.to(logits.dtype)
-    with full_precision(logits.device):
+    device = activations.device
+    with full_precision(device), _exact_products(device):
         numerators, lengths = sequence_parts(
             residuals=residuals[None],
             activations=activations[None],
-            latents=_rows(forward.latents)[row][None].to(logits.dtype),
+            latents=_rows(forward.latents)[row][None].to(activations.dtype),
             weight_norm=forward.weight_norm,
             groups=groups[None],
             where=counted[part][None],

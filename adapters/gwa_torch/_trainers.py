@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import os
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
@@ -21,10 +19,11 @@ __all__ = [
     "Watched",
     "begin_stopper",
     "best_values",
-    "check_new_run",
     "check_options",
+    "find_targets",
     "pick_ids",
     "pick_targets",
+    "resume_rule",
 ]
 
 # A callback itself brings head, model and targets.
@@ -115,16 +114,6 @@ def check_options(options: Mapping[str, Any]) -> None:
         )
 
 
-def check_new_run(run_folder: str | os.PathLike[str]) -> None:
-    """Refuse the folder of another run before training starts."""
-    epochs = Path(run_folder) / "epochs.jsonl"
-    if epochs.exists() and epochs.stat().st_size:
-        raise ValueError(
-            f"`run_folder` must be new, got {str(run_folder)!r} with epochs of another run; choose "
-            "another name, or resume that run from its checkpoint"
-        )
-
-
 def begin_stopper(
     rule: Rule | None, epochs: int | None, monitor: GWAMonitor
 ) -> EarlyStopper | None:
@@ -146,6 +135,22 @@ def begin_stopper(
             "`rule` must have a warm-up in whole epochs where their number is not known, got "
             f"{rule!r}; say {type(rule).__name__}(warmup=2), or how many epochs there are"
         ) from error
+
+
+def resume_rule(stopper: EarlyStopper, state: Mapping[str, Any]) -> None:
+    """Have a rule go on as in the run that is resumed."""
+    total = stopper.total_steps
+    stopper.load_state_dict(state)
+    # A run may go on for longer than it was meant to.
+    stopper.total_steps = total
+
+
+def find_targets(batch: Any, pick: Pick, monitor: GWAMonitor) -> torch.Tensor | None:
+    """Return the targets of a batch; what is measured by its gradient may have none."""
+    unsaid = pick is None and monitor.signals is None
+    if unsaid and monitor._residuals.asked == "backward":
+        return None
+    return pick_targets(batch, pick)
 
 
 def pick_targets(batch: Any, pick: Pick = None) -> torch.Tensor:

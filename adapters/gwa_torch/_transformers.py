@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -21,10 +22,19 @@ from gwa_torch._transformers_targets import (
     label_of,
     targets_of,
 )
-from gwa_torch.heads import resolve_head
+from gwa_torch.heads import head_size, resolve_head
 from gwa_torch.monitor import GWAMonitor
 
-__all__ = ["Tap", "check_run", "head_of", "length_of", "loss_of"]
+__all__ = [
+    "Tap",
+    "batches_of",
+    "check_run",
+    "check_trainer",
+    "head_of",
+    "loss_of",
+    "options_of",
+    "planned",
+]
 
 
 class Tap:
@@ -202,6 +212,25 @@ class Tap:
         self.fresh = self.looked = True
 
 
+def check_trainer(trainer: Any) -> None:
+    """Refuse what is no trainer."""
+    if not hasattr(trainer, "compute_loss"):
+        raise TypeError(
+            f"`trainer` must be a Trainer of Transformers, got {type(trainer).__name__}; say "
+            "trainer.add_callback(GWACallback(trainer))"
+        )
+
+
+def options_of(trainer: Any, model: Any, head: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of the monitor: those given, and what model and trainer say of the loss."""
+    options = dict(given)
+    if "loss" not in options:
+        options["loss"] = loss_of(model, head_size(head)[0])
+    if trainer.label_smoother is not None and trainer.compute_loss_func is None:
+        options.setdefault("label_smoothing", trainer.args.label_smoothing_factor)
+    return options
+
+
 def check_run(trainer: Any, args: Any, state: Any, num_samples: int | None) -> None:
     """Refuse a run of another trainer, and numbers of rows that have none."""
     if state is not trainer.state:
@@ -217,8 +246,19 @@ def check_run(trainer: Any, args: Any, state: Any, num_samples: int | None) -> N
         )
 
 
-def length_of(loader: Any) -> int | None:
-    """Return the number of batches of a loader, or None where it has no length."""
+def planned(state: Any, window: int | None) -> int | None:
+    """Return how many epochs or windows there will be, or None where the trainer does not know."""
+    if window is not None:
+        return max(1, state.max_steps // window) if state.max_steps > 0 else None
+    # What the trainer says where the data have no length.
+    return None if state.num_train_epochs == sys.maxsize else state.num_train_epochs
+
+
+def batches_of(loader: Any, args: Any, window: int | None) -> int | None:
+    """Return the number of batches of an epoch or a window, or None where nobody knows."""
+    if window is not None:
+        steps: int = args.gradient_accumulation_steps
+        return window * steps
     try:
         return len(loader)
     except TypeError:

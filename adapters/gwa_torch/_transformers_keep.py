@@ -5,18 +5,19 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
-from gwa_core import MaxSeparation, Rule
+from gwa_core import EarlyStopper, MaxSeparation, Rule
 from gwa_torch._keep import Average, check_keep, refuse_shards
 from gwa_torch._loaders import from_the_start
 from gwa_torch._methods import Methods
+from gwa_torch._trainers import resume_rule
 
-__all__ = ["Keep", "begin_average", "choose", "end_average", "ends_first"]
+__all__ = ["Keep", "begin_average", "choose", "end_average", "ends_first", "restore_rule"]
 
 AVERAGE_NAME = "gwa-average"
 
@@ -40,6 +41,19 @@ def choose(args: Any, keep: Keep, rule: Rule | None) -> tuple[Keep, Rule | None]
             "either the average of the weights or those of one checkpoint"
         )
     return keep, MaxSeparation() if keep == "best" and rule is None else rule
+
+
+def restore_rule(
+    stopper: EarlyStopper | None, kept: Mapping[str, Any] | None, rule: Rule | None
+) -> None:
+    """Have a rule go on as in the run that is resumed, or say that this one had another."""
+    if (stopper is None) != (kept is None):
+        began = "without one" if kept is None else f"with {kept['rule']}"
+        raise ValueError(
+            f"`rule` must be the one of the resumed run, got {rule!r}; the run began {began}"
+        )
+    if stopper is not None and kept is not None:
+        resume_rule(stopper, kept)
 
 
 def begin_average(trainer: Any, model: nn.Module, epochs: int | None) -> Average:

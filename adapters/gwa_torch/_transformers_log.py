@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from gwa_torch._loggers import to_transformers
 
-__all__ = ["is_coming", "new_logs", "show_scores"]
+__all__ = ["is_coming", "new_logs", "say_unseen", "show_scores"]
 
 
 def new_logs(state: Any, history: list[Any]) -> dict[str, float]:
@@ -21,6 +22,15 @@ def is_coming(trainer: Any, control: Any, signal: str) -> bool:
     if signal.startswith("eval_"):
         return bool(control.should_evaluate)
     return bool(control.should_log and trainer.state.global_step > trainer._globalstep_last_logged)
+
+
+def say_unseen(signal: str) -> None:
+    """Warn that the metric of the rule never came."""
+    warnings.warn(
+        f"the rule watches {signal!r}, which no evaluation has logged; usual cause: `eval_steps` or "
+        "`eval_delay` is longer than the training",
+        stacklevel=3,
+    )
 
 
 def show_scores(trainer: Any, name: str, scores: Any, *, epoch: int) -> None:

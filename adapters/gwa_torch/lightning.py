@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -19,19 +19,19 @@ from gwa_torch._trainers import (
     Watched,
     begin_stopper,
     best_values,
-    check_new_run,
     check_options,
+    find_targets,
     pick_ids,
-    pick_targets,
+    resume_rule,
 )
 from gwa_torch.monitor import GWAMonitor
 
 try:
     from lightning.pytorch import Callback, LightningModule, Trainer
-    from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
     from gwa_torch import _lightning
     from gwa_torch._lightning_keep import Kept, muted, say_torn, say_unseen
+    from gwa_torch._lightning_metric import LoggedMetric
 except ImportError as error:
     raise ImportError("`gwa_torch.lightning` needs Lightning; pip install lightning") from error
 
@@ -141,12 +141,9 @@ class GWACallback(Watched, Callback):
     ) -> None:
         super().__init__()
         check_options(options)
-        if ids is not None and num_samples is None:
-            raise ValueError(f"`ids` must come with `num_samples`, got ids={ids!r} alone")
-        if dirpath is not None and rule is None and keep is None:
-            raise ValueError(
-                f"`dirpath` must come with `rule` or `keep`, got dirpath={dirpath!r} alone"
-            )
+        _lightning.check_given(
+            ids, num_samples, dirpath, wanted=rule is not None or keep is not None
+        )
         self.rule = MaxSeparation() if keep == "best" and rule is None else rule
         self.num_samples, self.prefix, self.run_folder = num_samples, prefix, run_folder
         self._head, self._targets, self._ids = head, targets, ids
@@ -155,7 +152,7 @@ class GWACallback(Watched, Callback):
         self._kept = Kept(keep, dirpath)
         self.window = None if window is None else check_count("window", window)
         # Whether the rule has begun, and the state that waits for it.
-        self._begun, self._waiting = False, None
+        self._begun, self._waiting = False, cast("dict[str, Any] | None", None)
         # The step at which the last window ended.
         self._window_ended = 0
         self._stage: str | None = None
@@ -171,11 +168,8 @@ class GWACallback(Watched, Callback):
         # The trainer's number of the epoch in progress, and of the one that ended last.
         self._open: int | None = None
         self._ended: int | None = None
-        # A logged metric that the rule watches: the value of this epoch, and the last one seen.
-        self._metric: Any = None
-        self._seen: Any = None
-        # In this fit, whether it came, and whether there was a validation.
-        self._came = self._validated = False
+        # A logged metric that the rule watches.
+        self._metric = LoggedMetric()
 
     @property
     def history(self) -> list[EpochSummary]:
@@ -210,9 +204,8 @@ class GWACallback(Watched, Callback):
             self._loaded = self.state_dict() | {"open": None, "ended": None, "skipped": 0}
             self._loaded["monitor"]["epoch"] = None
         self.monitor, self._open, self._ended = monitor, None, None
-        self._window_ended = 0
-        self._metric, self._came, self._validated = None, False, False
-        self._begun, self.stopper = False, None
+        self._metric.begin()
+        self._begun, self.stopper, self._window_ended = False, None, 0
         if self.window is None:
             self._begin(trainer, pl_module)
         self._folder = None if _lightning.is_trial(trainer) else self.run_folder
@@ -224,9 +217,9 @@ class GWACallback(Watched, Callback):
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Begin the rule and what is kept; both want to know how many epochs or windows there are."""
-        planned, state = _lightning.planned(trainer, self.window), self._waiting
-        self.stopper = begin_stopper(self.rule, planned, self._hooked)
-        self._average = self._kept.begin(trainer, pl_module, planned)
+        self._planned, state = _lightning.planned(trainer, self.window), self._waiting
+        self.stopper = begin_stopper(self.rule, self._planned, self._hooked)
+        self._average = self._kept.begin(trainer, pl_module, self._planned)
         self._begun, self._waiting = True, None
         if state is not None:
             self._restore_rule(state)
@@ -236,12 +229,10 @@ class GWACallback(Watched, Callback):
         if not self._begun:
             self._begin(trainer, pl_module)
         begun = self.history or self._open is not None
-        if self._folder and not begun:
-            check_new_run(self._folder)
-            self._labels = None if self.num_samples is None else SeenLabels(self.num_samples)
         if self._folder:
-            planned = _lightning.planned(trainer, self.window)
-            begin_folder(self._hooked, self._folder, planned, resumed=bool(begun))
+            begin_folder(self._hooked, self._folder, self._planned, resumed=bool(begun))
+            if not begun and self.num_samples is not None:
+                self._labels = SeenLabels(self.num_samples)
         _lightning.say_limits(trainer, rule=self.stopper is not None and self._average is None)
         if self.window is None and self._open is not None and self._open != trainer.current_epoch:
             # From a checkpoint after the last batch of an epoch Lightning goes on with the next
@@ -278,7 +269,7 @@ class GWACallback(Watched, Callback):
             self._skipped += 1
             return
         ids = None if self.num_samples is None else pick_ids(batch, self._ids)
-        targets = self._find_targets(batch)
+        targets = find_targets(batch, self._targets, self._hooked)
         self._hooked.update(targets, ids)
         if self._labels is not None and ids is not None:
             self._labels.see(targets, ids)
@@ -291,8 +282,9 @@ class GWACallback(Watched, Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the metric that the rule watches."""
         if self._fitting and not trainer.sanity_checking:
-            self._validated = True
-            self._look(trainer)
+            self._metric.validated = True
+            if self.stopper is not None:
+                self._metric.look(trainer, self.stopper.rule.signal)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the epoch, log it, and ask the rule."""
@@ -304,12 +296,12 @@ class GWACallback(Watched, Callback):
         # Resumed at the end of an epoch without `max_epochs`, Lightning runs a batch more and ends
         # that epoch again.
         self._hooked.load_state_dict(self._hooked.state_dict() | {"epoch": None})
-        self._open, self._metric, self._skipped = None, None, 0
+        self._open, self._metric.value, self._skipped = None, None, 0
         self._log(trainer, pl_module, self._values(self.prefix, self.stopper))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that the rule had its metric, and give the model what it is to keep."""
-        if self.stopper is not None and self.history and self._reads_log and not self._came:
+        if self.stopper is not None and self.history and self._reads_log and not self._metric.came:
             say_unseen(self.stopper.rule.signal)
         # A batch may have been begun that was left out.
         self._pause()
@@ -326,7 +318,9 @@ class GWACallback(Watched, Callback):
         if not self._kept.ended and (self.history or self._open is not None):
             with self._kept.late(trainer, pl_module):
                 if self._open is not None:
-                    self._came = True  # a metric that the steps logged is lost: no reason to raise
+                    self._metric.came = (
+                        True  # a metric that the steps logged is lost: no reason to raise
+                    )
                     self._end_epoch(trainer, pl_module, self._open)
                 self._kept.end(trainer, pl_module, self.best_epoch, late=True)
 
@@ -361,7 +355,7 @@ class GWACallback(Watched, Callback):
             "stopper": None if self.stopper is None else self.stopper.state_dict(),
             "best_model_path": self.best_model_path,
             "average": None if self._average is None else self._average.state_dict(),
-            "metric": None if self._metric is None else float(self._metric),
+            "metric": self._metric.number,
             "open": None if state["epoch"] is None else self._open,
             "ended": self._ended,
             "window_ended": self._window_ended,
@@ -383,8 +377,7 @@ class GWACallback(Watched, Callback):
         self._window_ended = state.get("window_ended", 0)
         # Version 0.1.0 scored every batch.
         self._skipped = state.get("skipped", 0)
-        self._metric = state["metric"]
-        self._came = self._metric is not None
+        self._metric.restore(state["metric"])
         if self._begun:
             self._restore_rule(state)
         else:
@@ -392,19 +385,10 @@ class GWACallback(Watched, Callback):
 
     def _restore_rule(self, state: dict[str, Any]) -> None:
         if self.stopper is not None and state["stopper"] is not None:
-            total = self.stopper.total_steps
-            self.stopper.load_state_dict(state["stopper"])
-            self.stopper.total_steps = total  # a resumed run may be meant to last longer
+            resume_rule(self.stopper, state["stopper"])
             self._kept.saver.best_model_path = state["best_model_path"]
         if self._average is not None:
             self._average.load_state_dict(state.get("average"))
-
-    def _find_targets(self, batch: Any) -> torch.Tensor | None:
-        """Return the targets of a batch; what is measured by its gradient may have none."""
-        unsaid = self._targets is None and self._hooked.signals is None
-        if unsaid and self._options.get("residual") == "backward":
-            return None
-        return pick_targets(batch, self._targets)
 
     def _pause(self) -> None:
         """Let passes of the head go by until the next batch."""
@@ -415,10 +399,7 @@ class GWACallback(Watched, Callback):
         batches, skipped = _lightning.batches_of(trainer, self.window), self._skipped
         scored, self._skipped = self._open is not None, 0
         self._open, self._ended = None, epoch
-        if _lightning.nothing_trained(trainer, skipped=skipped > 0, scored=scored):
-            rank_zero_warn(
-                f"GWACallback leaves out epoch {epoch}, in which no batch trained the head"
-            )
+        if _lightning.leaves_out(trainer, epoch, skipped=skipped > 0, scored=scored):
             return
         summary = self._hooked.end_epoch(
             step=trainer.global_step,
@@ -441,48 +422,20 @@ class GWACallback(Watched, Callback):
     def _decide(self, trainer: Trainer, pl_module: LightningModule, summary: EpochSummary) -> None:
         """Ask the rule about the epoch that ended last."""
         assert self.stopper is not None  # noqa: S101  # asked before
-        logged = self._logged(trainer)
+        # To look into the log would have Lightning compute it.
+        logged = self._metric.take(trainer, self.stopper.rule.signal) if self._reads_log else {}
         if logged is None:
             return
         if self._observe(logged):
             self._kept.save_best(trainer, pl_module, summary.epoch)
         if self.stopper.should_stop:
             trainer.should_stop = True  # on every rank: they have the same history
-            rank_zero_info(
-                f"GWACallback: the best epoch is {self.best_epoch}, {self.stopper.reason}."
-            )
+            _lightning.say_stop(self.best_epoch, self.stopper.reason)
 
     @property
     def _reads_log(self) -> bool:
         """Whether the rule watches a logged metric, and no number of the callback's own."""
         return self.stopper is not None and self.stopper.rule.signal not in self._record()
-
-    def _look(self, trainer: Trainer) -> None:
-        """Take the value of the metric, if it is a new one: Lightning keeps the old ones."""
-        if self.stopper is None:
-            return
-        value = trainer.callback_metrics.get(self.stopper.rule.signal)
-        if value is not None and value is not self._seen:
-            self._seen = self._metric = value
-            self._came = True
-
-    def _logged(self, trainer: Trainer) -> dict[str, Any] | None:
-        """Return what was logged, or None where the metric of the rule has no new value."""
-        assert self.stopper is not None  # noqa: S101  # asked before
-        if not self._reads_log:
-            return {}  # to look would have Lightning compute them
-        logged, signal = dict(trainer.callback_metrics), self.stopper.rule.signal
-        self._look(trainer)
-        value = None if self._metric is None else float(self._metric)
-        # Not every epoch may have a validation.
-        later = self._came or (trainer.enable_validation and not self._validated)
-        # It may differ between the processes, or be logged by the first one alone.
-        value, later = trainer.strategy.broadcast((value, later))
-        self._metric = None
-        logged.pop(signal, None)
-        if value is None:
-            return None if later else logged
-        return logged | {signal: value}
 
     def _log(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float]) -> None:
         if not trainer.barebones:

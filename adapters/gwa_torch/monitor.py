@@ -20,7 +20,7 @@ from gwa_torch._distributed import position
 from gwa_torch._keeper import Keeper
 from gwa_torch._residuals import FORMULA, Residuals, check_residual
 from gwa_torch._runs import write_run
-from gwa_torch._sequences import check_reduce, check_token_scores, closed_parts
+from gwa_torch._sequences import check_reduce, check_scores, closed_parts
 from gwa_torch._signals import Followed
 from gwa_torch.heads import head_size, head_sketch, resolve_head
 from gwa_torch.scoring import head_scores
@@ -264,7 +264,7 @@ class GWAMonitor:
                 flat = _targets.flatten(self._rows(logits), ids, where)
             else:
                 flat = _targets.flatten(targets, ids, where, self.options, self.head)
-            self._check_ids(ids)
+            _targets.check_ids(ids, self.num_samples)
             self._followed.check(flat, self.options)
         except (TypeError, ValueError):
             self._capture.miss()
@@ -337,21 +337,14 @@ class GWAMonitor:
         where : boolean tensor of shape (N,) or (B, S), optional
             True for samples or tokens that count.
         """
-        if not isinstance(scores, torch.Tensor) or not scores.is_floating_point():
-            raise TypeError(
-                f"`scores` must be a floating tensor, got {getattr(scores, 'dtype', type(scores).__name__)}"
-            )
-        if scores.ndim not in (1, 2):
-            raise ValueError(f"`scores` must be (N,) or (B, S), got shape {tuple(scores.shape)}")
-        if scores.ndim == 2:
-            check_token_scores(self._keeper.reduce)
+        check_scores(scores, self._keeper.reduce)
         if self.signals is not None:
             raise ValueError(
                 "`add` must come without `signals=`, got "
                 f"{', '.join(self.signals.names)}; signals need the logits: call `update`"
             )
         flat = _targets.flatten(scores, ids, where)
-        self._check_ids(ids)
+        _targets.check_ids(ids, self.num_samples)
         self._add(scores.detach().flatten(), flat)
 
     def _add(self, scores: torch.Tensor, flat: _targets.Flat) -> None:
@@ -362,9 +355,6 @@ class GWAMonitor:
         self._keeper.add(scores, flat.to(scores.device))
         # The head may have been called as well.
         self.skip()
-
-    def _check_ids(self, ids: torch.Tensor | None) -> None:
-        _targets.check_ids(ids, self.num_samples)
 
     def end_epoch(
         self,

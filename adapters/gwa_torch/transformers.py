@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -22,26 +20,39 @@ from gwa_torch._runs import begin_folder, end_folder
 from gwa_torch._trainers import (
     Watched,
     begin_stopper,
-    check_new_run,
     check_options,
 )
-from gwa_torch.heads import head_size
 from gwa_torch.monitor import GWAMonitor
 
 try:
     from transformers import TrainerCallback
-    from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, get_last_checkpoint
+    from transformers.trainer_utils import get_last_checkpoint
 
-    from gwa_torch._checkpoints import checkpoint_beside, load_renamed, read_state, write_state
-    from gwa_torch._transformers import Tap, check_run, head_of, length_of, loss_of
+    from gwa_torch._checkpoints import (
+        checkpoint_beside,
+        checkpoint_of,
+        load_renamed,
+        read_state,
+        write_state,
+    )
+    from gwa_torch._transformers import (
+        Tap,
+        batches_of,
+        check_run,
+        check_trainer,
+        head_of,
+        options_of,
+        planned,
+    )
     from gwa_torch._transformers_keep import (
         Keep,
         begin_average,
         choose,
         end_average,
         ends_first,
+        restore_rule,
     )
-    from gwa_torch._transformers_log import is_coming, new_logs, show_scores
+    from gwa_torch._transformers_log import is_coming, new_logs, say_unseen, show_scores
     from gwa_torch._transformers_place import Place
 except ImportError as error:
     raise ImportError(
@@ -169,11 +180,7 @@ class GWACallback(Watched, TrainerCallback):
         window: int | None = None,
         **options: Any,
     ) -> None:
-        if not hasattr(trainer, "compute_loss"):
-            raise TypeError(
-                f"`trainer` must be a Trainer of Transformers, got {type(trainer).__name__}; say "
-                "trainer.add_callback(GWACallback(trainer))"
-            )
+        check_trainer(trainer)
         check_options(options)
         # Its types differ between versions of Transformers.
         self.trainer = cast("Any", trainer)
@@ -241,38 +248,22 @@ class GWACallback(Watched, TrainerCallback):
         """Watch the head, and take over the state of a checkpoint."""
         check_run(self.trainer, args, state, self.num_samples)
         head = head_of(model, self._head)
-        options = dict(self._options)
-        if "loss" not in options:
-            options["loss"] = loss_of(model, head_size(head)[0])
-        if self.trainer.label_smoother is not None and self.trainer.compute_loss_func is None:
-            options.setdefault("label_smoothing", args.label_smoothing_factor)
+        options = options_of(self.trainer, model, head, self._options)
         self.monitor = GWAMonitor(head, self.num_samples, **options)
-        epochs = self._planned(state)
+        epochs = planned(state, self.window)
         self.stopper = begin_stopper(self.rule, epochs, self.monitor)
         average = self.keep == "average"
         self._average = begin_average(self.trainer, model, epochs) if average else None
-        self._batches, self._undecided = length_of(train_dataloader), None
-        if self.window is not None:
-            self._batches = self.window * args.gradient_accumulation_steps
+        self._batches, self._undecided = batches_of(train_dataloader, args, self.window), None
         self.averaged_model_path = ""
-        keep = self.run_folder is not None
-        self._tap.open(self.monitor, train_dataloader, keep_labels=keep)
+        self._tap.open(self.monitor, train_dataloader, keep_labels=self.run_folder is not None)
         if self._resumed is not None:
-            self._load(model, self._resumed)
+            load_renamed(self.trainer, model, self._resumed)
             self._restore(self._resumed, args, state, control)
-        elif self.run_folder is not None:
-            check_new_run(self.run_folder)
         if self.run_folder is not None:
             resumed = self._resumed is not None
             begin_folder(self.monitor, self.run_folder, epochs, resumed=resumed)
         return control
-
-    def _planned(self, state: TrainerState) -> int | None:
-        """Return how many records there will be, or None where the trainer does not know."""
-        if self.window is not None:
-            return max(1, state.max_steps // self.window) if state.max_steps > 0 else None
-        # What the trainer says where the data have no length.
-        return None if state.num_train_epochs == sys.maxsize else state.num_train_epochs
 
     def _restore(
         self,
@@ -292,16 +283,8 @@ class GWACallback(Watched, TrainerCallback):
         self._tap.load_labels(kept.get("labels"))
         if self._average is not None:
             self._average.load_state_dict(kept.get("average"))
-        if (stopper is None) != (kept["stopper"] is None):
-            raise ValueError(
-                f"`rule` must be the one of the resumed run, got {self.rule!r}; the run began "
-                f"{'without one' if stopper else 'with ' + str(kept['stopper']['rule'])}"
-            )
+        restore_rule(stopper, kept["stopper"], self.rule)
         if stopper is not None:
-            total = stopper.total_steps
-            stopper.load_state_dict(kept["stopper"])
-            # A run may go on for longer than it was meant to.
-            stopper.total_steps = total
             if self.keep == "best" and stopper.best_step is not None:
                 step = monitor.history[stopper.best_step].step
                 state.best_model_checkpoint = str(checkpoint_beside(folder, step))
@@ -325,7 +308,7 @@ class GWACallback(Watched, TrainerCallback):
         """End a window, where there are any."""
         if self.window is not None and self._tap.fresh and state.global_step % self.window == 0:
             self._give_up(args, state)
-            self._end_epoch(args, state, control, self._checkpoint(state))
+            self._end_epoch(args, state, control, checkpoint_of(self.trainer, state))
         return control
 
     def on_epoch_end(
@@ -333,7 +316,7 @@ class GWACallback(Watched, TrainerCallback):
     ) -> TrainerControl:
         """End the epoch, log it, and ask the rule."""
         if self._tap.fresh and self.window is None:
-            self._end_epoch(args, state, control, self._checkpoint(state))
+            self._end_epoch(args, state, control, checkpoint_of(self.trainer, state))
         return control
 
     def on_log(
@@ -420,34 +403,20 @@ class GWACallback(Watched, TrainerCallback):
         """See that the model has the weights that are kept."""
         if self._tap.fresh and self.window is not None and self._tap.monitor is not None:
             # A window of fewer steps.
-            self._end_epoch(args, state, control, self._checkpoint(state))
+            self._end_epoch(args, state, control, checkpoint_of(self.trainer, state))
         self._give_up(args, state)
         if self.run_folder is not None:
             end_folder(self._hooked, self.run_folder)
         metric = self.stopper and self.history and self._signal not in self._record()
         if metric and not any(self._signal in row for row in state.log_history):
-            warnings.warn(
-                f"the rule watches {self._signal!r}, which no evaluation has logged; usual cause: "
-                "`eval_steps` or `eval_delay` is longer than the training",
-                stacklevel=2,
-            )
+            say_unseen(self._signal)
         if self.keep == "best" and state.best_model_checkpoint is not None:
-            self._load(model, Path(state.best_model_checkpoint))
+            load_renamed(self.trainer, model, state.best_model_checkpoint)
         if self._average is not None:
             self._tap.close()
             self.averaged_model_path = end_average(
                 self._average, self.trainer, train_dataloader, self._batches
             )
-
-    def _load(self, model: Any, folder: Path) -> None:
-        # Sharded models have ways of their own.
-        if not (self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled):
-            load_renamed(model, folder)
-
-    def _checkpoint(self, state: TrainerState) -> Path:
-        """Return where the trainer saves at this step."""
-        run = self.trainer._get_output_dir(self.trainer._trial)
-        return Path(run) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
     def _stop(self, control: TrainerControl) -> None:
         # A run that resumes after the stop makes one more step, which must not count.
@@ -466,4 +435,4 @@ class GWACallback(Watched, TrainerCallback):
                 "average": None if self._average is None else self._average.state_dict(),
                 "labels": None if self._tap.labels is None else self._tap.labels.value.cpu(),
             }
-            write_state(kept, self._checkpoint(state))
+            write_state(kept, checkpoint_of(self.trainer, state))

@@ -173,7 +173,7 @@ def logged(trainer):
 
 
 def numbers(history):
-    return [list(summary) for summary in history]
+    return [[x for x in summary if x is not None] for summary in history]
 
 
 class Recorder:

@@ -101,6 +101,7 @@ LONG = {
     "docs/command-line.md",
     "docs/sklearn/digits.md",
     "docs/sklearn/text.md",
+    "docs/torch/language.md",
     "docs/torch/lightning.md",
     "docs/torch/transformers.md",
 }

@@ -83,8 +83,9 @@ class GWACallback(Watched, TrainerCallback):
     head : Linear, 1×1 convolution, str or None
         The head, its dotted name in the model, or None to look for it by `find_head`.
     num_samples : int, optional
-        N, the size of the training set; then scores are kept by sample. For labels by token it is
-        rows times places in a row. Without it only moments are kept.
+        N, the number of rows of the training set; then scores are kept by sample. Tokens of a row add
+        up, as ``reduce`` says. Rows times places in a row keep a score for each token. Without it
+        only moments are kept.
     rule : Rule, optional
         A stopping rule such as ``MaxSeparation(patience=3)``: it stops the training. It watches a
         number of the summary, one of ``signals``, or a metric of the trainer's log:
@@ -109,8 +110,8 @@ class GWACallback(Watched, TrainerCallback):
     **options : Any
         Further options of `GWAMonitor`: ``residual``, ``loss``, ``label_smoothing``,
         ``class_weights``, ``ignore_index``, ``sketch``, ``beta``, ``every``, ``signals``,
-        ``process_group``. Loss and label smoothing are read from the model and the trainer where
-        you do not say.
+        ``process_group``, ``reduce``. Loss and label smoothing are read from the model and the trainer
+        where you do not say.
 
     Attributes
     ----------

@@ -281,6 +281,80 @@ def test_packed_rows_have_no_numbers(tokenizer, tmp_path):
         trainer.train()
 
 
+class Rows:
+    """What the rows of a data set have to do with the passes that a recorder saw."""
+
+    def __init__(self, trainer, recorder):
+        numbers = {
+            tuple(row["input_ids"]): number for number, row in enumerate(trainer.train_dataset)
+        }
+        self.parts = []
+        for (latents, weight), batch in zip(recorder.passes, recorder.batches, strict=True):
+            joined = len(batch["input_ids"]) == 1 and "position_ids" in batch
+            for b, tokens in enumerate(batch["input_ids"]):
+                starts = (batch["position_ids"][b] == 0).nonzero().flatten() if joined else [0]
+                for start, stop in zip(starts, [*starts[1:], len(tokens)], strict=True):
+                    row = tokens[start:stop]
+                    row = row[row != 0]  # padding
+                    z = latents[b, start : start + len(row) - 1]
+                    t = batch["labels"][b, start + 1 : start + len(row)]
+                    counted = t != -100
+                    number = numbers[tuple(row.tolist())]
+                    self.parts.append((number, z[counted], weight, t[counted]))
+
+    def scores(self, reduce):
+        found = torch.full((ROWS,), torch.nan, dtype=torch.float64)
+        for number, z, weight, t in self.parts:
+            if reduce == "mean":
+                found[number] = oracle(z, weight, None, t).mean()
+                continue
+            w = weight.double().requires_grad_()
+            loss = F.cross_entropy(F.linear(z.double(), w), t, reduction="sum")
+            (g,) = torch.autograd.grad(loss, w)
+            found[number] = F.cosine_similarity(-g.flatten(), w.flatten(), dim=0).detach()
+        return found
+
+
+@pytest.mark.filterwarnings("ignore:.*[Pp]adding-free.*:UserWarning")
+@pytest.mark.parametrize("reduce", ["mean", "gradient"])
+@pytest.mark.parametrize("case", ["plain", "completion", "lora", "padding free", "accumulated"])
+def test_a_row_is_one_sample(case, reduce, tokenizer, tmp_path):
+    trainer = make(tmp_path, tokenizer, **CASES[case])
+    recorder = Recorder(trainer)
+    gwa = watch(trainer, ROWS, reduce=reduce)
+    trainer.train()
+    plain = make(tmp_path, tokenizer, **CASES[case])
+    other = Recorder(plain)
+    plain.train()
+    assert recorder.forwards == other.forwards
+    assert gwa.history[0].count == ROWS
+    assert_allclose(gwa.scores, Rows(trainer, recorder).scores(reduce), rtol=2e-4, atol=2e-6)
+
+
+def test_rows_that_were_packed_with_their_numbers(tokenizer, tmp_path):
+    import trl
+
+    def numbered(row, number):
+        tokens = tokenizer(row["text"])["input_ids"]
+        return {"input_ids": tokens, "ids": [number] * len(tokens)}
+
+    tokens = texts("text").map(numbered, with_indices=True, remove_columns="text")
+    packed = trl.pack_dataset(tokens, 2 * LONGEST)
+    assert len(packed) < ROWS
+    arguments = {"max_length": 2 * LONGEST, "num_train_epochs": 1, "report_to": [], "bf16": False}
+    arguments |= {"use_cpu": True, "save_strategy": "no", "disable_tqdm": True}
+    torch.manual_seed(0)
+    trainer = trl.SFTTrainer(
+        MODELS["llama"](),
+        trl.SFTConfig(str(tmp_path), per_device_train_batch_size=SIZE, **arguments),
+        train_dataset=packed,
+        processing_class=tokenizer,
+    )
+    gwa = watch(trainer, ROWS, reduce="min")
+    trainer.train()
+    assert gwa.history[0].count == ROWS
+
+
 def test_signals_have_no_logits(tokenizer, tmp_path):
     trainer = make(tmp_path, tokenizer)
     watch(trainer, signals="margin")

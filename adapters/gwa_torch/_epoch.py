@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,15 @@ from gwa_torch.scoring import has_triton
 __all__ = ["BySample", "ByStream", "pack", "unpack"]
 
 NEVER = torch.iinfo(torch.int64).max
+
+# How often an id comes in an epoch, on average, until something is wrong.
+MOST_REPEATS = 2
+
+REPEATED = (
+    "`ids` must number the samples, got {came} rows with {seen} different ids in this epoch; the first "
+    "score of an id stays, and the others do not count. Usual cause: tokens of a row that were "
+    "flattened. Pass labels (B, S) with ids (B,), and their scores add up"
+)
 
 # What the high half of an integer can count.
 MOST_ROWS = 1 << 31
@@ -35,9 +45,13 @@ class BySample:
         N, the size of the training set.
     device : device
         Where the scores will come from.
+    repeats : bool
+        Whether to count how often ids come, to warn of ids that are no numbers of samples.
     """
 
-    def __init__(self, num_samples: int, device: torch.device) -> None:
+    def __init__(self, num_samples: int, device: torch.device, *, repeats: bool = False) -> None:
+        # Rows that counted, where that is asked for.
+        self.counted = torch.zeros((), dtype=torch.int64, device=device) if repeats else None
         # One more place, for what does not count.
         self.first = torch.full((num_samples + 1,), NEVER, dtype=torch.int64, device=device)
         self.strays = torch.zeros((), dtype=torch.int64, device=device)
@@ -57,6 +71,8 @@ class BySample:
             self._forget_order()
         begin, self.rows = self.rows, self.rows + scores.shape[0]
         scores = scores.float()
+        if self.counted is not None:
+            self.counted += scores.shape[0] if where is None else where.sum()
         if has_triton(scores.device):
             from gwa_torch._triton_record import record
 
@@ -104,7 +120,14 @@ class BySample:
             )
         scores = self.scores()
         moments = Moments.from_batch(scores.numpy())
-        return moments, int((self.first[:-1] != NEVER).sum()) - int(moments.count)
+        seen = int((self.first[:-1] != NEVER).sum())
+        if (
+            self.counted is not None
+            and (came := int(total(self.counted, group))) > MOST_REPEATS * seen
+        ):
+            self.counted = None
+            warnings.warn(REPEATED.format(came=came, seen=seen), stacklevel=2)
+        return moments, seen - int(moments.count)
 
     def scores(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """Return (N,) scores on a device, nan where not seen."""
@@ -118,6 +141,7 @@ class BySample:
     def to(self, device: torch.device) -> None:
         """Move to a device."""
         self.first, self.strays = self.first.to(device), self.strays.to(device)
+        self.counted = None if self.counted is None else self.counted.to(device)
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors on the host and plain values."""

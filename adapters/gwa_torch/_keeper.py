@@ -137,7 +137,10 @@ class Keeper:
         if n is None:
             return ByStream(device)
         by_sequence = self._tokens if tokens is None else tokens
-        return BySequence(n, device, self.reduce) if by_sequence else BySample(n, device)
+        if by_sequence:
+            return BySequence(n, device, self.reduce)
+        # What the ids are is seen in the first epoch.
+        return BySample(n, device, repeats=not self.history)
 
     def end_epoch(
         self, step: int | None, batches: int | None, advice: str, window: int | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 
@@ -235,3 +236,23 @@ def test_what_does_not_fit_is_told():
         monitor.end_epoch()
         model(x[:, 0])
         monitor.update(y[:, 0].clamp(min=0), ids=torch.arange(ROWS))
+
+
+@pytest.mark.parametrize("flattened", [True, False])
+def test_tokens_that_were_flattened_are_told(flattened):
+    model, (x, y) = network(), tokens()
+    rows = torch.arange(ROWS)[:, None].expand(y.shape)
+    with GWAMonitor(model.head, ROWS, residual="formula") as monitor, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model(x)
+        if not flattened:
+            monitor.update(y, ids=rows)
+            monitor.end_epoch()
+            return
+        monitor.update(y.flatten(), ids=rows.flatten())
+        with pytest.warns(UserWarning, match="rows with 5 different ids in this epoch; the first"):
+            monitor.end_epoch()
+        # Said once.
+        model(x)
+        monitor.update(y.flatten(), ids=rows.flatten())
+        assert monitor.end_epoch().count == ROWS - 1

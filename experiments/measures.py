@@ -231,7 +231,9 @@ def detection(
         if single:
             found[name] |= dict(zip(("last_auroc", "last"), single[-1], strict=True))
         if name in CURVES:
-            found[name] |= {"by_epoch": [precision for _, precision in single], "by_mean": mean}
+            # For figures, in which a pixel is more.
+            by_epoch = [round(precision, 4) for _, precision in single]
+            found[name] |= {"by_epoch": by_epoch, "by_mean": [round(x, 4) for x in mean]}
         if name == "alignment":
             found[name]["auroc"] = [area for area, _ in single]
     scores = samples["alignment"]

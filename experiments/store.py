@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import warnings
@@ -16,6 +17,7 @@ import numpy as np
 from experiments.averages import HORIZONS
 from experiments.plan import Settings
 from gwa_core import EpochSummary
+from gwa_core.score import separation
 
 __all__ = [
     "COLUMNS",
@@ -60,8 +62,13 @@ COLUMNS = frozenset(
         ),
     )
 )
-#: Those of a run that keeps averages.
-OF_AVERAGES = frozenset((*SUMMARY, *(x for x in COLUMNS if x.endswith(ACCURACIES))))
+#: Those of a run that keeps averages: what rules on scores watch, and accuracies.
+OF_AVERAGES = frozenset(
+    (
+        *("epoch", "step", "count", "omitted", "mean", "bimodality", "gwa", "denominator"),
+        *(name for name in COLUMNS if name.endswith(ACCURACIES)),
+    )
+)
 #: Those of a language model.
 OF_LANGUAGE = frozenset(
     (
@@ -77,7 +84,8 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
 
     Several processes may add runs at the same time: each locks the file while it writes. Settings
     with their default value are left out, and so are columns that no table reads. A column with the
-    same value in all epochs becomes that value, where there are several.
+    same value in all epochs becomes that value, where there are several, and numbers of epochs and
+    steps become their range.
 
     Parameters
     ----------
@@ -95,7 +103,7 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     elif result["settings"].get("averages"):
         read_by_tables = OF_AVERAGES
     columns = {
-        name: values[0] if 1 < len(values) == values.count(values[0]) else values
+        name: _packed(values)
         for name, values in result["epochs"].items()
         if name in read_by_tables
     }
@@ -155,6 +163,15 @@ def short(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
+def _packed(values: list[Any]) -> Any:
+    if len(values) > 1 and values.count(values[0]) == len(values):
+        return values[0]
+    steps = {b - a for a, b in itertools.pairwise(values)} if len(values) > 2 else set()
+    if len(steps) == 1 and all(type(x) is int for x in values):
+        return {"from": values[0], "to": values[-1], "by": steps.pop()}
+    return values
+
+
 def _path(folder: Path, study: str) -> Path:
     return folder / f"{study}.jsonl"
 
@@ -168,11 +185,14 @@ def _lines(path: Path) -> Sequence[Result]:
             warnings.warn(f"{path}: line {number} is not whole and is left out", stacklevel=3)
             continue
         result["settings"] = asdict(Settings(**result["settings"]))
-        count = len(result["epochs"]["epoch"])
-        result["epochs"] = {
-            name: values if isinstance(values, list) else [values] * count
-            for name, values in result["epochs"].items()
-        }
-        result["epochs"]["separation"] = [summary.separation for summary in history(result)]
+        columns = result["epochs"]
+        for name, values in columns.items():
+            if isinstance(values, dict):
+                columns[name] = list(range(values["from"], values["to"] + 1, values["by"]))
+        count = len(columns["epoch"])
+        for name, values in columns.items():
+            columns[name] = values if isinstance(values, list) else [values] * count
+        mean, bimodality = (column(result, name) for name in ("mean", "bimodality"))
+        columns["separation"] = separation(np, mean, bimodality).tolist()
         found.append(result)
     return found

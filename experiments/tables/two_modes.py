@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.criteria import best_epoch, regret
-from experiments.store import Result, column, history, name_of
+from experiments.store import Result, column, name_of
 from experiments.tables.cells import markdown
 
 __all__ = ["two_modes", "unhealthy"]
@@ -44,4 +44,5 @@ def two_modes(results: list[Result]) -> str:
 
 def unhealthy(run: Result) -> int:
     """Return how many epochs of a run are unhealthy."""
-    return sum(not summary.healthy for summary in history(run))
+    # As `EpochSummary.healthy`; nan is not.
+    return sum(not value > 0 for value in column(run, "denominator"))

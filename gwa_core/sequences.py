@@ -236,7 +236,8 @@ def sequence_scores(
     With "gradient" a sequence in several rows gets the mean of its pieces, see `sequence_parts`; put
     it into one row where that matters. A gradient of 0 has no direction: the score is nan where all
     residuals or all latents vanish, and 0 where the weights do. In float32 residuals vanish beyond
-    a probability of 1 - 1e-38. A token's own score is 0 there, as in `alignment_from_logits`.
+    a probability of 1 - 1e-38: a sequence that is learned so well has no score, while its tokens,
+    whose scale does not matter, have theirs. float64 goes to 1 - 1e-308.
 
     Cost: "mean" and "min" that of `alignment_from_logits`; "gradient" O(B S² (C + D)), and memory
     for the residuals of some rows. Outside NumPy the sums by sequence are O(B S G): number the
@@ -346,7 +347,8 @@ def sequence_scores(
             r = xp.reshape(r, logit.shape)
             return _parts(xp, r, activation, z, group, count, weight_norm, dtype)
 
-        parts = _by_rows(xp, part, rows, tokens, classes)
+        # The residuals of a part have all classes.
+        parts = _by_rows(xp, part, rows, tokens, classes, whole=True)
     with quiet(xp):
         return SequenceParts(
             *(group_sum(xp, xp.reshape(x, (-1,)), flat_groups, num_groups) for x in parts)
@@ -392,10 +394,16 @@ def _check_groups(xp: Any, groups: Array, where: Array | None, tokens: tuple[int
 
 
 def _by_rows(
-    xp: Any, part: Callable[[slice], SequenceParts], rows: int, tokens: int, classes: int
+    xp: Any,
+    part: Callable[[slice], SequenceParts],
+    rows: int,
+    tokens: int,
+    classes: int,
+    *,
+    whole: bool = False,
 ) -> SequenceParts:
     """Make the parts of some rows of the batch at a time."""
-    step = max(1, BLOCK // (tokens * max(tokens, min(classes, CLASSES))))
+    step = max(1, BLOCK // (tokens * max(tokens, classes if whole else min(classes, CLASSES))))
     with quiet(xp):
         parts = [part(block) for block in _slices(rows, step)]
     return SequenceParts(*(xp.concat(x) for x in zip(*parts, strict=True)))

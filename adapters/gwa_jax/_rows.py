@@ -62,6 +62,8 @@ def check_rows(
     Where sequences are kept, the samples are tokens, and the ids are of tokens or of rows of them.
     """
     for name, x in {"ids": ids, "where": where}.items():
+        if x is not None and not hasattr(x, "shape"):
+            raise TypeError(f"`{name}` must be an array, got {type(x).__name__}; use jnp.asarray")
         if x is None or tuple(x.shape) == shape:
             continue
         of_rows = name == "ids" and 0 < x.ndim < len(shape) and tuple(x.shape) == shape[: x.ndim]
@@ -99,11 +101,19 @@ def seen(where: jax.Array | None, rows: int, axis_name: Any) -> jax.Array:
     return where if axis_name is None else everywhere(where, axis_name)
 
 
+def narrow(ids: jax.Array, size: int) -> jax.Array:
+    """Return ids of 32 bits; what is out of range stays so, and does not wrap to another sample."""
+    if ids.dtype.itemsize > 4:
+        inside = ((ids >= 0) & (ids < size)) | (ids == PADDING)
+        ids = jnp.where(inside, ids, size)
+    return ids.astype(jnp.int32)
+
+
 def place(
     order: jax.Array, begin: jax.Array, ids: jax.Array, where: jax.Array, axis_name: Any
 ) -> Rows:
     """Find the rows that are the first of their sample, after `begin` rows of the epoch."""
-    ids = ids.reshape(-1).astype(jnp.int32)
+    ids = narrow(ids, order.shape[0]).reshape(-1)
     if axis_name is not None:
         ids = everywhere(ids, axis_name)
     size = order.shape[0]

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from gwa_core import SequenceParts, loss_weights, residual, sequence_parts
-from gwa_jax._rows import PADDING, count
+from gwa_jax._rows import PADDING, count, narrow
 from gwa_jax._tracing import automatic, everywhere, lenient, spec
 from gwa_jax.scoring import BLOCK_BYTES, Array, Loss, loss_options
 
@@ -150,7 +150,7 @@ def add_parts(
     """Add the parts of tokens to the sequences that they belong to."""
     least, size = isinstance(sequences, Min), values.shape[0]
     rows, _ = _layout(parts[0].shape, ids.shape)
-    ids = ids.astype(jnp.int32).reshape(rows, -1)
+    ids = narrow(ids, size).reshape(rows, -1)
     # One id a row, or one a token: there a sequence begins where it is another one's.
     begins = (ids != jnp.roll(ids, 1, axis=1)) | (jnp.arange(ids.shape[1]) == 0)
     numerators, lengths = (x.reshape(ids.size, -1).astype(values.dtype) for x in parts)

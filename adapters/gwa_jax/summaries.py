@@ -146,7 +146,8 @@ def _summarize(state: State, *, beta: float, expected: Any = None) -> EpochSumma
         expected = expected_samples(
             found.count + omitted,
             rows=state.rows,
-            total=size,
+            # Of sequences the rows are pieces, and nobody knows how many a whole epoch has.
+            total=size if state.sequences is None else state.rows,
             batch=state.batch,
             before=state.before,
         )

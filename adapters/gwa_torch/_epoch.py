@@ -121,11 +121,10 @@ class BySample:
         scores = self.scores()
         moments = Moments.from_batch(scores.numpy())
         seen = int((self.first[:-1] != NEVER).sum())
-        if (
-            self.counted is not None
-            and (came := int(total(self.counted, group))) > MOST_REPEATS * seen
-        ):
-            self.counted = None
+        # All ranks meet here, also one that goes on from a state and does not count.
+        own = torch.zeros_like(self.strays) if self.counted is None else self.counted
+        came = int(total(own, group))
+        if came > MOST_REPEATS * seen:
             warnings.warn(REPEATED.format(came=came, seen=seen), stacklevel=2)
         return moments, seen - int(moments.count)
 
@@ -214,6 +213,13 @@ class ByStream:
         self.common_omitted += int(total(self.omitted, group))
         self.own = Moments.empty(self.own.mean)
         self.omitted = torch.zeros_like(self.omitted)
+
+    def own_all(self) -> None:
+        """Count as one's own what all ranks had agreed on, of which the others know nothing now."""
+        self._fold()
+        self.own = self.common.merge(self.own)
+        self.omitted += self.common_omitted
+        self.common, self.common_omitted = Moments.empty(self.own.mean), 0
 
     def finish(self, group: Any = None) -> tuple[Moments, int]:
         """Return the moments of all ranks and how many scores were not finite."""

@@ -17,11 +17,15 @@ from gwa_torch._signals import Followed, made_of_arrays, made_of_tensors
 from gwa_torch._targets import Flat
 from gwa_torch.heads import Head, head_device
 
-__all__ = ["Keeper"]
+__all__ = ["Keeper", "NoScoresError"]
 
 STATE_VERSION = 2
 
 Epoch: TypeAlias = BySample | BySequence | ByStream
+
+
+class NoScoresError(ValueError):
+    """An epoch ended in which no rank had a score."""
 
 
 class Keeper:
@@ -97,12 +101,7 @@ class Keeper:
     def add(self, scores: torch.Tensor, flat: Flat) -> None:
         """Add the scores of a batch, or of several."""
         self._tokens |= flat.tokens
-        epoch = self._current() or self._new_epoch(scores.device)
-        if flat.tokens and isinstance(epoch, BySample):
-            raise ValueError(
-                "`targets` must have one number of axes in an epoch, got (B, S) after (N,); scores "
-                "of tokens add up by id, and the first score of a sample stays"
-            )
+        epoch = self._of_kind(self._current() or self._new_epoch(scores.device))
         if epoch.device != scores.device:
             epoch.to(scores.device)
         epoch.add(scores, flat.ids, flat.where, self.group)  # type: ignore[arg-type]
@@ -132,6 +131,11 @@ class Keeper:
     def _current(self) -> Epoch | None:
         return None if self.ended else self.epoch
 
+    def _of_kind(self, epoch: Epoch) -> Epoch:
+        """Return the epoch as one of sequences, if a batch of any rank had several tokens a row."""
+        single = self._tokens and isinstance(epoch, BySample)
+        return BySequence.of_samples(epoch, self.reduce) if single else epoch  # type: ignore[arg-type]
+
     def _new_epoch(self, device: torch.device, *, tokens: bool | None = None) -> Epoch:
         n = self.num_samples
         if n is None:
@@ -149,11 +153,11 @@ class Keeper:
         step = None if step is None else check_count("step", step, least=0)
         columns = self._agree(-1 if batches is None else batches)
         # A rank without samples takes part, too.
-        epoch = self._current() or self._new_epoch(head_device(self.head))
+        epoch = self._of_kind(self._current() or self._new_epoch(head_device(self.head)))
         moments, omitted = epoch.finish(self.group)
         came = int(moments.count) + omitted
         if came == 0:
-            raise ValueError(
+            raise NoScoresError(
                 f"an epoch must have scores, got none since the last `end_epoch`; {advice}"
             )
         summary = EpochSummary.from_summary(
@@ -229,7 +233,7 @@ class Keeper:
         if position(self.group)[1] == 1:
             return
         rows, *_ = self._agree(-1)
-        epoch = self._current() or self._new_epoch(head_device(self.head))
+        epoch = self._of_kind(self._current() or self._new_epoch(head_device(self.head)))
         epoch.synchronize(self.group)
         if not epoch.empty:
             self.followed.synchronize(self.group)
@@ -293,6 +297,8 @@ class Keeper:
             if place[0] == 0 or not alone:
                 epoch = self._new_epoch(head_device(self.head), tokens=tokens)
                 epoch.load_state_dict(state["epoch"])
+                if alone and not isinstance(epoch, BySample):
+                    epoch.own_all()
         self.followed.load_state_dict(state["signals"], in_progress=epoch is not None)
         if self.quality is not None:
             self.quality.load_state_dict(made_of_arrays(state["quality"]))

@@ -43,7 +43,7 @@ def planned(trainer: Trainer, window: int | None) -> int | None:
     each = trainer.num_training_batches / trainer.accumulate_grad_batches
     steps = math.inf if epochs is None or math.isinf(each) else epochs * math.ceil(each)
     steps = min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
-    return max(1, int(steps) // window) if math.isfinite(steps) else None
+    return max(1, math.ceil(steps / window)) if math.isfinite(steps) else None
 
 
 def batches_of(trainer: Trainer, window: int | None) -> float:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 
 from gwa_core import Moments, loss_weights, residual, sequence_parts
 from gwa_torch._capture import Forward
 from gwa_torch._distributed import minimum, position, total
+from gwa_torch._epoch import BySample
 from gwa_torch._targets import Flat, LossOptions
-from gwa_torch.scoring import as_soft, full_precision
+from gwa_torch.scoring import as_soft, full_precision, refuse_class_weights
 
 __all__ = ["BySequence", "check_reduce", "check_scores", "closed_parts", "gradient_parts"]
 
@@ -81,6 +82,21 @@ class BySequence:
         begin = torch.inf if self.reduce == "min" else 0.0
         sums = torch.full((places,), begin, dtype=wide, device=device)
         return sums, torch.zeros(places, dtype=torch.float32, device=device)
+
+    @classmethod
+    def of_samples(cls, samples: BySample, reduce: str) -> Self:
+        """Take over an epoch of samples, each of one token so far."""
+        scores = samples.scores(samples.device)
+        made = cls(len(scores), samples.device, reduce)
+        (sums, lengths), seen = made._own, ~torch.isnan(scores)
+        sums[:-1] = torch.where(seen, scores.to(sums.dtype), sums[:-1])
+        lengths[:-1] = seen.to(lengths.dtype)
+        made.strays = samples.strays.clone()
+        return made
+
+    def own_all(self) -> None:
+        """Count as one's own what all ranks had agreed on, of which the others know nothing now."""
+        self._own, self._common = self._whole, None
 
     def add(
         self,
@@ -202,11 +218,14 @@ def closed_parts(forward: Forward, flat: Flat, options: LossOptions) -> torch.Te
     """
     logits = _rows(forward.logits)
     flat, weights = flat.to(logits.device), options.weights_on(logits.device)
+    if weights is not None:
+        refuse_class_weights(options.loss)
     fitting = flat.fitting(logits.reshape(-1, logits.shape[-1]))
     targets, smoothing = as_soft(fitting, weights, options.label_smoothing)
     counted = _counted(flat)
     if targets.ndim == 1 and not targets.is_floating_point():
-        counted = counted & (targets >= 0) & (targets < options.classes)
+        # One sigmoid has two labels.
+        counted = counted & (targets >= 0) & (targets < max(2, options.classes))
         targets = torch.where(counted, targets, 0)
     scale = None
     if weights is not None:

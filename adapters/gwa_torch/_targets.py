@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
@@ -176,7 +177,8 @@ def flatten(
         targets, shape = targets.reshape(-1, shape[-1]), shape[:-1]
     else:
         targets = targets.reshape(-1)
-    rows, tokens = targets.shape[0], len(shape) > 1
+    # One target a row, as of a binary head (B, 1), is that of a sample.
+    rows, tokens = targets.shape[0], math.prod(shape[1:]) > 1
     ids, where = (_of_tokens(x, shape) if tokens else x for x in (ids, where))
     for name, x in {"ids": ids, "where": where}.items():
         if x is not None and tuple(x.shape) not in (shape, (rows,)):
@@ -208,7 +210,9 @@ def _of_tokens(x: torch.Tensor | None, shape: tuple[int, ...]) -> torch.Tensor |
     return x.reshape(-1, *[1] * (len(shape) - 1)).expand(shape)
 
 
-def check_ids(ids: torch.Tensor | None, num_samples: int | None) -> None:
+def check_ids(
+    ids: torch.Tensor | None, num_samples: int | None, where: torch.Tensor | None = None
+) -> None:
     """Refuse ids that are missing, no integers, or on the host and out of range."""
     if (ids is None) != (num_samples is None):
         raise ValueError(
@@ -225,6 +229,10 @@ def check_ids(ids: torch.Tensor | None, num_samples: int | None) -> None:
     if ids.device.type != "cpu" or not ids.numel():
         return
     low, high = (int(x) for x in torch.aminmax(ids))
+    if (low < 0 or high >= size) and where is not None and where.device.type == "cpu":
+        # Those of padding do not matter.
+        kept = ids.reshape(-1)[where] if ids.numel() == where.numel() else ids
+        low, high = (int(x) for x in torch.aminmax(kept)) if kept.numel() else (0, 0)
     if low < 0 or high >= size:
         raise ValueError(
             f"`ids` must be in 0..{size - 1}, got {low}..{high}; ids number the whole training "

@@ -249,7 +249,8 @@ def check_run(trainer: Any, args: Any, state: Any, num_samples: int | None) -> N
 def planned(state: Any, window: int | None) -> int | None:
     """Return how many epochs or windows there will be, or None where the trainer does not know."""
     if window is not None:
-        return max(1, state.max_steps // window) if state.max_steps > 0 else None
+        # The last one may have fewer steps.
+        return -(-state.max_steps // window) if state.max_steps > 0 else None
     # What the trainer says where the data have no length.
     return None if state.num_train_epochs == sys.maxsize else state.num_train_epochs
 

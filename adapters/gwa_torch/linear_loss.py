@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gwa_torch._checks import check_integer
+from gwa_torch._checks import check_integer, check_real
 from gwa_torch.scoring import frobenius_norm, full_precision, has_triton, head_scores
 
 __all__ = ["linear_cross_entropy"]
@@ -157,7 +157,8 @@ def _checked(
                 f"`{name}` must have the dtype of the latents, {latents.dtype}, got {x.dtype}; "
                 "cast one of them, or use torch.autocast"
             )
-    labels = targets.reshape(-1).long()
+    # A kernel reads them one behind the other; a column of a matrix is not so.
+    labels = targets.reshape(-1).long().contiguous()
     if kind == "cpu":
         _check_labels(labels, weight.shape[0], head.ignore_index)
     # The forward pass of a function does not see whether gradients are on.
@@ -196,14 +197,16 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = torch.ones((), dtype=wide, device=latents.device)
         if head.reduction == "mean":
             scale = scale / count.clamp(min=1)
-        # Shares of a mean are below what float16 can hold; there they are taken at the end.
-        late = latents.dtype == torch.float16 and head.reduction != "none"
-        factors = _factors(targets, weight.shape[0], counted, scale.new_ones(()) if late else scale)
+        # Shares of a mean are below what float16 can hold, and a sum of many rows is above it: half
+        # of the scale is taken in each row, the other half at the end.
+        half = latents.dtype == torch.float16 and head.reduction != "none"
+        late = scale.sqrt() if half else None
+        factors = _factors(targets, weight.shape[0], counted, scale if late is None else late)
         # Of one loss a row the factors are not known before the backward pass.
         now = wanted if head.reduction != "none" else (False, False, False)
         made = _in_blocks(latents, weight, bias, targets, factors, head, now)
         ctx.save_for_backward(latents, weight, bias, targets, factors)
-        ctx.head, ctx.wanted, ctx.late = head, wanted, scale if late else None
+        ctx.head, ctx.wanted, ctx.late = head, wanted, late
         ctx.gradients = made.gradients if any(now) else None
         ctx.mark_non_differentiable(made.scores)
         ctx.set_materialize_grads(False)
@@ -373,7 +376,14 @@ def _check(
     label_smoothing: float,
     reduction: str,
 ) -> None:
-    if not latents.is_floating_point() or latents.ndim not in (2, 3):
+    arrays: Any = (("latents", latents), ("weight", weight), ("targets", targets))
+    for name, x in arrays:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(
+                f"`{name}` must be a tensor, got {type(x).__name__}; use torch.as_tensor"
+            )
+    check_real("label_smoothing", label_smoothing)
+    if not latents.is_floating_point() or latents.ndim not in (2, 3) or latents.shape[-1] == 0:
         raise ValueError(
             "`latents` must be floating point of shape (N, D) or (B, S, D), got "
             f"{latents.dtype} of shape {tuple(latents.shape)}; pass the input of the head"

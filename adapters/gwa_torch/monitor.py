@@ -264,7 +264,7 @@ class GWAMonitor:
                 flat = _targets.flatten(self._rows(logits), ids, where)
             else:
                 flat = _targets.flatten(targets, ids, where, self.options, self.head)
-            _targets.check_ids(ids, self.num_samples)
+            _targets.check_ids(ids, self.num_samples, flat.where)
             self._followed.check(flat, self.options)
         except (TypeError, ValueError):
             self._capture.miss()

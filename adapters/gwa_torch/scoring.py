@@ -146,7 +146,7 @@ def head_scores(
         # A byte may not hold the number of classes that it is compared with.
         targets = targets.long()
     if class_weights is not None:
-        _refuse_class_weights(loss)
+        refuse_class_weights(loss)
         targets, options["label_smoothing"] = as_soft(targets, class_weights, label_smoothing)
     with full_precision(latents.device):
         if latents.device.type == "cpu" or sketch is not None:
@@ -227,7 +227,7 @@ def as_soft(
     return soft, 0.0
 
 
-def _refuse_class_weights(loss: str) -> None:
+def refuse_class_weights(loss: str) -> None:
     if loss != "cross_entropy":
         raise ValueError(
             "`class_weights` belong to loss='cross_entropy', got loss="

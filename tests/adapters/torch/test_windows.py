@@ -59,12 +59,12 @@ def test_a_run_of_few_epochs_has_a_history(epochs, tmp_path):
     assert short == [False] * (len(short) - 1) + [True]
     run = RunFolder.open(tmp_path / "run")
     assert [summary for summary, _ in run.epochs()] == gwa.history
-    assert (run.status, run.planned) == ("ended", steps // 2)
+    assert (run.status, run.planned) == ("ended", len(gwa.history))
     rows = [row for row in trainer.state.log_history if "gwa_separation" in row]
     assert [row["step"] for row in rows] == [s.step for s in gwa.history]
     # The average is that of the weights at the ends of the windows.
-    assert gwa.averaged.average.total_steps == steps // 2
-    want = weighted(ends.kept, gwa.history, total_steps=steps // 2)
+    assert gwa.averaged.average.total_steps == len(gwa.history)
+    want = weighted(ends.kept, gwa.history, total_steps=len(gwa.history))
     now = trainer.model.state_dict()
     for name, x in want.items():
         torch.testing.assert_close(now[name].double(), x, rtol=1e-6, atol=1e-7)
@@ -159,8 +159,8 @@ def test_windows_in_lightning(accumulated, tmp_path):
     assert short == [False] * (len(short) - 1) + [steps % 3 != 0]
     run = RunFolder.open(tmp_path / "run")
     assert [summary for summary, _ in run.epochs()] == gwa.history
-    assert (run.status, run.planned) == ("ended", steps // 3)
-    want = weighted(ends.kept, gwa.history, total_steps=steps // 3)
+    assert (run.status, run.planned) == ("ended", len(gwa.history))
+    want = weighted(ends.kept, gwa.history, total_steps=len(gwa.history))
     for name, x in model.state_dict().items():
         torch.testing.assert_close(x.double(), want[name], rtol=1e-6, atol=1e-7)
 

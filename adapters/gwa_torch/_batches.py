@@ -11,7 +11,10 @@ from gwa_torch._evidence import Evidence
 from gwa_torch._sequences import gradient_parts
 from gwa_torch._targets import Flat
 
-__all__ = ["Batch", "Scored", "joined", "seen"]
+__all__ = ["Batch", "Scored", "compare_sums", "joined", "seen"]
+
+# By how much weights of tokens may differ, relative to each and to the largest: rounding of bfloat16.
+FACTOR, SMALL = 0.1, 0.02
 
 
 class Scored(NamedTuple):
@@ -28,8 +31,9 @@ class Batch(NamedTuple):
     flat: Flat
     # Empty where the gradient is used in any case.
     evidence: list[Evidence]
-    # The passes and their rows, for sums of gradients by sequence.
+    # The passes and their rows, for sums of gradients by sequence, and those of the closed form.
     parts: list[tuple[Forward, Flat]]
+    closed: torch.Tensor | None = None
 
     @property
     def silent(self) -> bool:
@@ -63,3 +67,31 @@ def joined(parts: list[Any]) -> torch.Tensor:
     """Return the scores of the passes of a batch, on the device of the first."""
     first: torch.Tensor = parts[0]
     return torch.cat([part.to(first.device) for part in parts]) if len(parts) > 1 else first
+
+
+def compare_sums(
+    sums: torch.Tensor, closed: torch.Tensor, where: torch.Tensor | None
+) -> torch.Tensor:
+    """Return how many tokens count, how many of them have another weight, and by how much at most.
+
+    A factor of one token changes none of its scores, and the sum over its sequence. One factor for
+    all of a batch changes nothing.
+
+    Parameters
+    ----------
+    sums, closed : tensor of shape (T, 2)
+        Numerators and lengths, from the gradient and by the closed form.
+    where : boolean tensor of shape (T,) or None
+        Tokens that count.
+    """
+    got, want = sums[:, 0].double(), closed[:, 0].double()
+    counted = torch.isfinite(got) & torch.isfinite(want)
+    counted = counted if where is None else counted & where
+    got, want = (torch.where(counted, x, 0.0) for x in (got, want))
+    factor = (got * want).sum() / (want * want).sum().clamp_min(torch.finfo(torch.float64).tiny)
+    # What is small beside the others does not matter for the sum.
+    near = FACTOR * (factor * want).abs() + SMALL * (factor * want).abs().amax()
+    away = (got - factor * want).abs()
+    differing = counted & (away > near)
+    largest = away.amax() / (factor * want).abs().amax().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.stack([counted.sum().double(), differing.sum().double(), largest])

@@ -12,7 +12,15 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-__all__ = ["checkpoint_beside", "checkpoint_of", "load_renamed", "read_state", "write_state"]
+__all__ = [
+    "best_step",
+    "checkpoint_beside",
+    "checkpoint_of",
+    "load_renamed",
+    "read_state",
+    "state_of",
+    "write_state",
+]
 
 STATE_NAME = "gwa_state.pt"
 
@@ -33,6 +41,26 @@ def read_state(folder: Path) -> dict[str, Any]:
         )
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     return state
+
+
+def state_of(monitor: Any, stopper: Any, average: Any, labels: Any) -> dict[str, Any]:
+    """Return what a checkpoint has of the callback, None where there is none of a kind."""
+    return {
+        "monitor": monitor.state_dict(),
+        "stopper": None if stopper is None else stopper.state_dict(),
+        "average": None if average is None else average.state_dict(),
+        "labels": None if labels is None else labels.value.cpu(),
+    }
+
+
+def best_step(state: Any, summary: Any, window: int | None) -> int:
+    """Return the step of the checkpoint of the best epoch or window.
+
+    That of a window may be of a later step, at which the metric of the rule came.
+    """
+    number = Path(state.best_model_checkpoint or "").name.rpartition("-")[2]
+    step: int = summary.step
+    return int(number) if window is not None and number.isdigit() else step
 
 
 def checkpoint_of(trainer: Any, state: Any) -> Path:

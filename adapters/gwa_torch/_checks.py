@@ -1,4 +1,4 @@
-"""Numbers of any library's kind as Python's own."""
+"""Numbers of any library's kind as Python's own, and labels in their range."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import numbers
 import operator
 from typing import Any
 
-__all__ = ["check_count", "check_integer", "check_real"]
+import torch
+
+__all__ = ["check_count", "check_integer", "check_labels", "check_real"]
 
 
 def check_integer(name: str, value: Any) -> int:
@@ -39,3 +41,13 @@ def check_real(name: str, value: Any) -> float:
     if not real or not math.isfinite(value):
         raise ValueError(f"`{name}` must be a finite number, got {value!r}")
     return float(value)
+
+
+def check_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> None:
+    """Refuse class numbers on the host that are out of range."""
+    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    if wrong.any():
+        raise IndexError(
+            f"`targets` must be in 0..{classes - 1} or ignore_index={ignore_index}, got "
+            f"{int(labels[wrong][0])}; usual cause: padding that is not marked, or another vocabulary"
+        )

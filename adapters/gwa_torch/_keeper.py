@@ -154,6 +154,9 @@ class Keeper:
         columns = self._agree(-1 if batches is None else batches)
         # A rank without samples takes part, too.
         epoch = self._of_kind(self._current() or self._new_epoch(head_device(self.head)))
+        if window is not None and isinstance(epoch, BySample):
+            # It may be one of several epochs.
+            epoch.counted = None
         moments, omitted = epoch.finish(self.group)
         came = int(moments.count) + omitted
         if came == 0:

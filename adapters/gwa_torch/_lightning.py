@@ -6,19 +6,19 @@ import math
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from gwa_torch._labels import SeenLabels
 from gwa_torch._loggers import to_lightning
 
 __all__ = [
-    "batches_of",
     "check_given",
     "is_trial",
     "keeps_checkpoints",
     "labels_of_all",
     "leaves_out",
+    "log",
     "planned",
     "say_limits",
     "say_stop",
@@ -46,11 +46,19 @@ def planned(trainer: Trainer, window: int | None) -> int | None:
     return max(1, math.ceil(steps / window)) if math.isfinite(steps) else None
 
 
-def batches_of(trainer: Trainer, window: int | None) -> float:
-    """Return how many batches an epoch or a window has."""
-    if window is None:
-        return trainer.num_training_batches
-    return window * trainer.accumulate_grad_batches
+def log(
+    trainer: Trainer, module: LightningModule, window: int | None, values: dict[str, float]
+) -> None:
+    """Log numbers of an epoch, or of a window, which do not wait for ``log_every_n_steps``."""
+    if trainer.barebones:
+        return
+    if window is not None and trainer.is_global_zero:
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=trainer.global_step)
+    at_once = None if window is None else False
+    # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.
+    every: dict[str, Any] = {"batch_size": 1, "sync_dist": True, "rank_zero_only": True}
+    module.log_dict(values, logger=at_once, **every)
 
 
 def keeps_checkpoints(trainer: Trainer) -> bool:
@@ -59,7 +67,7 @@ def keeps_checkpoints(trainer: Trainer) -> bool:
     return bool(trainer.checkpoint_callbacks) and not is_trial(trainer)
 
 
-def say_limits(trainer: Trainer, *, rule: bool) -> None:
+def say_limits(trainer: Trainer, *, rule: bool, window: int | None) -> None:
     """Warn at the start of what this training will not give.
 
     Parameters
@@ -68,6 +76,8 @@ def say_limits(trainer: Trainer, *, rule: bool) -> None:
         The trainer, whose loader is there.
     rule : bool
         Whether there is a stopping rule.
+    window : int or None
+        Steps of a window, which ends where no epoch does.
     """
     if rule and not keeps_checkpoints(trainer) and not is_trial(trainer):
         rank_zero_warn(
@@ -77,7 +87,7 @@ def say_limits(trainer: Trainer, *, rule: bool) -> None:
         )
     # Only a number of epochs says that they end.
     endless = (trainer.max_epochs or -1) < 0 or trainer.max_steps > 0
-    if math.isinf(trainer.num_training_batches) and endless:
+    if window is None and math.isinf(trainer.num_training_batches) and endless:
         rank_zero_warn(
             "the training loader has no length; if it never ends, no epoch ends, and "
             "GWACallback neither logs nor stops; say Trainer(limit_train_batches=1000) to make "

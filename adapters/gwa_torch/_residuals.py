@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gwa_core.agreement import SHARE
-from gwa_torch._batches import Batch, Scored, joined, seen
+from gwa_torch._batches import Batch, Scored, compare_sums, joined, seen
 from gwa_torch._capture import Capture, Forward
 from gwa_torch._evidence import Evidence, compare
 from gwa_torch._gradients import Arrival
@@ -47,7 +47,7 @@ DIFFERENT = (
     "the closed form of loss={loss!r} is not the gradient of your loss: in {differing:.0f} of "
     "{rows:.0f} rows the scores differ, by up to {largest:.2g}. From now on they come from the "
     "gradient (residual='backward'){past}. Usual causes: a temperature, scale or soft cap after "
-    "the head; labels that are not shifted; pos_weight; a class prior or mask; label smoothing, "
+    "the head; labels that are not shifted; pos_weight; a class prior or mask; weights of classes or tokens; label smoothing, "
     "mixup or distillation that `update` was not told of; another head"
 )
 
@@ -56,6 +56,12 @@ NO_SUMS = (
     "`reduce` must be 'mean' or 'min' where the scores come from the gradient of a compiled or "
     "pooled pass, got 'gradient': that gradient is not kept. Say residual='formula' where the "
     "closed form is that of your loss"
+)
+
+NOT_KEPT = (
+    "the closed form of loss={loss!r} is not the gradient of your loss, and reduce='gradient' has no "
+    "other way in a compiled or pooled pass: the scores are not those of your sequences. Say "
+    "reduce='mean' or 'min', which go over to the gradient, or do not compile the model"
 )
 
 # Frames that a warning is not about.
@@ -117,7 +123,7 @@ class Residuals:
         self._stage = Stage(options, keeper.num_samples)
         self._waiting: deque[Batch] = deque()
         # Verdicts on their way from the device.
-        self._verdicts: deque[tuple[Arrival, Scored]] = deque()
+        self._verdicts: deque[tuple[Arrival, Scored | None]] = deque()
         self._batches = 0
         # Batches of the epoch scored from their gradient, until a verdict says that this was not
         # needed; None after that.
@@ -147,10 +153,9 @@ class Residuals:
             parts.append((forward, part))
             start += forward.samples
         self._count(flat.samples)
-        if self.used == "formula":
-            self._by_formula(parts, flat)
+        closed = self._by_formula(parts, flat) if self.used == "formula" else None
         if self._taps(due=self._capture.tapping):
-            self._wait(parts, flat)
+            self._wait(parts, flat, closed)
         self._capture.tapping = self._taps(due=self._is_due())
 
     def _count(self, rows: int) -> None:
@@ -167,7 +172,9 @@ class Residuals:
         often = n < EVERY and n & (n - 1) == 0
         return self._beside is not None or often or n % EVERY == 0
 
-    def _wait(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> None:
+    def _wait(
+        self, parts: list[tuple[Forward, Flat]], flat: Flat, closed: torch.Tensor | None
+    ) -> None:
         """Have a batch wait for its backward pass, which may have been already."""
         taps = [forward.tap for forward, _ in parts]
         for tap in taps:
@@ -178,7 +185,8 @@ class Residuals:
         wanted = parts if known and self._auto else []
         evidence = [Evidence.of(*part, options) for part in wanted]
         owned = flat.owned(parts[0][0].logits.device)
-        self._waiting.append(Batch(taps, owned, evidence, parts if self._by_sums(flat) else []))
+        sums = (parts, closed) if self._by_sums(flat) else ([], None)
+        self._waiting.append(Batch(taps, owned, evidence, *sums))
         self.settle()
 
     def _by_sums(self, flat: Flat) -> bool:
@@ -201,10 +209,11 @@ class Residuals:
         self._capture.tapping = self._taps(due=self._is_due())
         return True
 
-    def _by_formula(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> None:
+    def _by_formula(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> torch.Tensor:
         self.flush()
         scores = joined([self._closed(*part) for part in parts])
         self._keeper.add(scores, flat.to(scores.device))
+        return scores
 
     def flush(self) -> None:
         """Score the rows that wait for others, to be scored together."""
@@ -247,7 +256,8 @@ class Residuals:
 
     def _take(self, batch: Batch, scores: torch.Tensor | None) -> None:
         self._arrived |= scores is not None
-        if batch.parts and scores is not None:
+        kept = scores is not None
+        if batch.parts and kept:
             scores = batch.sums()
             if scores is None and self.used == "backward":
                 raise RuntimeError(NO_SUMS)
@@ -260,24 +270,43 @@ class Residuals:
         if scores is None:
             # What comes later cannot replace all of the epoch.
             self._beside = None
+            if kept:
+                # The scores of the tokens say whether the closed form is right.
+                self._verdicts.append((Arrival(compare(batch.taps, batch.evidence)), None))
             return
         scored = Scored(scores, seen(scores, batch.flat.to(scores.device)))
         if self._beside is not None:
             self._beside.append(scored)
-        self._verdicts.append((Arrival(compare(batch.taps, batch.evidence)), scored))
+        verdict = compare(batch.taps, batch.evidence)
+        if batch.closed is not None:
+            weights = compare_sums(scores, batch.closed, scored.flat.where)
+            worse = weights[1] * verdict[0] > verdict[1] * weights[0]
+            verdict = torch.where(worse, weights.to(verdict), verdict)
+        self._verdicts.append((Arrival(verdict), scored))
 
     def _judge(self, *, wait: bool) -> None:
         while self._verdicts and (wait or self._verdicts[0][0].here):
             arrival, scored = self._verdicts.popleft()
             rows, differing, largest = arrival.get()
             self._idle += not rows
-            if differing > SHARE * rows:
-                later = [scored, *(other for _, other in self._verdicts)]
+            if differing > SHARE * rows and scored is None:
+                # A gradient that is not kept cannot be gone over to.
+                self._asked_no_more()
+                _warn(NOT_KEPT.format(loss=self._options().loss))
+            elif differing > SHARE * rows:
+                assert scored is not None  # noqa: S101  # the other case
+                later = [scored, *(other for _, other in self._verdicts if other is not None)]
                 past = self._change(later)
                 found = {"rows": rows, "differing": differing, "largest": largest, "past": past}
                 _warn(DIFFERENT.format(loss=self._options().loss, **found))
             elif rows or self._idle == MOST_IDLE:
                 self._beside, self._idle = None, 0
+
+    def _asked_no_more(self) -> None:
+        """Stop checking, with what was said."""
+        self.asked, self._beside = "formula", None
+        self._capture.tapping = False
+        self._verdicts.clear()
 
     def _change(self, later: list[Scored]) -> str:
         """Go over to the gradient, and say what became of the epoch so far.

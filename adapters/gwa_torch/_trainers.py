@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -11,6 +12,7 @@ import torch
 from gwa_core import BestMetric, EarlyStopper, EpochSummary, Rule
 from gwa_core.signals import SIGNALS
 from gwa_torch._keep import Average
+from gwa_torch._keeper import NoScoresError
 from gwa_torch.averaging import AveragedWeights
 from gwa_torch.monitor import GWAMonitor
 
@@ -20,6 +22,7 @@ __all__ = [
     "begin_stopper",
     "best_values",
     "check_options",
+    "end_record",
     "find_targets",
     "pick_ids",
     "pick_targets",
@@ -101,6 +104,41 @@ class Watched:
         epoch = self.history[-1].epoch
         self.stopper.observe({**metrics, **self._record()}, step=epoch)
         return self.stopper.best_step == epoch
+
+
+def end_record(
+    monitor: GWAMonitor, step: int, *, batches: int | None, steps: int, window: int | None
+) -> bool:
+    """End an epoch or a window of steps, and tell whether it had scores on any rank.
+
+    Parameters
+    ----------
+    monitor : GWAMonitor
+        The monitor.
+    step : int
+        The step of the optimiser.
+    batches : int or None
+        How many a whole epoch has.
+    steps : int
+        How many there were since the window before.
+    window : int or None
+        How many a whole window has; None for epochs.
+    """
+    if window is None:
+        monitor.end_epoch(step, batches=batches)
+        return True
+    # Steps may have unlike numbers of batches, as the last one of an epoch under accumulation.
+    batches = round(monitor._keeper.batches * window / max(1, steps))
+    try:
+        monitor.end_epoch(step, batches=batches, window=window)
+    except NoScoresError:
+        warnings.warn(
+            f"GWACallback leaves out the window that ends at step {step}, in which no sample had a "
+            "score; usual cause: labels that are all ignored",
+            stacklevel=2,
+        )
+        return False
+    return True
 
 
 def check_options(options: Mapping[str, Any]) -> None:

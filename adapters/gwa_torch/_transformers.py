@@ -27,10 +27,10 @@ from gwa_torch.monitor import GWAMonitor
 
 __all__ = [
     "Tap",
-    "batches_of",
     "check_run",
     "check_trainer",
     "head_of",
+    "length_of",
     "loss_of",
     "options_of",
     "planned",
@@ -255,11 +255,8 @@ def planned(state: Any, window: int | None) -> int | None:
     return None if state.num_train_epochs == sys.maxsize else state.num_train_epochs
 
 
-def batches_of(loader: Any, args: Any, window: int | None) -> int | None:
-    """Return the number of batches of an epoch or a window, or None where nobody knows."""
-    if window is not None:
-        steps: int = args.gradient_accumulation_steps
-        return window * steps
+def length_of(loader: Any) -> int | None:
+    """Return the number of batches of a loader, or None where it has no length."""
     try:
         return len(loader)
     except TypeError:

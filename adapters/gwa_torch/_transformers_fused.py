@@ -142,8 +142,10 @@ def score_fused(
             _check_probabilities(*seen, said.detach()[counted.to(said.device)])
         elif (loss := passes.field("loss")) is not None:
             _check_loss(*seen, loss.detach(), items)
-    if monitor._keeper.batches % monitor.every or not len(targets):
+    if monitor._keeper.batches % monitor.every or not bool(counted.any()):
+        # A batch may have no label that counts.
         monitor._keeper.batches += 1
+        monitor._keeper.count(0)
         return
     ids = None if ids is None else ids.to(latents.device)
     if monitor._keeper.reduce == "gradient":

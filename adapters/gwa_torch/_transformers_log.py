@@ -7,7 +7,7 @@ from typing import Any
 
 from gwa_torch._loggers import to_transformers
 
-__all__ = ["is_coming", "new_logs", "say_unseen", "show_scores"]
+__all__ = ["is_coming", "never_comes", "new_logs", "say_unseen", "show_scores"]
 
 
 def new_logs(state: Any, history: list[Any]) -> dict[str, float]:
@@ -22,6 +22,15 @@ def is_coming(trainer: Any, control: Any, signal: str) -> bool:
     if signal.startswith("eval_"):
         return bool(control.should_evaluate)
     return bool(control.should_log and trainer.state.global_step > trainer._globalstep_last_logged)
+
+
+def never_comes(args: Any, state: Any, signal: str) -> bool:
+    """Tell whether a metric was not logged by now, and no evaluation is to come first."""
+    came = {name for row in state.log_history for name in row}
+    evaluated = any(name.startswith("eval_") for name in came)
+    # Not every epoch may have an evaluation.
+    later = signal.startswith("eval_") and args.eval_strategy != "no" and not evaluated
+    return not (later or signal in came)
 
 
 def say_unseen(signal: str) -> None:

@@ -20,6 +20,7 @@ from gwa_torch._trainers import (
     begin_stopper,
     best_values,
     check_options,
+    end_record,
     find_targets,
     pick_ids,
     resume_rule,
@@ -153,8 +154,8 @@ class GWACallback(Watched, Callback):
         self.window = None if window is None else check_count("window", window)
         # Whether the rule has begun, and the state that waits for it.
         self._begun, self._waiting = False, cast("dict[str, Any] | None", None)
-        # The step at which the last window ended.
-        self._window_ended = 0
+        # The step at which the last window ended, and whether its metric is still to come.
+        self._window_ended, self._undecided = 0, False
         self._stage: str | None = None
         self._fitting = False
         self._loaded: dict[str, Any] | None = None  # waits for the monitor
@@ -201,11 +202,13 @@ class GWACallback(Watched, Callback):
         """Watch the head: the model is whole now, and nothing of it is compiled yet."""
         monitor = GWAMonitor(self._head, self.num_samples, model=pl_module, **self._options)
         if self._loaded is None and self.history and self._hooked.head is monitor.head:
-            self._loaded = self.state_dict() | {"open": None, "ended": None, "skipped": 0}
+            fresh = {"open": None, "ended": None, "skipped": 0, "window": (0, False)}
+            self._loaded = self.state_dict() | fresh
             self._loaded["monitor"]["epoch"] = None
         self.monitor, self._open, self._ended = monitor, None, None
         self._metric.begin()
         self._begun, self.stopper, self._window_ended = False, None, 0
+        self._undecided = False
         if self.window is None:
             self._begin(trainer, pl_module)
         self._folder = None if _lightning.is_trial(trainer) else self.run_folder
@@ -233,7 +236,8 @@ class GWACallback(Watched, Callback):
             begin_folder(self._hooked, self._folder, self._planned, resumed=bool(begun))
             if not begun and self.num_samples is not None:
                 self._labels = SeenLabels(self.num_samples)
-        _lightning.say_limits(trainer, rule=self.stopper is not None and self._average is None)
+        rule = self.stopper is not None and self._average is None
+        _lightning.say_limits(trainer, rule=rule, window=self.window)
         if self.window is None and self._open is not None and self._open != trainer.current_epoch:
             # From a checkpoint after the last batch of an epoch Lightning goes on with the next
             # epoch; the hooks at the end of that one are never called.
@@ -276,15 +280,15 @@ class GWACallback(Watched, Callback):
         self._open = trainer.current_epoch
         step = trainer.global_step
         if self.window is not None and step - self._window_ended >= self.window:
-            self._window_ended = step
             self._end_epoch(trainer, pl_module, trainer.current_epoch)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take the metric that the rule watches."""
         if self._fitting and not trainer.sanity_checking:
-            self._metric.validated = True
-            if self.stopper is not None:
-                self._metric.look(trainer, self.stopper.rule.signal)
+            self._metric.after_validation(trainer, self.stopper, windows=self.window is not None)
+            if self._undecided:
+                # A validation that follows a window is of the window that ended last.
+                self._decide(trainer, pl_module, self.history[-1])
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End the epoch, log it, and ask the rule."""
@@ -297,7 +301,7 @@ class GWACallback(Watched, Callback):
         # that epoch again.
         self._hooked.load_state_dict(self._hooked.state_dict() | {"epoch": None})
         self._open, self._metric.value, self._skipped = None, None, 0
-        self._log(trainer, pl_module, self._values(self.prefix, self.stopper))
+        _lightning.log(trainer, pl_module, self.window, self._values(self.prefix, self.stopper))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make sure that the rule had its metric, and give the model what it is to keep."""
@@ -318,9 +322,8 @@ class GWACallback(Watched, Callback):
         if not self._kept.ended and (self.history or self._open is not None):
             with self._kept.late(trainer, pl_module):
                 if self._open is not None:
-                    self._metric.came = (
-                        True  # a metric that the steps logged is lost: no reason to raise
-                    )
+                    # A metric that the steps logged is lost: no reason to raise.
+                    self._metric.came = True
                     self._end_epoch(trainer, pl_module, self._open)
                 self._kept.end(trainer, pl_module, self.best_epoch, late=True)
 
@@ -358,7 +361,7 @@ class GWACallback(Watched, Callback):
             "metric": self._metric.number,
             "open": None if state["epoch"] is None else self._open,
             "ended": self._ended,
-            "window_ended": self._window_ended,
+            "window": (self._window_ended, self._undecided),
             "skipped": self._skipped,
         }
 
@@ -374,7 +377,7 @@ class GWACallback(Watched, Callback):
         self._loaded = None
         self._hooked.load_state_dict(state["monitor"])
         self._open, self._ended = state["open"], state["ended"]
-        self._window_ended = state.get("window_ended", 0)
+        self._window_ended, self._undecided = state.get("window", (0, False))
         # Version 0.1.0 scored every batch.
         self._skipped = state.get("skipped", 0)
         self._metric.restore(state["metric"])
@@ -396,34 +399,38 @@ class GWACallback(Watched, Callback):
         self._idle.enter_context(self._hooked.pause())
 
     def _end_epoch(self, trainer: Trainer, pl_module: LightningModule, epoch: int) -> None:
-        batches, skipped = _lightning.batches_of(trainer, self.window), self._skipped
+        batches, skipped = trainer.num_training_batches, self._skipped
         scored, self._skipped = self._open is not None, 0
         self._open, self._ended = None, epoch
         if _lightning.leaves_out(trainer, epoch, skipped=skipped > 0, scored=scored):
             return
-        summary = self._hooked.end_epoch(
-            step=trainer.global_step,
-            batches=int(batches) - skipped if math.isfinite(batches) else None,
-            window=self.window,
-        )
+        step, began, window = trainer.global_step, self._window_ended, self.window
+        self._window_ended = step
+        whole = int(batches) - skipped if math.isfinite(batches) and window is None else None
+        steps = step - began
+        if not end_record(self._hooked, step, batches=whole, steps=steps, window=window):
+            return
+        summary = self.history[-1]
         if self._average is not None:
             self._average.update(self._record())
-        self._log(trainer, pl_module, self._values(self.prefix))
+        _lightning.log(trainer, pl_module, self.window, self._values(self.prefix))
         name = f"{self.prefix}gwa_scores"
         _lightning.write_histogram(trainer, name, self.scores, epoch=summary.epoch)
         if self._folder:
             seen, self._labels = self._labels, None  # to be written once
             labels = _lightning.labels_of_all(trainer, seen, self._hooked.options.classes)
             self._hooked.save(self._folder, targets=labels)
-        if self.stopper is not None:
+        # A last window of fewer steps comes when the training is over.
+        if self.stopper is not None and (window is None or steps >= window):
             self._decide(trainer, pl_module, summary)
-            self._log(trainer, pl_module, best_values(self.stopper, self.prefix))
+            _lightning.log(trainer, pl_module, self.window, best_values(self.stopper, self.prefix))
 
     def _decide(self, trainer: Trainer, pl_module: LightningModule, summary: EpochSummary) -> None:
         """Ask the rule about the epoch that ended last."""
         assert self.stopper is not None  # noqa: S101  # asked before
         # To look into the log would have Lightning compute it.
         logged = self._metric.take(trainer, self.stopper.rule.signal) if self._reads_log else {}
+        self._undecided = logged is None and self.window is not None
         if logged is None:
             return
         if self._observe(logged):
@@ -436,8 +443,3 @@ class GWACallback(Watched, Callback):
     def _reads_log(self) -> bool:
         """Whether the rule watches a logged metric, and no number of the callback's own."""
         return self.stopper is not None and self.stopper.rule.signal not in self._record()
-
-    def _log(self, trainer: Trainer, pl_module: LightningModule, values: dict[str, float]) -> None:
-        if not trainer.barebones:
-            # All ranks log the same. Told so by the last two, Lightning neither reduces nor warns.
-            pl_module.log_dict(values, batch_size=1, sync_dist=True, rank_zero_only=True)

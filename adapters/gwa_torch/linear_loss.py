@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gwa_torch._checks import check_integer, check_real
+from gwa_torch._checks import check_integer, check_labels, check_real
 from gwa_torch.scoring import frobenius_norm, full_precision, has_triton, head_scores
 
 __all__ = ["linear_cross_entropy"]
@@ -160,7 +160,7 @@ def _checked(
     # A kernel reads them one behind the other; a column of a matrix is not so.
     labels = targets.reshape(-1).long().contiguous()
     if kind == "cpu":
-        _check_labels(labels, weight.shape[0], head.ignore_index)
+        check_labels(labels, weight.shape[0], head.ignore_index)
     # The forward pass of a function does not see whether gradients are on.
     wanted = tuple(
         torch.is_grad_enabled() and x is not None and x.requires_grad
@@ -422,12 +422,3 @@ def _check(
         raise ValueError(f"`label_smoothing` must be in [0, 1), got {label_smoothing!r}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'`reduction` must be "mean", "sum" or "none", got {reduction!r}')
-
-
-def _check_labels(labels: torch.Tensor, classes: int, ignore_index: int) -> None:
-    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
-    if wrong.any():
-        raise IndexError(
-            f"`targets` must be in 0..{classes - 1} or ignore_index={ignore_index}, got "
-            f"{int(labels[wrong][0])}; usual cause: padding that is not marked, or another vocabulary"
-        )

@@ -21,6 +21,7 @@ from gwa_torch._trainers import (
     Watched,
     begin_stopper,
     check_options,
+    end_record,
 )
 from gwa_torch.monitor import GWAMonitor
 
@@ -29,18 +30,20 @@ try:
     from transformers.trainer_utils import get_last_checkpoint
 
     from gwa_torch._checkpoints import (
+        best_step,
         checkpoint_beside,
         checkpoint_of,
         load_renamed,
         read_state,
+        state_of,
         write_state,
     )
     from gwa_torch._transformers import (
         Tap,
-        batches_of,
         check_run,
         check_trainer,
         head_of,
+        length_of,
         options_of,
         planned,
     )
@@ -52,7 +55,13 @@ try:
         ends_first,
         restore_rule,
     )
-    from gwa_torch._transformers_log import is_coming, new_logs, say_unseen, show_scores
+    from gwa_torch._transformers_log import (
+        is_coming,
+        never_comes,
+        new_logs,
+        say_unseen,
+        show_scores,
+    )
     from gwa_torch._transformers_place import Place
 except ImportError as error:
     raise ImportError(
@@ -206,14 +215,11 @@ class GWACallback(Watched, TrainerCallback):
         )
         # The checkpoint that the run goes on from.
         self._resumed: Path | None = None
-        # The batches of a whole epoch, where the data have a length, or of a window.
+        # The batches of a whole epoch, where the data have a length.
         self._batches: int | None = None
         # Where the checkpoint of an ended epoch will be whose metric is still to come.
         self._undecided: Path | None = None
-        around: dict[str, Any] = {
-            "train": self._train,
-            "prediction_step": self._tap.prediction_step,
-        }
+        around: Any = {"train": self._train, "prediction_step": self._tap.prediction_step}
         self._place = Place(trainer, self, around, left=self._tap.close)
 
     def _train(
@@ -255,7 +261,7 @@ class GWACallback(Watched, TrainerCallback):
         self.stopper = begin_stopper(self.rule, epochs, self.monitor)
         average = self.keep == "average"
         self._average = begin_average(self.trainer, model, epochs) if average else None
-        self._batches, self._undecided = batches_of(train_dataloader, args, self.window), None
+        self._batches, self._undecided = length_of(train_dataloader), None
         self.averaged_model_path = ""
         self._tap.open(self.monitor, train_dataloader, keep_labels=self.run_folder is not None)
         if self._resumed is not None:
@@ -287,7 +293,7 @@ class GWACallback(Watched, TrainerCallback):
         restore_rule(stopper, kept["stopper"], self.rule)
         if stopper is not None:
             if self.keep == "best" and stopper.best_step is not None:
-                step = monitor.history[stopper.best_step].step
+                step = best_step(state, monitor.history[stopper.best_step], self.window)
                 state.best_model_checkpoint = str(checkpoint_beside(folder, step))
             if stopper.should_stop:
                 self._stop(control)
@@ -337,15 +343,19 @@ class GWACallback(Watched, TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, folder: Path
     ) -> None:
         step, window = state.global_step, self.window
-        self._hooked.end_epoch(step=step, batches=self._batches, window=window)
         self._tap.fresh = False
+        steps = step % window or window if window else 0
+        if not end_record(self._hooked, step, batches=self._batches, steps=steps, window=window):
+            return
         if self._average is not None:
             self._average.update(self._record())
         if self.run_folder is not None:
             self._hooked.save(self.run_folder, targets=self._tap.given_labels())
         # The row of the epoch then has what the rule says of it.
         at_once = self.stopper is not None and self._signal in self._record()
-        if at_once:
+        # A last window of fewer steps comes when the best weights are loaded already.
+        ended = steps != (window or 0)
+        if at_once and not ended:
             self._undecided = folder
             self._decide(state, control)
         # To log means to be done with what was to be logged; the loss may wait for it, too.
@@ -354,10 +364,13 @@ class GWACallback(Watched, TrainerCallback):
         control.should_log = wanted
         name = f"train/{self.prefix}gwa_scores"
         show_scores(self.trainer, name, self.scores, epoch=self.history[-1].epoch)
-        if self.stopper is None or at_once:
+        if self.stopper is None or at_once or ended:
             return
         self._undecided = folder
-        if self._signal not in values and is_coming(self.trainer, control, self._signal):
+        # An evaluation that follows a window is of the window that ended last.
+        later = window is not None and self._signal.startswith("eval_")
+        coming = later or is_coming(self.trainer, control, self._signal)
+        if self._signal not in values and coming:
             return
         if self._signal in values or self._signal in new_logs(state, self.history):
             self._decide(state, control)
@@ -373,17 +386,15 @@ class GWACallback(Watched, TrainerCallback):
         if self._undecided is None:
             return
         self._undecided = None
-        came = {name for row in state.log_history for name in row}
-        evaluated = any(name.startswith("eval_") for name in came)
-        # Not every epoch may have an evaluation.
-        later = self._signal.startswith("eval_") and args.eval_strategy != "no" and not evaluated
-        if not (later or self._signal in came):
+        if never_comes(args, state, self._signal):
             self._observe(new_logs(state, self.history))  # which says what there is
 
     def _decide(self, state: TrainerState, control: TrainerControl) -> None:
         """Ask the rule about the epoch that ended last."""
         assert self.stopper is not None  # noqa: S101  # asked before
         folder, self._undecided = self._undecided, None
+        if self.window is not None:
+            folder = checkpoint_of(self.trainer, state)
         if self._observe(new_logs(state, self.history)) and self.keep == "best":
             state.best_metric = self.stopper.best_value
             state.best_global_step = state.global_step
@@ -430,10 +441,5 @@ class GWACallback(Watched, TrainerCallback):
         """Write the state into the checkpoint; the trainer calls it on all ranks."""
         self._hooked.synchronize()
         if args.should_save:
-            kept = {
-                "monitor": self._hooked.state_dict(),
-                "stopper": None if self.stopper is None else self.stopper.state_dict(),
-                "average": None if self._average is None else self._average.state_dict(),
-                "labels": None if self._tap.labels is None else self._tap.labels.value.cpu(),
-            }
+            kept = state_of(self._hooked, self.stopper, self._average, self._tap.labels)
             write_state(kept, checkpoint_of(self.trainer, state))

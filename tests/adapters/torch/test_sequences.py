@@ -256,3 +256,97 @@ def test_tokens_that_were_flattened_are_told(flattened):
         model(x)
         monitor.update(y.flatten(), ids=rows.flatten())
         assert monitor.end_epoch().count == ROWS - 1
+
+
+def dft(logits, y):
+    """The cross-entropy of each token times its probability, as a loss of fine-tuning has it."""
+    shares = logits.softmax(-1).gather(-1, y.clamp(min=0)[..., None])[..., 0].detach()
+    losses = F.cross_entropy(logits.movedim(-1, 1), y, reduction="none")
+    return (shares * losses).sum()
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_of_tokens_are_noticed(compiled):
+    model, (x, y) = network(torch.float64), tokens()
+    x = 3 * x.double()
+    y[-1] = 2
+    with GWAMonitor(model.head, ROWS, reduce="gradient") as monitor:
+        made = torch.compile(model, backend="aot_eager") if compiled else model
+        if compiled:
+            # The gradient of a compiled pass is not kept: that is said, and nothing is raised.
+            (5 * F.cross_entropy(made(x).flatten(0, 1) / 0.2, y.flatten())).backward()
+            monitor.update(y, ids=torch.arange(ROWS))
+            with pytest.warns(UserWarning, match="reduce='gradient' has no other way in a comp"):
+                monitor.end_epoch()
+            return
+        dft(made(x), y).backward()
+        with pytest.warns(UserWarning, match="weights of classes or tokens"):
+            monitor.update(y, ids=torch.arange(ROWS))
+        monitor.end_epoch()
+        assert monitor.residual == "backward"
+    for row in range(ROWS):
+        weight = model.head.weight.detach().clone().requires_grad_()
+        latents = model.body(x[row]).detach()
+        logits = F.linear(latents, weight, model.head.bias.detach())
+        (g,) = torch.autograd.grad(dft(logits[None], y[row][None]), weight)
+        want = F.cosine_similarity(-g.flatten(), weight.flatten(), dim=0).detach()
+        assert_near(monitor.scores[row], want)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounding_is_no_other_loss(dtype):
+    model, (x, y) = network(), tokens()
+    with GWAMonitor(model.head, ROWS, reduce="gradient") as monitor, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            with torch.autocast("cpu", dtype):
+                loss = F.cross_entropy(model(x).flatten(0, 1), y.flatten())
+            (1024 * loss).backward()
+            monitor.update(y, ids=torch.arange(ROWS))
+        monitor.end_epoch()
+    assert monitor.residual == "formula"
+
+
+def test_labels_of_one_sigmoid_are_both_counted():
+    model = nn.Linear(8, 1)
+    x, y = torch.randn(4, 6, 8), torch.randint(0, 2, (4, 6))
+    found = []
+    for labels in (y, y.float()):
+        with GWAMonitor(
+            model, 4, loss="binary_cross_entropy", reduce="gradient", residual="formula"
+        ) as monitor:
+            model(x)
+            monitor.update(labels, ids=torch.arange(4))
+            monitor.end_epoch()
+            found.append(monitor.scores)
+    torch.testing.assert_close(*found)
+
+
+def test_one_target_a_row_is_a_sample():
+    model = nn.Linear(8, 1)
+    x, y = torch.randn(4, 8), torch.randint(0, 2, (4, 1)).float()
+    with GWAMonitor(model, 6, loss="binary_cross_entropy", residual="formula") as monitor:
+        model(x)
+        monitor.update(y, ids=torch.arange(4))
+        first = monitor.scores.clone()
+        model(-x)
+        monitor.update(y, ids=torch.arange(4))
+        summary = monitor.end_epoch()
+    assert torch.equal(monitor.scores.nan_to_num(9), first.nan_to_num(9))
+    assert (summary.count, summary.expected) == (4, 4)
+
+
+def test_ids_of_padding_do_not_matter_and_widths_may_differ():
+    model, (x, y) = network(), tokens()
+    ids = torch.arange(ROWS)[:, None].expand(y.shape).clone()
+    ids[y == -100] = -1
+    with GWAMonitor(model.head, ROWS, residual="formula") as monitor:
+        # A batch of one token a row comes first.
+        model(x[:, :1])
+        monitor.update(y[:, :1].clamp(min=0), ids=torch.arange(ROWS))
+        model(x[:, 1:])
+        monitor.update(y[:, 1:], ids=ids[:, 1:])
+        summary = monitor.end_epoch()
+    want = of_tokens(model, x, torch.cat([y[:, :1].clamp(min=0), y[:, 1:]], dim=1))
+    torch.testing.assert_close(monitor.scores.double(), want.nanmean(1), rtol=1e-5, atol=1e-6)
+    assert summary.count == ROWS

@@ -11,15 +11,20 @@ pytest.importorskip("transformers")
 L = pytest.importorskip("lightning.pytorch")
 
 import test_lightning as lightning_parts
+from lightning.pytorch.loggers import CSVLogger
 from test_lightning import calm  # noqa: F401  # a fixture
-from test_transformers import ROWS, STEPS, make, numbers, watch
+from test_transformers import ROWS, STEPS, Rows, make, numbers, watch
 from transformers import TrainerCallback
 
 from gwa_core import BestMetric, MaxSeparation, average_shares, select_epoch
 from gwa_offline.store import RunFolder
 from gwa_torch.lightning import GWACallback
 
-pytestmark = lightning_parts.pytestmark
+pytestmark = [
+    *lightning_parts.pytestmark,
+    pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning"),
+    pytest.mark.filterwarnings("ignore:.training_step. returned .None.:UserWarning"),
+]
 LATER = BestMetric(metric="step", warmup=0)
 
 
@@ -195,3 +200,127 @@ def test_a_killed_run_of_lightning_ends_as_the_uninterrupted(every, tmp_path):
     assert got.stopper.state_dict() == wanted.stopper.state_dict()
     for name, x in whole.state_dict().items():
         torch.testing.assert_close(again.state_dict()[name], x, rtol=0, atol=0)
+
+
+ACCURACY = BestMetric(metric="eval_accuracy", warmup=0)
+
+
+@pytest.mark.parametrize(
+    ("window", "evaluated", "best"),
+    [
+        # Evaluations at the ends of epochs, 5, 10 and 15, of which the second is the best.
+        (5, {"eval_strategy": "epoch"}, 1),
+        # They are of the window that ended last: at step 4, 8 and 12.
+        (4, {"eval_strategy": "epoch"}, 1),
+        (5, {"eval_strategy": "steps", "eval_steps": 5}, 1),
+    ],
+)
+def test_an_evaluation_is_of_the_window_before_it(window, evaluated, best, tmp_path):
+    values = iter([0.5, 0.9, 0.3])
+    options = {"save_strategy": "steps", "save_steps": 100, "eval_on_start": False, **evaluated}
+    trainer = make(tmp_path, eval_dataset=Rows(), **options)
+    trainer.compute_metrics = lambda _: {"accuracy": next(values)}
+    gwa = watch(trainer, ROWS, window=window, rule=ACCURACY, keep="best")
+    ends = Ends()
+    trainer.add_callback(ends)
+    trainer.train()
+    assert (gwa.best_epoch, gwa.stopper.best_value) == (best, 0.9)
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-10")
+    now = trainer.model.state_dict()
+    assert all(torch.equal(x, now[name]) for name, x in ends.kept[10].items())
+
+
+def test_a_last_window_of_fewer_steps_is_not_kept_however_many_it_has(tmp_path):
+    trainer = make(tmp_path, num_train_epochs=3)
+    gwa = watch(trainer, ROWS, window=11, rule=LATER, keep="last")
+    trainer.train()
+    assert [s.step for s in gwa.history] == [11, 15]
+    assert gwa.best_epoch == 0
+
+
+@pytest.mark.parametrize("window", [2, 3])
+def test_steps_of_fewer_batches_do_not_cut_a_window_short(window, tmp_path):
+    # Five batches an epoch, in steps of four and of one.
+    trainer = make(tmp_path, num_train_epochs=4, gradient_accumulation_steps=4)
+    gwa = watch(trainer, ROWS, window=window)
+    trainer.train()
+    whole = [s for s in gwa.history if s.step % window == 0]
+    assert len(whole) == 8 // window
+    assert all(s.count == s.expected for s in whole)
+
+
+def test_a_window_without_labels_is_left_out(tmp_path):
+    rows = [{"input_ids": torch.arange(3, 8), "labels": torch.arange(3, 8)} for _ in range(12)]
+    for row in rows[4:8]:
+        row["labels"] = torch.full((5,), -100)
+    trainer = make(tmp_path, "causal", num_train_epochs=1, per_device_train_batch_size=2)
+    trainer.args.data_seed = None
+    trainer.train_dataset = rows
+    trainer._get_train_sampler = lambda *_: torch.utils.data.SequentialSampler(rows)
+    gwa = watch(trainer, 12, window=2)
+    with pytest.warns(UserWarning, match="leaves out the window that ends at step 4, in which no"):
+        trainer.train()
+    assert [(s.step, s.count) for s in gwa.history] == [(2, 4), (6, 4)]
+
+
+class Judged(lightning_parts.Net):
+    """Logs what is said in a validation."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values = dict(values)
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val", self.values[self.trainer.global_step], batch_size=1)
+
+
+@pytest.mark.parametrize(
+    ("window", "every", "best"), [(5, 5, (1, 10)), (4, 10, (1, 10)), (5, 10, (1, 10))]
+)
+def test_a_validation_is_of_the_window_before_it(window, every, best, tmp_path):
+    loader = lightning_parts.Loader()
+    values = {5: 0.1, 10: 0.9, 15: 0.2, 20: 0.3}
+    rule = BestMetric(metric="val", warmup=0)
+    own = {"rule": rule, "keep": "best", "window": window, "dirpath": tmp_path / "best"}
+    gwa, ends = GWACallback("head", lightning_parts.ROWS, **own), LightningEnds()
+    logger = CSVLogger(tmp_path)
+    model = Judged(values)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    trainer = L.Trainer(
+        max_epochs=2,
+        callbacks=[gwa, ends],
+        default_root_dir=tmp_path,
+        logger=logger,
+        val_check_interval=min(every, 10),
+        num_sanity_val_steps=0,
+        **quiet,
+    )
+    trainer.fit(model, loader, lightning_parts.Loader(rows=lightning_parts.SIZE))
+    assert (gwa.best_epoch, gwa.stopper.best_value) == (best[0], pytest.approx(0.9))
+    assert all(torch.equal(x, ends.kept[best[1]][n]) for n, x in model.state_dict().items())
+    header, *lines = (tmp_path / logger.log_dir / "metrics.csv").read_text().splitlines()
+    place = header.split(",").index("train/gwa")
+    assert sum(bool(line.split(",")[place]) for line in lines) == len(gwa.history)
+
+
+def test_a_second_fit_counts_its_windows_from_its_beginning(tmp_path):
+    gwa = GWACallback("head", lightning_parts.ROWS, window=5)
+    model, loader = lightning_parts.Net(), lightning_parts.Loader()
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    for epochs in (1, 2):
+        options = {"max_epochs": epochs, "callbacks": [gwa], "logger": False, **quiet}
+        L.Trainer(default_root_dir=tmp_path, **options).fit(model, loader)
+    assert [s.step for s in gwa.history] == [5, 10, 5, 10, 15, 20]
+    assert all(s.count == s.expected for s in gwa.history)
+
+
+def test_a_step_that_returns_none_leaves_a_window_what_it_has(tmp_path):
+    class Skips(lightning_parts.Net):
+        def training_step(self, batch, batch_idx):
+            return None if 2 <= batch_idx < 8 else super().training_step(batch, batch_idx)
+
+    gwa = GWACallback("head", lightning_parts.ROWS, window=2)
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    options = {"max_epochs": 1, "callbacks": [gwa], "logger": False, **quiet}
+    L.Trainer(default_root_dir=tmp_path, **options).fit(Skips(), lightning_parts.Loader())
+    assert sum(s.count for s in gwa.history) == 4 * lightning_parts.SIZE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -13,8 +14,15 @@ def main() -> None:
         # The bare install computes; it has nothing to draw a terminal with.
         print(f"gwa: {error}; pip install 'gwa-core[cli]'", file=sys.stderr)
         raise SystemExit(2) from None
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A name that the terminal has no letters for must not end a command.
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
+    except MemoryError as error:
+        print(f"gwa: the memory does not suffice: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
         print(f"gwa: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import EpochSummary
-from gwa_offline.files.checks import FIELDS, LOSSES, likeliest_labels, to_numpy
+from gwa_offline.files.checks import (
+    FIELDS,
+    LOSSES,
+    check_class_names,
+    likeliest_labels,
+    to_numpy,
+)
 from gwa_offline.files.errors import FeaturesError
 from gwa_offline.files.features import Block, Features, open_snapshot
-from gwa_offline.files.formats import FORMATS
+from gwa_offline.files.places import (
+    Snapshot,
+    expand_pattern,
+    find_snapshots,
+    is_pattern,
+    name_of,
+)
 from gwa_offline.store import RunFolder
 
 __all__ = ["Block", "Epoch", "Features", "Source", "open_features"]
 
-_SUPPORTED = (
-    f"supported are {', '.join(FORMATS)}, a folder of .npy files (latents.npy, weight.npy, "
-    "targets.npy), a folder of such snapshots (epoch_3.npz, ...) and a run folder"
-)
-_MAX_DIGITS = 18  # of an epoch; a date with a time, or a hash, has more
+# Samples that a run may have beyond those of its epochs, whose arrays have a place for each.
+_UNSEEN = 2**26
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,23 +100,26 @@ class Source:
 
 
 def open_features(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     weight: Any = None,
     bias: Any = None,
     targets: Any = None,
     loss: str | None = None,
+    class_names: Sequence[str] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> Source:
     """Open saved features, or a run folder.
 
     Parameters
     ----------
-    path : path
+    path : path, or sequence of path
         A ``.npz``, ``.safetensors`` or ``.parquet`` file; a folder of ``.npy`` files
         (``latents.npy``, ``weight.npy``, ``targets.npy``); a folder of such snapshots whose names
-        have the number of the epoch (``epoch_3.npz``); or a run folder. The arrays are ``latents``
-        (n, D), ``weight`` (C, D), ``targets`` (n,) or (n, C), and optionally ``logits`` (n, C),
-        ``bias`` (C,) and ``ids`` (n,).
+        have the number of the epoch (``epoch_3.npz``); or a run folder. A list, a pattern
+        (``"epoch_3/part-*.parquet"``) and a folder of parts are one epoch in several files. The arrays
+        are ``latents`` (n, D), ``weight`` (C, D), ``targets`` (n,) or (n, C), and optionally
+        ``logits`` (n, C), ``bias`` (C,) and ``ids`` (n,).
     weight : array of shape (C, D), optional
         For files without it. Beside ``x.parquet`` a file ``x.weight.npy`` does the same.
     bias : array of shape (C,), optional
@@ -117,6 +128,10 @@ def open_features(
         Targets by sample id, for files without them.
     loss : {"cross_entropy", "binary_cross_entropy"}, optional
         Loss of the head; default the loss of the run folder, or else softmax cross-entropy.
+    class_names : sequence of str, optional
+        C names, for sources without them.
+    columns : mapping of str to str, optional
+        What the files call an array: ``{"latents": "embedding", "targets": "y"}``.
 
     Returns
     -------
@@ -132,6 +147,9 @@ def open_features(
     -----
     Reads the headers, targets and ids of all epochs; latents and logits are read by
     `Features.blocks`, in blocks. Compressed ``.npz`` files are inflated as they are read.
+
+    Parts are joined by their ``ids``. Without them the rows count from the first part to the last, in
+    the order of the names, where ``part-2`` is before ``part-10``, or in that of the list.
 
     Examples
     --------
@@ -152,61 +170,102 @@ def open_features(
         for name, array in {"weight": weight, "bias": bias, "targets": targets}.items()
         if array is not None
     }
-    place = Path(path)
     if loss not in (None, *LOSSES):
         raise FeaturesError(f"`loss` must be one of {', '.join(LOSSES)}, got {loss!r}")
+    if wrong := [name for name in columns or {} if name not in FIELDS]:
+        raise FeaturesError(f"`columns` must name {', '.join(FIELDS)}, got {wrong[0]!r}")
+    told = _Told(given, columns, class_names, loss)
     try:
-        if not place.exists():
+        if not isinstance(path, str | os.PathLike):
+            return _open_files(path, name_of([Path(part) for part in path] or [Path()]).name, told)
+        if not os.fspath(path):
+            raise FeaturesError("`path` is empty; is a variable unset?")
+        place = Path(path)
+        if is_pattern(place) and len(found := expand_pattern(place)) == 1:
+            place = found[0]
+        if not place.exists() and not is_pattern(place):
             raise FeaturesError(f"{path}: there is no such file or folder")
         if (place / "run.json").exists():
-            return _open_run(RunFolder.open(place), given, loss)
-        return _open_files(place, given, loss or LOSSES[0])
+            return _open_run(RunFolder.open(place), told)
+        return _open_files(place, name_of([place]).name, told)
     except OSError as error:
         raise FeaturesError(f"{path}: cannot be read: {error}") from error
 
 
-def _open_run(run: RunFolder, given: Mapping[str, NDArray[Any]], loss: str | None) -> Source:
-    loss = loss or run.loss
+class _Told(NamedTuple):
+    """What the user says of a source."""
+
+    arrays: Mapping[str, NDArray[Any]]
+    columns: Mapping[str, str] | None
+    class_names: Sequence[str] | None
+    loss: str | None
+
+    def names(self, num_classes: int) -> tuple[str, ...] | None:
+        return (
+            None if self.class_names is None else check_class_names(self.class_names, num_classes)
+        )
+
+
+def _open_run(run: RunFolder, told: _Told) -> Source:
+    loss, given = told.loss or run.loss, told.arrays
     rows = run.epochs()
     if not rows:
         raise FeaturesError(f"{run.path}: the run has no finished epoch yet")
+    most = max(summary.count + summary.omitted for summary, _ in rows)
+    if run.num_samples > max(_UNSEEN, 16 * most):
+        raise FeaturesError(
+            f"{run.path}: `num_samples` is {run.num_samples}, but no epoch has more than {most} "
+            "samples; run.json is damaged, or of another run"
+        )
     labels = run.targets()
     if "targets" in given:
         if labels is not None:
             raise FeaturesError(f"`targets` was given, but {run.path} has its own; drop one")
         targets, n = given["targets"], run.num_samples
         labels = likeliest_labels(targets, n, run.num_classes, loss)
+    if told.class_names is not None and run.class_names is not None:
+        raise FeaturesError(f"`class_names` was given, but {run.path} has its own; drop one")
     opener = partial(
         open_snapshot,
         given=given,
+        columns=told.columns,
         labels=labels,
         loss=loss,
         num_samples=run.num_samples,
         num_classes=run.num_classes,
     )
     epochs: list[Epoch] = []
-    openers: dict[Path, Callable[[], Features]] = {}
+    openers: dict[Snapshot, Callable[[], Features]] = {}
+    # A long run of summaries alone should not ask the disk for each.
+    scored, kept = ((run.path / name).is_dir() for name in ("scores", "features"))
     for summary, metrics in rows:
-        run.scores(summary.epoch)  # what is wrong with them should be known now
-        file = run.features_path(summary.epoch)
+        if scored:
+            run.scores(summary.epoch)  # what is wrong with them should be known now
+        file = run.features_path(summary.epoch) if kept else None
+        features = None
         if file is not None:
-            openers[file] = partial(opener, file)
+            snapshot = Snapshot(summary.epoch, (file,))
+            features = openers[snapshot] = partial(opener, snapshot)
         epochs.append(
             Epoch(
                 epoch=summary.epoch,
                 step=summary.step,
                 summary=summary,
                 metrics=metrics,
-                _scores=partial(run.scores, summary.epoch),
-                _features=None if file is None else openers[file],
+                _scores=partial(run.scores, summary.epoch) if scored else None,
+                _features=features,
             )
+        )
+    if not openers and (unused := [name for name in given if name != "targets"]):
+        raise FeaturesError(
+            f"`{unused[0]}` was given, but {run.path} has no features to use it for"
         )
     _, labels = _survey(openers, labels)
     return Source(
         name=run.path.resolve().name,
         num_samples=run.num_samples,
         num_classes=run.num_classes,
-        class_names=run.class_names,
+        class_names=run.class_names or told.names(run.num_classes),
         beta=run.beta,
         loss=loss,
         targets=labels,
@@ -214,72 +273,61 @@ def _open_run(run: RunFolder, given: Mapping[str, NDArray[Any]], loss: str | Non
     )
 
 
-def _open_files(place: Path, given: Mapping[str, NDArray[Any]], loss: str) -> Source:
-    files = _find_snapshots(place)
-    targets = given.get("targets")
+def _open_files(
+    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], name: str, told: _Told
+) -> Source:
+    snapshots = find_snapshots(path)
+    targets, loss = told.arrays.get("targets"), told.loss or LOSSES[0]
     n = None if targets is None or targets.ndim == 0 else len(targets)
-    opener = partial(open_snapshot, given=given, loss=loss, num_samples=n)
+    opener = partial(
+        open_snapshot, given=told.arrays, columns=told.columns, loss=loss, num_samples=n
+    )
     # The first one says how many classes the others must have.
-    num_classes = opener(files[0][1]).num_classes
-    openers = {file: partial(opener, file, num_classes=num_classes) for _, file in files}
+    num_classes = opener(snapshots[0]).num_classes
+    openers = {found: partial(opener, found, num_classes=num_classes) for found in snapshots}
     labels = None
     if targets is not None:
         labels = likeliest_labels(targets, len(targets), num_classes, loss)
+    _refuse_shards(openers)
     num_samples, labels = _survey(openers, labels)
     return Source(
-        name=place.resolve().name,
+        name=name,
         num_samples=num_samples,
         num_classes=num_classes,
-        class_names=None,
+        class_names=told.names(num_classes),
         beta=1.2,
         loss=loss,
         targets=labels,
         epochs=tuple(
-            Epoch(epoch=number, step=number, _features=openers[file]) for number, file in files
+            Epoch(epoch=found.epoch, step=found.epoch, _features=openers[found])
+            for found in snapshots
         ),
     )
 
 
-def _find_snapshots(place: Path) -> list[tuple[int, Path]]:
-    """Return the numbers and places of the epochs."""
-    if place.is_file():
-        if place.suffix not in FORMATS:
-            raise FeaturesError(f"{place}: {place.suffix or 'no suffix'} is unknown; {_SUPPORTED}")
-        return [(0, place)]
-    if _is_npy_folder(place):
-        return [(0, place)]
-    found: dict[int, Path] = {}
-    for file in sorted(place.iterdir()):
-        if file.suffix not in FORMATS and not _is_npy_folder(file):
-            continue
-        number = _find_number(file)
-        if number in found:
-            raise FeaturesError(f"{file} and {found[number].name} are both of epoch {number}")
-        found[number] = file
-    if not found:
-        names = ", ".join(sorted(file.name for file in place.iterdir())[:8]) or "nothing"
-        raise FeaturesError(f"{place}: there are no features, there is {names}; {_SUPPORTED}")
-    return sorted(found.items())
-
-
-def _is_npy_folder(place: Path) -> bool:
-    return any((place / f"{name}.npy").exists() for name in FIELDS)
-
-
-def _find_number(file: Path) -> int:
-    """Return the number behind "epoch" in a name, or else the last one."""
-    stem = file.stem if file.suffix in FORMATS else file.name
-    numbers = re.findall("epoch[^0-9]?([0-9]+)", stem, re.IGNORECASE) or re.findall("[0-9]+", stem)
-    if not numbers or len(numbers[-1]) > _MAX_DIGITS:
+def _refuse_shards(openers: Mapping[Snapshot, Callable[[], Features]]) -> None:
+    """Refuse epochs that have no sample in common."""
+    seen: NDArray[np.bool_] = np.zeros(0, np.bool_)
+    for opener in openers.values():
+        ids = opener().ids
+        if ids is None:
+            return
+        more = max(int(ids.max()) + 1 - len(seen), 0)
+        seen = np.append(seen, np.zeros(more, np.bool_))
+        if seen[ids].any():
+            return
+        seen[ids] = True
+    if len(openers) > 1:
+        first, second = list(openers)[:2]
         raise FeaturesError(
-            f"{file}: its name has no number of an epoch, as epoch_3{file.suffix} has; "
-            "to read it alone, open the file and not its folder"
+            f"{first} and {second.parts[0].name}: the epochs have no sample in common; these look like "
+            "shards of one epoch; say so by their names, epoch_0-part-0, epoch_0-part-1, by a pattern "
+            "in quotes, 'folder/*.npz', or by a list in Python"
         )
-    return int(numbers[-1])
 
 
 def _survey(
-    openers: Mapping[Path, Callable[[], Features]], labels: NDArray[np.int64] | None
+    openers: Mapping[Snapshot, Callable[[], Features]], labels: NDArray[np.int64] | None
 ) -> tuple[int, NDArray[np.int64] | None]:
     """Open every epoch once, so that errors come now; return N and the labels by sample id."""
     num_samples, without_ids = 0 if labels is None else len(labels), {}
@@ -302,7 +350,7 @@ def _survey(
 
 
 def _merge_labels(
-    labels: NDArray[np.int64] | None, features: Features, new: NDArray[np.int64], file: Path
+    labels: NDArray[np.int64] | None, features: Features, new: NDArray[np.int64], file: Snapshot
 ) -> NDArray[np.int64]:
     rows = np.arange(len(new)) if features.ids is None else features.ids
     known = np.empty(0, dtype=np.int64) if labels is None else labels
@@ -314,7 +362,8 @@ def _merge_labels(
         raise FeaturesError(
             f"{file}: `targets` has another label in row {int(clash.argmax())} than the other "
             "epochs or targets.npy, so the rows are not in the order of the samples; "
-            "was the loader shuffled? Then `ids` must be saved"
+            "was the loader shuffled? Then `ids` must be saved; parts of one epoch are named as "
+            "epoch_0-part-1"
         )
     merged[rows] = np.where(old < 0, new, old)
     return merged

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -36,6 +36,7 @@ from gwa_offline.analysis.statistics import (
 )
 from gwa_offline.analysis.view import observed
 from gwa_offline.readers import Block, Epoch, Features, Source, open_features
+from gwa_offline.store import FeaturesError
 
 __all__ = ["analyse"]
 
@@ -46,7 +47,7 @@ BLOCK_LOGITS = 1 << 24
 
 
 def analyse(
-    source: Source | str | os.PathLike[str],
+    source: Source | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
     rule: Rule | None = None,
     label_smoothing: float = 0.0,
@@ -57,7 +58,7 @@ def analyse(
 
     Parameters
     ----------
-    source : Source or path
+    source : Source, path or sequence of path
         What `open_features` returned or takes.
     rule : gwa_core.Rule, optional
         The stopping rule, default ``MaxSeparation()``. A message says where the paper's rule,
@@ -77,7 +78,7 @@ def analyse(
     Raises
     ------
     FeaturesError
-        If the source is damaged.
+        If the source is damaged, or has logits that are not those of its head.
     ValueError
         If the source lacks the column that the rule reads, or the class weights do not fit.
 
@@ -225,15 +226,16 @@ class _Reader:
                     targets=targets, class_weights=self.class_weights, label_smoothing=smoothing
                 )
                 smoothing = 0.0
-            scores[ids] = alignment_scores(
-                latents=block.latents,
-                weight=features.weight,
-                targets=targets,
-                logits=logits,
-                bias=features.bias,
-                loss=self.source.loss,  # type: ignore[arg-type]  # checked by the reader
-                label_smoothing=smoothing,
-            )
+            with _blame_logits(block, features):
+                scores[ids] = alignment_scores(
+                    latents=block.latents,
+                    weight=features.weight,
+                    targets=targets,
+                    logits=logits,
+                    bias=features.bias,
+                    loss=self.source.loss,  # type: ignore[arg-type]  # checked by the reader
+                    label_smoothing=smoothing,
+                )
             predicted[ids] = logits.argmax(axis=1)
             return len(logits)
 
@@ -281,6 +283,21 @@ def _one_blas_thread_a_worker() -> Iterator[int]:
         return
     with threadpool_limits(1, user_api="blas"):
         yield os.cpu_count() or 1
+
+
+@contextmanager
+def _blame_logits(block: Block, features: Features) -> Iterator[None]:
+    """Say which file has logits that are not those of its head, and what they seem to be."""
+    try:
+        yield
+    except ValueError as error:
+        if block.logits is None or "`logits` must be latents" not in str(error):
+            raise
+        saved = np.asarray(block.logits, np.float32)
+        what = "or probabilities, saved as logits"
+        if ((saved >= 0) & (saved <= 1)).all():
+            what = "these are all in [0, 1]: save what comes before the softmax or the sigmoid"
+        raise FeaturesError(f"{features.path}: {error}; {what}") from error
 
 
 def _logits(block: Block, features: Features, out: NDArray[Any] | None) -> NDArray[Any]:

@@ -179,7 +179,8 @@ def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
-    if len(a) < 3 or a.std() == 0 or b.std() == 0:
-        return None
-    value = float(np.corrcoef(a, b)[0, 1])
+    with np.errstate(all="ignore"):  # a loss of 1e308 has no variance
+        if len(a) < 3 or a.std() == 0 or b.std() == 0:
+            return None
+        value = float(np.corrcoef(a, b)[0, 1])
     return value if math.isfinite(value) else None

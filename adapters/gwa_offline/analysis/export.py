@@ -82,15 +82,22 @@ def write_csv(report: Findings, folder: str | os.PathLike[str]) -> list[Path]:
     names = list(dict.fromkeys(name for row in rows for name in row))
     epochs, samples = target / "epochs.csv", target / "samples.csv"
     with epochs.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, names, restval="")
-        writer.writeheader()
-        writer.writerows(rows)
+        table = csv.writer(file)
+        table.writerow(_cell(name) for name in names)
+        table.writerows([_cell(row.get(name, "")) for name in names] for row in rows)
     columns = sample_columns(report)
     with samples.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(columns)
         table.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
     return [epochs, samples]
+
+
+def _cell(value: Any) -> Any:
+    """Return a cell that a spreadsheet takes for text where it is text, and not for a formula."""
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return f"'{value}"
+    return value
 
 
 def write_parquet(report: Findings, folder: str | os.PathLike[str]) -> list[Path]:

@@ -35,6 +35,10 @@ __all__ = [
 ]
 
 
+# A metric beyond is that of a diverged run.
+LARGEST = 1e100
+
+
 class History(Protocol):
     """Records and their shares in the average of the weights: a report, or a run in progress."""
 
@@ -123,9 +127,10 @@ def metric_names(report: Findings) -> list[str]:
 
 
 def metric_values(report: Findings, name: str) -> NDArray[np.float64]:
-    """Return one metric at the T epochs, nan where it is missing."""
+    """Return one metric at the T epochs, nan where it is missing, or so large that sums overflow."""
     found = [record.metrics.get(name) for record in report.epochs]
-    return np.array([math.nan if value is None else value for value in found], dtype=np.float64)
+    values = np.array([math.nan if value is None else value for value in found], dtype=np.float64)
+    return np.where(np.abs(values) < LARGEST, values, np.nan)
 
 
 def lowest_classes(report: Findings, limit: int) -> NDArray[np.intp]:

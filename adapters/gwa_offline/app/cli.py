@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from enum import StrEnum
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from gwa_core import (
-    BestMetric,
-    DipThenMax,
-    GradientDisparity,
-    LabelWave,
-    MaxBimodality,
-    MaxGWA,
-    MaxSeparation,
-    Rule,
-    __version__,
-)
+from gwa_core import Rule, __version__
 from gwa_offline.analysis import analyse as run_analysis
 from gwa_offline.analysis import average_checkpoints
 from gwa_offline.analysis.comparison import compare as run_comparison
 from gwa_offline.analysis.results import Report
 from gwa_offline.app.demo import run_demo
 from gwa_offline.app.follow import watch
+from gwa_offline.app.options import (
+    FileArgument,
+    FileOption,
+    OnePath,
+    Paths,
+    RuleOptions,
+    SourceOptions,
+    expand,
+)
 from gwa_offline.app.terminal import Terminal
-from gwa_offline.readers import Source, open_features
+from gwa_offline.files.places import distinct_names, gather, name_of
+from gwa_offline.readers import Source
 
 # What a shell expects of a command that Ctrl-C ended.
 INTERRUPTED = 130
@@ -43,48 +42,8 @@ app = typer.Typer(
 )
 
 
-class RuleName(StrEnum):
-    """Names of the stopping rules on the command line."""
-
-    separation = "separation"
-    bimodality = "bimodality"
-    gwa = "gwa"
-    dip = "dip"
-    labelwave = "labelwave"
-    disparity = "disparity"
-    metric = "metric"
-
-
-Paths = Annotated[
-    list[Path],
-    typer.Argument(help="Run folder, .npz, .safetensors, .parquet, .npy folder or snapshots."),
-]
-OnePath = Annotated[
-    Path, typer.Argument(help="Run folder, .npz, .safetensors, .parquet, .npy folder or snapshots.")
-]
-RuleOption = Annotated[
-    RuleName,
-    typer.Option(
-        "--rule",
-        help="separation: scores are high and in two groups; bimodality: in two groups; "
-        "gwa: the paper's rule; dip: fine-tuning; "
-        "metric: a stored column (with --metric).",
-    ),
-]
-MetricOption = Annotated[
-    str | None, typer.Option(help="A column of epochs.jsonl, such as test_accuracy.")
-]
-ModeOption = Annotated[str, typer.Option(help="max or min: which end of --metric is better.")]
-WeightOption = Annotated[
-    Path | None, typer.Option(help="Head weight (C, D) as .npy, for files without it.")
-]
-TargetsOption = Annotated[Path | None, typer.Option(help="Labels as .npy, for files without them.")]
-LossOption = Annotated[
-    str | None, typer.Option(help="cross_entropy (default) or binary_cross_entropy.")
-]
-SmoothingOption = Annotated[float, typer.Option(help="Label smoothing of the training.")]
 ImagesOption = Annotated[
-    Path | None, typer.Option(help="Pictures by sample id: .npy, .npz or a folder of files.")
+    Path | None, FileOption("Pictures by sample id: .npy, .npz or a folder of files.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Plain text, no progress bar.")]
@@ -106,18 +65,14 @@ def _main(
 
 
 @app.command()
+@expand
 def analyse(
     paths: Paths,
-    rule: RuleOption = RuleName.separation,
-    metric: MetricOption = None,
-    mode: ModeOption = "max",
-    weight: WeightOption = None,
-    targets: TargetsOption = None,
-    loss: LossOption = None,
-    label_smoothing: SmoothingOption = 0.0,
+    rules: RuleOptions,
+    options: SourceOptions,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for report.json, epochs.csv, samples.csv (and Parquet)."),
+        FileOption("Folder for report.json, epochs.csv, samples.csv (and Parquet)."),
     ] = None,
     parquet: Annotated[bool, typer.Option(help="Write Parquet beside CSV into --out.")] = False,
     json: JsonOption = False,
@@ -126,9 +81,9 @@ def analyse(
     """Summarise each epoch, find the best one, and rank the labels."""
     terminal = Terminal(json=json, quiet=quiet)
     reports = []
-    for path in paths:
-        source = _open(path, weight, targets, loss)
-        report = _report(source, _rule(rule, metric, mode), terminal, label_smoothing)
+    rule = rules.make()
+    for source in _open(paths, options):
+        report = _report(source, rule, terminal, options)
         reports.append(report)
         terminal.report(report)
         if out is not None:
@@ -140,26 +95,25 @@ def analyse(
 
 
 @app.command()
+@expand
 def stop(
     run: OnePath,
-    rule: RuleOption = RuleName.separation,
-    metric: MetricOption = None,
-    mode: ModeOption = "max",
+    rules: RuleOptions,
+    options: SourceOptions,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Say which epoch a rule keeps, and why."""
     terminal = Terminal(json=json, quiet=quiet)
-    report = _report(open_features(run), _rule(rule, metric, mode), terminal)
+    report = _report(options.open(run), rules.make(), terminal, options)
     terminal.selection(report)
 
 
 @app.command()
+@expand
 def follow(
-    run: Annotated[Path, typer.Argument(help="Run folder; there may be none yet.")],
-    rule: RuleOption = RuleName.separation,
-    metric: MetricOption = None,
-    mode: ModeOption = "max",
+    run: Annotated[Path, FileArgument("Run folder; there may be none yet.")],
+    rules: RuleOptions,
     wait: Annotated[
         float,
         typer.Option(min=0, help="Minutes without anything new after which to end; 0 looks once."),
@@ -168,7 +122,7 @@ def follow(
 ) -> None:
     """Watch a run while it is trained, until it has ended."""
     terminal = Terminal(json=False, quiet=quiet)
-    looks = watch(run, rule=_rule(rule, metric, mode), wait=60.0 * wait)
+    looks = watch(run, rule=rules.make(), wait=60.0 * wait)
     try:
         last = terminal.follow(looks)
     except KeyboardInterrupt:
@@ -183,7 +137,7 @@ def follow(
 
 @app.command()
 def average(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    run: Annotated[Path, FileArgument("Run folder.")],
     checkpoints: Annotated[
         str,
         typer.Option(
@@ -191,7 +145,7 @@ def average(
             "{number} counts from 1, {step} is the training step."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="The new .safetensors file.")],
+    out: Annotated[Path, FileOption("The new .safetensors file.")],
     power: Annotated[float, typer.Option(help="Of the signal; 0 is the plain mean.")] = 10.0,
     warmup: Annotated[
         float, typer.Option(help="Fraction or number of first epochs that do not count.")
@@ -218,24 +172,24 @@ def average(
 
 
 @app.command()
+@expand
 def samples(
     run: OnePath,
+    rules: RuleOptions,
+    options: SourceOptions,
     lowest: Annotated[int, typer.Option(min=0, help="How many of the most suspicious.")] = 20,
     highest: Annotated[int, typer.Option(min=0, help="How many of the best aligned.")] = 0,
     per_class: Annotated[bool, typer.Option(help="That many of each class.")] = False,
     images: ImagesOption = None,
-    figure: Annotated[Path, typer.Option(help="Where the contact sheet of --images goes.")] = Path(
+    figure: Annotated[Path, FileOption("Where the contact sheet of --images goes.")] = Path(
         "samples.png"
     ),
-    rule: RuleOption = RuleName.separation,
-    metric: MetricOption = None,
-    mode: ModeOption = "max",
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """List the samples whose labels deserve a look."""
     terminal = Terminal(json=json, quiet=quiet)
-    report = _report(open_features(run), _rule(rule, metric, mode), terminal)
+    report = _report(options.open(run), rules.make(), terminal, options)
     if images is not None:
         from gwa_offline.figures.displays import SamplesDisplay
 
@@ -247,42 +201,38 @@ def samples(
 
 
 @app.command()
+@expand
 def compare(
     runs: Paths,
-    metric: MetricOption = None,
-    mode: ModeOption = "max",
-    rule: RuleOption = RuleName.separation,
+    rules: RuleOptions,
+    options: SourceOptions,
     json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
     """Put runs beside each other, and alignment beside a metric."""
     terminal = Terminal(json=json, quiet=quiet)
-    reports = [_report(open_features(run), _rule(rule, metric, mode), terminal) for run in runs]
-    comparison = run_comparison(reports, metric=metric)
+    rule = rules.make(shown=True)
+    reports = [_report(source, rule, terminal, options) for source in _open(runs, options)]
+    comparison = run_comparison(reports, metric=rules.metric)
     terminal.comparison(comparison)
     terminal.json(asdict(comparison))
 
 
 @app.command()
+@expand
 def report(
     run: OnePath,
-    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+    rules: RuleOptions,
+    options: SourceOptions,
+    out: Annotated[Path, FileOption("The HTML file.")] = Path("report.html"),
     images: ImagesOption = None,
-    figures: Annotated[Path | None, typer.Option(help="Folder for PNG figures.")] = None,
-    rule: RuleOption = RuleName.separation,
-    metric: MetricOption = None,
-    mode: ModeOption = "max",
-    weight: WeightOption = None,
-    targets: TargetsOption = None,
-    loss: LossOption = None,
-    label_smoothing: SmoothingOption = 0.0,
+    figures: Annotated[Path | None, FileOption("Folder for PNG figures.")] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Write one self-contained HTML file."""
     terminal = Terminal(json=False, quiet=quiet)
-    source = _open(run, weight, targets, loss)
-    found = _report(source, _rule(rule, metric, mode), terminal, label_smoothing)
-    shown: dict[str, Any] = {"images": images, "metric": metric, "mode": mode}
+    found = _report(options.open(run), rules.make(shown=True), terminal, options)
+    shown: dict[str, Any] = {"images": images, "metric": rules.metric, "mode": rules.mode}
     written = [found.to_html(out, **shown)]
     if figures is not None:
         written += found.to_figures(figures, **shown)
@@ -291,9 +241,7 @@ def report(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the run and its report.")] = Path(
-        "gwa-demo"
-    ),
+    out: Annotated[Path, FileOption("Folder for the run and its report.")] = Path("gwa-demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of the split, the noise and the training.")] = 0,
     json: JsonOption = False,
     quiet: QuietOption = False,
@@ -306,31 +254,15 @@ def demo(
     terminal.demo(result, page)
 
 
-def _open(path: Path, weight: Path | None, targets: Path | None, loss: str | None) -> Source:
-    given: dict[str, Any] = {
-        name: np.load(file, allow_pickle=False)
-        for name, file in {"weight": weight, "targets": targets}.items()
-        if file is not None
-    }
-    return open_features(path, loss=loss, **given)
+def _open(paths: Sequence[Path], options: SourceOptions) -> Iterator[Source]:
+    """Yield the sources of a command, under names that tell them apart."""
+    sources = gather(paths)
+    names = distinct_names([name_of(parts) for parts in sources])
+    for parts, name in zip(sources, names, strict=True):
+        yield replace(options.open(parts if len(parts) > 1 else parts[0]), name=name)
 
 
-def _report(source: Source, rule: Rule, terminal: Terminal, label_smoothing: float = 0.0) -> Report:
+def _report(source: Source, rule: Rule, terminal: Terminal, options: SourceOptions) -> Report:
+    smoothing = options.label_smoothing
     with terminal.progress(f"reading {source.name}") as progress:
-        return run_analysis(source, rule=rule, label_smoothing=label_smoothing, progress=progress)
-
-
-def _rule(name: RuleName, metric: str | None, mode: str) -> Rule:
-    if name is RuleName.metric:
-        if metric is None:
-            raise ValueError("`--rule metric` needs `--metric COLUMN`, such as test_accuracy")
-        return BestMetric(metric=metric, mode=mode)  # type: ignore[arg-type]  # checked by the rule
-    rules: dict[RuleName, Rule] = {
-        RuleName.separation: MaxSeparation(),
-        RuleName.bimodality: MaxBimodality(),
-        RuleName.gwa: MaxGWA(),
-        RuleName.dip: DipThenMax(),
-        RuleName.labelwave: LabelWave(),
-        RuleName.disparity: GradientDisparity(),
-    }
-    return rules[name]
+        return run_analysis(source, rule=rule, label_smoothing=smoothing, progress=progress)

@@ -33,6 +33,7 @@ from gwa_offline.analysis.view import (
 from gwa_offline.app.demo import DemoResult
 from gwa_offline.app.follow import Look
 from gwa_offline.app.screen import NewRows, draw_look, sentences
+from gwa_offline.app.tables import NAMES, clean, fitting
 
 __all__ = ["Terminal"]
 
@@ -64,7 +65,7 @@ class Terminal:
     def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
         """Show a progress bar on standard error if it is a terminal."""
         with Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             TimeRemainingColumn(),
             console=self._bars,
@@ -84,22 +85,38 @@ class Terminal:
 
     def _line(self, text: str = "") -> None:
         if not self._json:
-            self._out.print(text, markup=False)
+            self._out.print(clean(text), markup=False)
 
-    def _table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    def _table(
+        self,
+        title: str,
+        columns: Sequence[str],
+        rows: Sequence[Sequence[str]],
+        *,
+        less: Sequence[str] = (),
+    ) -> None:
+        """Print a table; where it is too wide, the columns in `less` go, the first one first."""
         if self._json:
             return
+        rows = [[clean(cell) for cell in row] for row in rows]
+        columns = [clean(column) for column in columns]
         if self._plain:
             print("\t".join(columns))
             for row in rows:
                 print("\t".join(row))
             return
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-        for column in columns:
-            table.add_column(column, justify="right")
+        kept = fitting(columns, rows, self._out.width, less)
+        table = Table(title=Text(clean(title)), box=box.SIMPLE_HEAD, title_justify="left")
+        for i in kept:
+            # Names may be cut, numbers never.
+            words = columns[i] in NAMES
+            table.add_column(Text(columns[i]), justify="right", no_wrap=not words)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(row[i]) for i in kept))
         self._out.print(table)
+        if len(kept) < len(columns):
+            gone = [column for i, column in enumerate(columns) if i not in kept]
+            self._line(f"Too narrow for {', '.join(gone)}; --quiet has all columns.")
 
     def report(self, report: Report) -> None:
         """Print epochs, the best one and messages."""
@@ -129,7 +146,8 @@ class Terminal:
         ]
         if not self._plain:
             rows = [rows[i] for i in _spread(len(rows), best)]
-        self._table(f"{report.name}: {report.num_samples} samples", columns, rows)
+        less = ["SE", "kurtosis", "negative", "healthy", "mean", "GWA"]
+        self._table(f"{report.name}: {report.num_samples} samples", columns, rows, less=less)
         self._best(report)
 
     def _best(self, report: Report) -> None:
@@ -184,7 +202,7 @@ class Terminal:
 
     def note(self, text: str) -> None:
         """Print a sentence to standard error."""
-        self._bars.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._bars.print(clean(text), markup=False, highlight=False, soft_wrap=True)
 
     def averaged(self, found: AveragedCheckpoints) -> None:
         """Print the shares of the epochs, and where their average is."""
@@ -215,7 +233,8 @@ class Terminal:
                 ids += [int(i) for i in found.ravel() if i >= 0]
         rows = [_sample(report, i) for i in ids]
         columns = ["id", "label", "model says", "label quality", "alignment"]
-        self._table(f"{report.name}: samples to look at", columns, rows)
+        less = ["alignment", "label quality", "model says"]
+        self._table(f"{report.name}: samples to look at", columns, rows, less=less)
         if few:
             self._line(
                 f"These are of the {SHOWN_CLASSES} classes of lowest mean alignment, of "
@@ -240,7 +259,8 @@ class Terminal:
             for row in comparison.rows
         ]
         columns = ["run", "max mean", "max GWA", "best epoch", metric, "memorising"]
-        self._table("runs", columns, rows)
+        less = ["memorising", "max GWA", metric, "max mean"]
+        self._table("runs", columns, rows, less=less)
         if comparison.metric is not None:
             if comparison.pearson is None or comparison.spearman is None:
                 self._line("A correlation takes at least three runs that differ.")

@@ -16,7 +16,10 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.files.errors import FeaturesError, reading
+from gwa_offline.files.errors import FeaturesError, blame, reading
+
+# Bytes that an array read whole may inflate to, and how many times its packed size beyond them.
+_INFLATED, _RATIO = 2**28, 64
 
 
 class LazyArray(Protocol):
@@ -43,6 +46,9 @@ Openers = Mapping[str, Callable[[], LazyArray]]
 
 def read_all(array: LazyArray) -> NDArray[Any]:
     """Read a whole array."""
+    for part in [part for _, part in array.parts] if isinstance(array, Joined) else [array]:
+        if isinstance(part, Packed):
+            part.check_inflated()
     blocks = list(array.chunks(max(1, array.shape[0])))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
@@ -119,6 +125,7 @@ class Packed:
     fortran: bool = False
     seekable: bool = True
     bfloat16: bool = False
+    packed_bytes: int | None = None  # of a compressed zip member
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -139,6 +146,15 @@ class Packed:
     def streams(self) -> bool:
         """Whether blocks of rows can be read without reading all."""
         return self.seekable or not self.fortran
+
+    def check_inflated(self) -> None:
+        """Refuse to inflate a few bytes to more than the memory of many machines."""
+        needed, packed = self.size * self.stored.itemsize, self.packed_bytes
+        if packed is not None and needed > max(_INFLATED, _RATIO * packed):
+            raise FeaturesError(
+                f"inflates from {packed / 1e6:.3g} MB to {needed / 1e9:.3g} GB, which numbers that were "
+                "measured do not; save it by numpy.savez, uncompressed"
+            )
 
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
         """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
@@ -182,3 +198,42 @@ class Packed:
                 raise FeaturesError("a compressed array in Fortran order cannot be read in blocks")
             _fill(stream, column)
         return np.ascontiguousarray(columns.T)
+
+
+@dataclass(frozen=True)
+class Joined:
+    """The rows of several arrays after each other, read like one."""
+
+    parts: tuple[tuple[Path, LazyArray], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of elements along each dimension."""
+        first = self.parts[0][1].shape
+        return (sum(array.shape[0] for _, array in self.parts), *first[1:])
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the blocks: one that holds the numbers of all parts."""
+        return np.result_type(*(array.dtype for _, array in self.parts))
+
+    @property
+    def streams(self) -> bool:
+        """Whether blocks of rows can be read without reading all."""
+        return all(array.streams for _, array in self.parts)
+
+    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Yield blocks of `rows` rows, the last one shorter, as one array would."""
+        held: NDArray[Any] | None = None
+        for path, array in self.parts:
+            with blame(path):
+                for block in array.chunks(rows):
+                    block = block.astype(self.dtype, copy=False)
+                    if held is not None:
+                        block = np.concatenate([held, block])
+                    while len(block) >= rows:
+                        yield block[:rows]
+                        block = block[rows:]
+                    held = block if len(block) else None
+        if held is not None:
+            yield held

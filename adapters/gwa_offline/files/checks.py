@@ -22,6 +22,8 @@ _CHECK_BYTES = 2**24
 
 def index(name: str, value: Any) -> int:
     """Return a whole number of any integer type; a bool is none."""
+    if type(value) is int and 0 <= value < 2**63:  # a history has many
+        return value
     wrong = f"`{name}` must be an integer, got {type(value).__name__} {value!r}"
     if isinstance(value, bool | np.bool_):
         raise FeaturesError(wrong)
@@ -42,6 +44,15 @@ def number(name: str, value: Any) -> float:
         raise FeaturesError(
             f"`{name}` must be one number, got {type(value).__name__}: {str(value)[:80]}"
         ) from error
+
+
+def check_class_names(names: Any, num_classes: int) -> tuple[str, ...]:
+    """Return the names of all classes."""
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise FeaturesError(f"`class_names` must be a list of strings, got {str(names)[:80]}")
+    if len(names) != num_classes:
+        raise FeaturesError(f"`class_names` must have C = {num_classes} names, got {len(names)}")
+    return tuple(names)
 
 
 class ArrayLike(Protocol):

@@ -54,6 +54,8 @@ def reading(*also: type[Exception]) -> Iterator[None]:
         yield
     except FeaturesError:
         raise
+    except MemoryError as error:
+        raise FeaturesError(f"does not fit into memory ({error})") from error
     except _DAMAGE + also as error:
         reason = str(error).strip() or type(error).__name__
         raise FeaturesError(f"cannot be read, is it truncated or damaged? ({reason})") from error

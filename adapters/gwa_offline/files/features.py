@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,8 @@ from gwa_offline.files.arrays import Held, LazyArray, read_all
 from gwa_offline.files.checks import check_ids, check_snapshot, index
 from gwa_offline.files.errors import FeaturesError, blame
 from gwa_offline.files.formats import open_arrays, open_npy
+from gwa_offline.files.parts import join
+from gwa_offline.files.places import Snapshot, prefix_of
 
 
 class Block(NamedTuple):
@@ -56,6 +59,8 @@ class Features:
 
     Attributes
     ----------
+    path : Path
+        The file or folder; of several parts the first one, in words.
     num_samples, num_classes, num_features : int
         n rows, C and D.
     dtype : numpy.dtype
@@ -87,7 +92,7 @@ class Features:
         self.dtype = arrays["latents"].dtype
         self.has_logits = "logits" in arrays
         self.soft = len(arrays["targets"].shape) == 2
-        self._path = path
+        self.path = path
         checked = {"targets": None if self.soft else self.targets, "ids": self.ids}
         self._arrays = {
             **arrays,
@@ -97,13 +102,13 @@ class Features:
     @cached_property
     def weight(self) -> NDArray[Any]:
         """Weight of the head, (C, D)."""
-        with blame(self._path):
+        with blame(self.path):
             return read_all(self._arrays["weight"])
 
     @cached_property
     def bias(self) -> NDArray[Any] | None:
         """Bias of the head, (C,)."""
-        with blame(self._path):
+        with blame(self.path):
             return read_all(self._arrays["bias"]) if "bias" in self._arrays else None
 
     def blocks(self, rows: int = 4096) -> Iterator[Block]:
@@ -132,7 +137,7 @@ class Features:
             raise FeaturesError(f"`rows` must be at least 1, got {rows}")
         names = [name for name in ("latents", "targets", "logits", "ids") if name in self._arrays]
         start = 0
-        with blame(self._path):
+        with blame(self.path):
             for parts in zip(*(self._arrays[name].chunks(rows) for name in names), strict=True):
                 block = dict(zip(names, parts, strict=True))
                 targets = block["targets"]
@@ -147,38 +152,66 @@ Block.__module__ = Features.__module__ = "gwa_offline.readers"
 
 
 def open_snapshot(
-    path: Path,
+    snapshot: Snapshot,
     *,
     given: Mapping[str, NDArray[Any]],
     loss: str,
+    columns: Mapping[str, str] | None = None,
     num_samples: int | None = None,
     num_classes: int | None = None,
     labels: NDArray[np.int64] | None = None,
 ) -> Features:
-    """Open one epoch; `given` arrays and the `labels` of the run are for what the file lacks."""
-    with blame(path):
-        arrays, names = open_arrays(path)
+    """Open one epoch; `given` arrays and the `labels` of the run are for what the files lack."""
+    with blame(snapshot):
+        opened = []
+        for path in snapshot.parts:
+            with nullcontext() if len(snapshot.parts) == 1 else blame(path.name):
+                opened.append((path, open_arrays(path, columns)))
+        arrays = join([(path, found) for path, (found, _) in opened])
+        names = opened[0][1][1]
         for name in given:
             if name in arrays:
                 raise FeaturesError(f"`{name}` was given, but the file has its own; drop one")
         for name in ("weight", "bias"):
-            beside = path.with_name(f"{path.stem}.{name}.npy")
+            beside = [file for file in _beside(snapshot.parts, name) if file.exists()]
             if name in given:
                 arrays[name] = Held(given[name])
-            elif name not in arrays and beside.exists():
-                arrays[name] = open_npy(beside)
+            elif name not in arrays and beside:
+                arrays[name] = open_npy(beside[0])
         by_id = given.get("targets", labels)
         if "targets" not in arrays and by_id is not None:
             arrays["targets"] = Held(_pick(by_id, arrays, num_samples))
         if missing := [name for name in ("latents", "weight", "targets") if name not in arrays]:
-            hint = (
-                f"; it may lie beside as {path.stem}.weight.npy" if missing[0] == "weight" else ""
-            )
-            raise FeaturesError(
-                f"`{missing[0]}` is missing, there is {', '.join(names) or 'nothing'}; needed are "
-                f"latents (n, D), weight (C, D) and targets (n,){hint}"
-            )
+            raise FeaturesError(_missing(missing[0], names, snapshot.parts[0]))
+    path = Path(str(snapshot))
     return Features(path, arrays, loss=loss, num_samples=num_samples, num_classes=num_classes)
+
+
+def _beside(parts: tuple[Path, ...], name: str) -> list[Path]:
+    """Return where the weight or the bias of files without it may lie."""
+    first = parts[0]
+    found = [first.with_name(f"{first.stem}.{name}.npy")]
+    if len(parts) > 1:
+        folder, prefix = first.parent, prefix_of(first)
+        found += [folder / f"{prefix}.{name}.npy"] if prefix else []
+        found += [folder / f"{name}.npy", folder.with_name(f"{folder.name}.{name}.npy")]
+    return found
+
+
+def _missing(field: str, names: list[str], path: Path) -> str:
+    hint = ""
+    if field == "weight":
+        hint = f"; it may lie beside as {path.stem}.weight.npy"
+    elif field == "latents" and any(name.endswith(".weight") for name in names):
+        hint = (
+            f"; this looks like a checkpoint: its head is read by `--head {path.name}:LAYER`, "
+            "beside a file of latents"
+        )
+    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+    return (
+        f"`{field}` is missing, there is {shown or 'nothing'}; needed are "
+        f"latents (n, D), weight (C, D) and targets (n,){hint}"
+    )
 
 
 def _pick(

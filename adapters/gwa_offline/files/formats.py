@@ -24,7 +24,7 @@ from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.tensors import open_safetensors
 
 # Names that data sets commonly use for the same thing.
-_ALIASES = {"target": "targets", "label": "targets", "id": "ids"}
+ALIASES = {"target": "targets", "label": "targets", "labels": "targets", "id": "ids"}
 _NPY_DTYPES = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
 _NPY_HEADER_LIMIT = 2**16
 # Deflate cannot pack more than 1032 bytes into one, so a larger claim is a damaged size.
@@ -119,7 +119,14 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> Packed:
         stream.read(header)
         return stream
 
-    return Packed(open_stream, shape, dtype, fortran and len(shape) > 1, seekable=False)
+    return Packed(
+        open_stream,
+        shape,
+        dtype,
+        fortran and len(shape) > 1,
+        seekable=False,
+        packed_bytes=info.compress_size,
+    )
 
 
 # --- .parquet -----------------------------------------------------------------------------------
@@ -220,13 +227,26 @@ FORMATS: Mapping[str, Callable[[Path], Openers]] = {
 }
 
 
-def open_arrays(path: Path) -> tuple[dict[str, LazyArray], list[str]]:
-    """Open the known arrays of a file or of a folder of .npy files; also list all names in it."""
+def open_arrays(
+    path: Path, columns: Mapping[str, str] | None = None
+) -> tuple[dict[str, LazyArray], list[str]]:
+    """Open the known arrays of a file or of a folder of .npy files; also list all names in it.
+
+    `columns` says which names the file has for fields that it calls otherwise.
+    """
     openers = _open_folder(path) if path.is_dir() else FORMATS[path.suffix](path)
+    aliases = {field: alias for alias, field in reversed(ALIASES.items()) if alias in openers}
+    names = {field: field if field in openers else aliases.get(field, field) for field in FIELDS}
+    for field, name in (columns or {}).items():
+        if name not in openers:
+            raise FeaturesError(
+                f"`{field}` is missing: `columns` calls it {name!r}, there is "
+                f"{', '.join(openers) or 'nothing'}"
+            )
+        names[field] = name
     arrays: dict[str, LazyArray] = {}
-    for name, opener in openers.items():
-        field = _ALIASES.get(name, name)
-        if field in FIELDS and (name == field or field not in openers):
+    for field, name in names.items():
+        if name in openers:
             with blame(f"`{name}`"):
-                arrays[field] = opener()
+                arrays[field] = openers[name]()
     return arrays, list(openers)

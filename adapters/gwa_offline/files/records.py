@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import EpochSummary
-from gwa_offline.files.checks import LOSSES, check_num_classes, index, number
+from gwa_offline.files.checks import LOSSES, check_class_names, check_num_classes, index, number
 from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.formats import open_npy
 
 SCHEMA = 1
 SUFFIXES = ("npz", "safetensors", "npy")
+# More than any head has; arrays of length C are made.
+MAX_CLASSES = 2**24
 Record = tuple[EpochSummary, dict[str, float]]
 
 # What a training that tells when it ends says in run.json; others leave it out.
@@ -29,13 +31,20 @@ _OPTIONAL = frozenset(EpochSummary._field_defaults)
 _COUNTS = {"epoch", "step", "count", "omitted", *_OPTIONAL}
 # gwa-core 0.1.0 did not write these: the first follows from two others, the second is unknown.
 _LATER = {"separation", "expected"}
+_KINDS = {
+    name: "optional" if name in _OPTIONAL else "count" if name in _COUNTS else "number"
+    for name in EpochSummary._fields
+}
+# Sums and squares of summaries must not overflow.
+_LARGEST = 1e100
+_OLD_KINDS = {name: kind for name, kind in _KINDS.items() if name not in _LATER | _OPTIONAL}
 
 
 def check_header(header: Any) -> None:
     """Check the contents of run.json."""
     if not isinstance(header, dict) or header.get("kind") != "gwa-run":
         raise FeaturesError('`kind` is not "gwa-run"; this is the run.json of another program')
-    if header.get("schema") != SCHEMA:
+    if header.get("schema") is True or header.get("schema") != SCHEMA:
         raise FeaturesError(
             f"`schema` is {header.get('schema')!r}, this gwa-core reads version {SCHEMA}; "
             "the run was written by a newer gwa-core: pip install --upgrade gwa-core"
@@ -48,14 +57,16 @@ def check_header(header: Any) -> None:
     if index("num_samples", header["num_samples"]) < 1:
         raise FeaturesError("`num_samples` must be at least 1, got 0")
     classes = index("num_classes", header["num_classes"])
+    if classes > MAX_CLASSES:
+        raise FeaturesError(f"`num_classes` must be at most {MAX_CLASSES}, got {classes}")
     check_num_classes(classes, header["loss"])
     names = header["class_names"]
-    if names is not None and not (
-        isinstance(names, list) and all(isinstance(name, str) for name in names)
-    ):
-        raise FeaturesError(f"`class_names` must be a list of strings, got {str(names)[:80]}")
-    if names is not None and len(names) != classes:
-        raise FeaturesError(f"`class_names` must have C = {classes} names, got {len(names)}")
+    if names is not None:
+        if not isinstance(names, list):
+            raise FeaturesError(f"`class_names` must be a list of strings, got {str(names)[:80]}")
+        check_class_names(names, classes)
+    if isinstance(header["beta"], bool):
+        raise FeaturesError(f"`beta` must be one number, got {header['beta']}")
     if not math.isfinite(number("beta", header["beta"])):
         raise FeaturesError(f"`beta` must be finite, got {header['beta']}")
     if not isinstance(header["adapter"], str):
@@ -133,11 +144,11 @@ def read_lines(path: Path) -> Lines:
 def _parse_lines(data: bytes) -> Lines:
     records: list[Record] = []
     ends: list[int] = []
-    start = 0
+    start, end = 0, len(data.rstrip())
     for row, line in enumerate(data.split(b"\n"), start=1):
         stop = min(start + len(line) + 1, len(data))
         if line.strip():
-            record = _parse_line(line, row, is_last=not data[stop:].strip())
+            record = _parse_line(line, row, is_last=stop >= end)
             if record is None:
                 return Lines(records, ends, torn=True)
             if records and record[0].epoch <= records[-1][0].epoch:
@@ -160,32 +171,42 @@ def _parse_line(line: bytes, row: int, *, is_last: bool) -> Record | None:
         raise FeaturesError(f"line {row} is damaged, it is not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise FeaturesError(f"line {row} must be a table of numbers, got {str(fields)[:80]}")
-    numbers = {
-        name: math.nan if value is None else value
-        for name, value in fields.items()
-        if value is None or type(value) in (int, float)
-    }
-    wanted: tuple[str, ...] = EpochSummary._fields
-    if not fields.keys() >= _LATER:
-        # A line of gwa-core 0.1.0, where these were names for metrics.
-        wanted = tuple(name for name in wanted if name not in _LATER | _OPTIONAL)
-    for name in _OPTIONAL.intersection(wanted):
-        if fields.get(name) is None:
-            numbers.pop(name, None)
-    if missing := [name for name in wanted if name not in numbers and name not in _OPTIONAL]:
-        raise FeaturesError(
-            f"line {row}: there is no number `{missing[0]}`; it has {str(fields)[:80]}"
-        )
-    counts = [name for name in _COUNTS if name in wanted]
+    # A line of gwa-core 0.1.0 has other fields; then these were names for metrics.
+    kinds = _KINDS if fields.keys() >= _LATER else _OLD_KINDS
+    summary: dict[str, Any] = {}
+    metrics: dict[str, float] = {}
     with blame(f"line {row}"):
-        converted = {
-            name: index(name, value) if name in counts else number(name, value)
-            for name, value in numbers.items()
-        }
-    # What else is there and is a number is a metric; other things are not for us.
-    metrics = {name: float(value) for name, value in converted.items() if name not in wanted}
-    summary = {name: value for name, value in converted.items() if name in wanted}
-    return EpochSummary.from_mapping(summary), metrics
+        for name, value in fields.items():
+            kind = kinds.get(name)
+            if value is None:
+                if kind == "optional":
+                    continue
+                value = math.nan
+            elif kind == "number" and type(value) is float and -_LARGEST < value < _LARGEST:
+                summary[name] = value
+                continue
+            elif type(value) is not float and type(value) is not int:
+                continue  # other things are not for us
+            if kind is None:  # what else is there and is a number is a metric
+                metrics[name] = number(name, value)
+            else:
+                summary[name] = _plausible(name, value) if kind == "number" else index(name, value)
+        if len(summary) < len(kinds):
+            for name, kind in kinds.items():
+                if name not in summary and kind != "optional":
+                    raise FeaturesError(f"there is no number `{name}`; it has {str(fields)[:80]}")
+    if kinds is _OLD_KINDS:
+        return EpochSummary.from_mapping(summary), metrics
+    return EpochSummary(**summary), metrics
+
+
+def _plausible(name: str, value: Any) -> float:
+    real = number(name, value)
+    if abs(real) > _LARGEST:
+        raise FeaturesError(
+            f"`{name}` is {real:.3g}, which scores in [-1, 1] do not give; the file is damaged"
+        )
+    return real
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:

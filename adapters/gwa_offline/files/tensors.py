@@ -22,6 +22,9 @@ _DTYPES = {
     "U64": "<u8", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2",
 }  # fmt: skip
 
+# Python's objects take some twenty times the text that they are parsed from.
+_LONGEST_HEADER = 10_000_000
+
 
 class Header(NamedTuple):
     """What a file says of its tensors, and the bytes that say it."""
@@ -39,6 +42,8 @@ def read_header(path: Path) -> Header:
         length = int.from_bytes(start, "little")
         if size < 8 or length > size - 8:
             raise FeaturesError(f"has {size} bytes and a header of {length}; it is truncated")
+        if length > _LONGEST_HEADER:
+            raise FeaturesError(f"has a header of {length} bytes, which no table of tensors needs")
         text = stream.read(length)
         entries = json.loads(text)
     if not isinstance(entries, dict):

@@ -1,0 +1,277 @@
+"""Where the epochs of a source are: files, folders and patterns, and the parts of an epoch."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from gwa_offline.files.checks import FIELDS
+from gwa_offline.files.errors import FeaturesError
+from gwa_offline.files.formats import FORMATS
+
+Place = str | os.PathLike[str]
+
+SUPPORTED = (
+    f"supported are {', '.join(FORMATS)}, a folder of .npy files (latents.npy, weight.npy, "
+    "targets.npy), a folder of such snapshots (epoch_3.npz, ...) and a run folder"
+)
+_MAX_DIGITS = 18  # of an epoch; a date with a time, or a hash, has more
+_EPOCH = re.compile("epoch[^0-9]?([0-9]+)", re.IGNORECASE)
+_PART = re.compile(
+    r"(?:^|[-_.])(?:([0-9]{1,9})-of-([0-9]{1,9})(?=$|[-_.])|(?:part|shard|chunk)[-_.]?[0-9]+)",
+    re.IGNORECASE,
+)
+
+
+class Snapshot(NamedTuple):
+    """The files of one epoch.
+
+    Parameters
+    ----------
+    epoch : int
+        Its number.
+    parts : tuple of Path
+        One file or folder of .npy files, or several in the order of their rows.
+    """
+
+    epoch: int
+    parts: tuple[Path, ...]
+
+    def __str__(self) -> str:
+        more = len(self.parts) - 1
+        return str(self.parts[0]) + (f" and {more} more" if more else "")
+
+
+def find_snapshots(source: Place | Sequence[Place]) -> list[Snapshot]:
+    """Return the epochs of anything but a run folder, in order."""
+    if not isinstance(source, str | os.PathLike):
+        return [_one_epoch([Path(file) for file in source])]
+    place = Path(source)
+    if is_pattern(place):
+        return _by_epoch(expand_pattern(place))
+    if place.is_file():
+        if place.suffix not in FORMATS:
+            raise FeaturesError(f"{place}: {_unknown(place)}; {SUPPORTED}")
+        return [Snapshot(0, (place,))]
+    if _is_npy_folder(place):
+        return [Snapshot(0, (place,))]
+    return _in_folder(place)
+
+
+def is_pattern(place: Path) -> bool:
+    """Return whether a path is a pattern such as ``epoch_3/part-*.parquet``."""
+    return glob.has_magic(str(place)) and not place.exists()
+
+
+def expand_pattern(pattern: Path) -> list[Path]:
+    """Return the files and folders that fit a pattern, in the order of their names."""
+    found = _in_order(Path(name) for name in glob.glob(str(pattern)))  # noqa: PTH207  (it may be absolute)
+    if not found:
+        raise FeaturesError(f"{pattern}: no file fits the pattern")
+    return found
+
+
+def gather(paths: Sequence[Path]) -> list[list[Path]]:
+    """Put files that a shell listed and whose names say that they are parts of one epoch together."""
+    groups: dict[object, list[Path]] = {}
+    for i, path in enumerate(paths):
+        split = _PART.search(path.name) if path.is_file() else None
+        key: object = i if split is None else (path.parent, path.name[: split.start()])
+        groups.setdefault(key, []).append(path)
+    return list(groups.values())
+
+
+def name_of(paths: Sequence[Path]) -> Path:
+    """Return the path that a source is called by: of parts, what their names have in common."""
+    path = paths[0]
+    if len(paths) > 1:
+        path = path.with_name(prefix_of(path) or "*")
+    while glob.has_magic(path.name) and not path.exists():
+        path = path.parent
+    return path.resolve()
+
+
+def prefix_of(part: Path) -> str:
+    """Return what the names of the parts of an epoch have in common; nothing where they have not."""
+    split = _PART.search(part.name)
+    return part.name[: split.start()] if split else ""
+
+
+def distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Return the last part of each path; those that are equal grow by their parents."""
+    found = []
+    for path in paths:
+        same = {other for other in paths if other.name == path.name}
+        size, longest = 1, max(len(other.parts) for other in same)
+        while size < longest and len({other.parts[-size:] for other in same}) < len(same):
+            size += 1
+        parts = path.parts[1:] if path.anchor else path.parts
+        found.append("/".join(parts[-size:]) or path.name)
+    return found
+
+
+def _in_order(files: Iterable[Path]) -> list[Path]:
+    """Sort by name, numbers by their value; leave out what is hidden or half-written."""
+    kept = [file for file in files if not file.name.startswith(".") and ".tmp" not in file.name]
+
+    def key(file: Path) -> list[tuple[int, str]]:
+        pieces = re.split("([0-9]+)", str(file))
+        return [(int(x), "") if x.isdecimal() and len(x) < 4300 else (-1, x) for x in pieces]
+
+    return sorted(kept, key=key)
+
+
+def _is_features(place: Path) -> bool:
+    return (place.suffix in FORMATS and place.is_file()) or _is_npy_folder(place)
+
+
+def _is_npy_folder(place: Path) -> bool:
+    if not place.is_dir() or (place / "run.json").exists():  # a run has a targets.npy
+        return False
+    if (place / "latents.npy").exists():
+        return True
+    known = any((place / f"{name}.npy").exists() for name in FIELDS)
+    # A weight.npy among parts is for all of them.
+    return known and not any(file.suffix in FORMATS for file in _in_order(place.iterdir()))
+
+
+def _unknown(place: Path) -> str:
+    return f"{place.suffix or 'no suffix'} is unknown"
+
+
+def _one_epoch(files: list[Path]) -> Snapshot:
+    """Return the parts that a user listed."""
+    if not files:
+        raise FeaturesError(
+            "`path` must be a path or a list of the parts of one epoch, got no part"
+        )
+    for file in files:
+        if not file.exists():
+            raise FeaturesError(f"{file}: there is no such file or folder")
+        if not _is_features(file):
+            raise FeaturesError(f"{file}: {_unknown(file)}; {SUPPORTED}")
+    _check_complete(files)
+    numbers = {_said(file) for file in files}
+    return Snapshot(numbers.pop() or 0 if len(numbers) == 1 else 0, tuple(files))
+
+
+def _by_epoch(files: list[Path]) -> list[Snapshot]:
+    """Return the files of a pattern: one epoch, or those that names or folders say."""
+    if len(files) == 1:
+        return find_snapshots(files[0])
+    groups: dict[int | None, list[Path]] = {}
+    for file in files:
+        parts = _parts_in(file)
+        if not (parts or _is_features(file)):
+            raise FeaturesError(f"{file}: {_unknown(file)}; {SUPPORTED}")
+        groups.setdefault(_said(file), []).extend(parts or [file])
+    if None in groups and len(groups) > 1:
+        raise FeaturesError(
+            f"{groups[None][0]}: its name has no number of an epoch, and others of the pattern have"
+        )
+    for parts in groups.values():
+        _check_complete(parts)
+    return [
+        Snapshot(0 if number is None else number, tuple(parts))
+        for number, parts in sorted(groups.items(), key=lambda item: item[0] or 0)
+    ]
+
+
+def _said(file: Path) -> int | None:
+    """Return the number behind "epoch" in the name of a file, or else of its folder."""
+    for text in (file.name, file.parent.name):
+        if (found := _EPOCH.search(text)) and len(found[1]) <= _MAX_DIGITS:
+            return int(found[1])
+    return None
+
+
+def _parts_in(folder: Path) -> list[Path]:
+    """Return the parts of the one epoch of a folder; none if it is not a folder of parts."""
+    if not folder.is_dir() or _is_npy_folder(folder) or (folder / "run.json").exists():
+        return []
+    files = [file for file in _in_order(folder.iterdir()) if _is_features(file)]
+    return [] if any(_EPOCH.search(file.name) for file in files) else files
+
+
+def _in_folder(folder: Path) -> list[Snapshot]:
+    """Return the snapshots in a folder, each a file, parts, or a folder of parts."""
+    found: dict[int, list[Path]] = {}
+    prefixes: dict[int, str | None] = {}
+    entries = _in_order(folder.iterdir())
+    for file in entries:
+        inside: list[Path] = []
+        if not _is_features(file):
+            inside = _parts_in(file)
+            if not inside or not re.search("[0-9]", file.name):
+                continue
+        stem = file.stem if file.suffix in FORMATS else file.name
+        split = None if inside else _PART.search(stem)
+        prefix = None
+        if split is None:
+            number = _find_number(file, stem)
+        else:
+            prefix = stem[: split.start()]
+            number = _find_part_number(folder, prefix, stem[split.end() :])
+        if number in found and (prefix is None or prefixes[number] != prefix):
+            raise FeaturesError(f"{file} and {found[number][0].name} are both of epoch {number}")
+        prefixes[number] = prefix
+        found.setdefault(number, []).extend(inside or [file])
+    if not found:
+        raise FeaturesError(f"{folder}: {_nothing_in(entries)}; {SUPPORTED}")
+    for parts in found.values():
+        _check_complete(parts)
+    return [Snapshot(number, tuple(parts)) for number, parts in sorted(found.items())]
+
+
+def _nothing_in(entries: list[Path]) -> str:
+    runs = [file for file in entries if (file / "run.json").is_file()]
+    if runs:
+        return (
+            f"is no run folder, but {', '.join(map(str, runs[:8]))} "
+            f"{'is one' if len(runs) == 1 else 'are some'}; give its path"
+        )
+    names = ", ".join(file.name for file in entries[:8]) or "nothing"
+    return f"there are no features, there is {names}"
+
+
+def _find_number(file: Path, stem: str) -> int:
+    """Return the number behind "epoch" in a name, or else the last one."""
+    numbers = _EPOCH.findall(stem) or re.findall("[0-9]+", stem)
+    if not numbers or len(numbers[-1]) > _MAX_DIGITS:
+        raise FeaturesError(
+            f"{file}: its name has no number of an epoch, as epoch_3{file.suffix} has; "
+            "to read it alone, open the file and not its folder"
+        )
+    return int(numbers[-1])
+
+
+def _find_part_number(folder: Path, prefix: str, rest: str) -> int:
+    """Return the epoch that a part says, or else the one that its folder says."""
+    numbers = _EPOCH.findall(prefix) or _EPOCH.findall(rest) or re.findall("[0-9]+", prefix)
+    numbers = numbers or _EPOCH.findall(folder.resolve().name)
+    return int(numbers[-1]) if numbers and len(numbers[-1]) <= _MAX_DIGITS else 0
+
+
+def _check_complete(parts: Sequence[Path]) -> None:
+    """Refuse parts that say how many they are and are not all there."""
+    said = [(file, found) for file in parts if (found := _PART.search(file.name)) and found[2]]
+    if not said:
+        return
+    totals = sorted({int(found[2]) for _, found in said})
+    numbers = {int(found[1]) for _, found in said}
+    first = 0 if 0 in numbers else 1
+    last = str(said[0][1][2])
+    if len(totals) > 1 or len(said) < len(parts):
+        raise FeaturesError(f"{said[0][0]}: others of its epoch do not say that they are of {last}")
+    if len(numbers) < len(parts):
+        raise FeaturesError(f"{said[0][0]}: two files of its epoch have the same number of a part")
+    # The names may claim any total, so nothing as long as it is made.
+    if len(numbers) != totals[0] or max(numbers) - first + 1 != totals[0]:
+        missing = next(i for i in range(first, first + totals[0] + 1) if i not in numbers)
+        raise FeaturesError(
+            f"{said[0][0]}: part {missing} of {totals[0]} is missing, {len(numbers)} are there"
+        )

@@ -372,7 +372,9 @@ def _choose(
     first = len(chosen) > 1
     for forward in chosen:
         made = forward.logits.shape[:-1]
-        if len(_long(shape)) > 1 and _long(shape[first:]) != _long(made[first:]):
+        # Outputs that were flattened are in the order of their rows.
+        laid_out = len(_long(shape)) > 1 and len(_long(made)) > 1
+        if laid_out and _long(shape[first:]) != _long(made[first:]):
             raise ValueError(
                 f"`targets` must be in the order of the head's outputs, {tuple(made)}, got "
                 f"{tuple(shape)}; transpose them, or flatten them as the outputs are"

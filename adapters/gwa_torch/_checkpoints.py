@@ -53,13 +53,13 @@ def state_of(monitor: Any, stopper: Any, average: Any, labels: Any) -> dict[str,
     }
 
 
-def best_step(state: Any, summary: Any, window: int | None) -> int:
+def best_step(state: Any, monitor: Any, stopper: Any, window: int | None) -> int:
     """Return the step of the checkpoint of the best epoch or window.
 
     That of a window may be of a later step, at which the metric of the rule came.
     """
     number = Path(state.best_model_checkpoint or "").name.rpartition("-")[2]
-    step: int = summary.step
+    step: int = monitor.history[stopper.best_step].step
     return int(number) if window is not None and number.isdigit() else step
 
 

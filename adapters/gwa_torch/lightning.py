@@ -207,13 +207,11 @@ class GWACallback(Watched, Callback):
             self._loaded["monitor"]["epoch"] = None
         self.monitor, self._open, self._ended = monitor, None, None
         self._metric.begin()
-        self._begun, self.stopper, self._window_ended = False, None, 0
-        self._undecided = False
+        self._begun, self.stopper, self._window_ended, self._undecided = False, None, 0, False
         if self.window is None:
             self._begin(trainer, pl_module)
         self._folder = None if _lightning.is_trial(trainer) else self.run_folder
-        self._labels, self._skipped = None, 0
-        self._fitting = True
+        self._labels, self._skipped, self._fitting = None, 0, True
         self._pause()
         if self._loaded is not None:
             self._restore(self._loaded)
@@ -404,10 +402,9 @@ class GWACallback(Watched, Callback):
         self._open, self._ended = None, epoch
         if _lightning.leaves_out(trainer, epoch, skipped=skipped > 0, scored=scored):
             return
-        step, began, window = trainer.global_step, self._window_ended, self.window
-        self._window_ended = step
+        step, window = trainer.global_step, self.window
+        steps, self._window_ended = step - self._window_ended, step
         whole = int(batches) - skipped if math.isfinite(batches) and window is None else None
-        steps = step - began
         if not end_record(self._hooked, step, batches=whole, steps=steps, window=window):
             return
         summary = self.history[-1]

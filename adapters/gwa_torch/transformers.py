@@ -29,15 +29,7 @@ try:
     from transformers import TrainerCallback
     from transformers.trainer_utils import get_last_checkpoint
 
-    from gwa_torch._checkpoints import (
-        best_step,
-        checkpoint_beside,
-        checkpoint_of,
-        load_renamed,
-        read_state,
-        state_of,
-        write_state,
-    )
+    from gwa_torch import _checkpoints
     from gwa_torch._transformers import (
         Tap,
         check_run,
@@ -265,7 +257,7 @@ class GWACallback(Watched, TrainerCallback):
         self.averaged_model_path = ""
         self._tap.open(self.monitor, train_dataloader, keep_labels=self.run_folder is not None)
         if self._resumed is not None:
-            load_renamed(self.trainer, model, self._resumed)
+            _checkpoints.load_renamed(self.trainer, model, self._resumed)
             self._restore(self._resumed, args, state, control)
         if self.run_folder is not None:
             resumed = self._resumed is not None
@@ -280,7 +272,7 @@ class GWACallback(Watched, TrainerCallback):
         control: TrainerControl,
     ) -> None:
         monitor, stopper = self._hooked, self.stopper
-        kept = read_state(folder)
+        kept = _checkpoints.read_state(folder)
         # A window that is over has been ended before the checkpoint.
         at_end = float(state.epoch or 0).is_integer() and self.window is None
         if args.ignore_data_skip and not at_end and self.window is None:
@@ -293,8 +285,8 @@ class GWACallback(Watched, TrainerCallback):
         restore_rule(stopper, kept["stopper"], self.rule)
         if stopper is not None:
             if self.keep == "best" and stopper.best_step is not None:
-                step = best_step(state, monitor.history[stopper.best_step], self.window)
-                state.best_model_checkpoint = str(checkpoint_beside(folder, step))
+                step = _checkpoints.best_step(state, monitor, stopper, self.window)
+                state.best_model_checkpoint = str(_checkpoints.checkpoint_beside(folder, step))
             if stopper.should_stop:
                 self._stop(control)
         if at_end and kept["monitor"]["epoch"] is not None:
@@ -315,7 +307,7 @@ class GWACallback(Watched, TrainerCallback):
         """End a window, where there are any."""
         if self.window is not None and self._tap.fresh and state.global_step % self.window == 0:
             self._give_up(args, state)
-            self._end_epoch(args, state, control, checkpoint_of(self.trainer, state))
+            self._end_epoch(args, state, control, _checkpoints.checkpoint_of(self.trainer, state))
         return control
 
     def on_epoch_end(
@@ -323,7 +315,7 @@ class GWACallback(Watched, TrainerCallback):
     ) -> TrainerControl:
         """End the epoch, log it, and ask the rule."""
         if self._tap.fresh and self.window is None:
-            self._end_epoch(args, state, control, checkpoint_of(self.trainer, state))
+            self._end_epoch(args, state, control, _checkpoints.checkpoint_of(self.trainer, state))
         return control
 
     def on_log(
@@ -394,7 +386,7 @@ class GWACallback(Watched, TrainerCallback):
         assert self.stopper is not None  # noqa: S101  # asked before
         folder, self._undecided = self._undecided, None
         if self.window is not None:
-            folder = checkpoint_of(self.trainer, state)
+            folder = _checkpoints.checkpoint_of(self.trainer, state)
         if self._observe(new_logs(state, self.history)) and self.keep == "best":
             state.best_metric = self.stopper.best_value
             state.best_global_step = state.global_step
@@ -415,7 +407,7 @@ class GWACallback(Watched, TrainerCallback):
         """See that the model has the weights that are kept."""
         if self._tap.fresh and self.window is not None and self._tap.monitor is not None:
             # A window of fewer steps.
-            self._end_epoch(args, state, control, checkpoint_of(self.trainer, state))
+            self._end_epoch(args, state, control, _checkpoints.checkpoint_of(self.trainer, state))
         self._give_up(args, state)
         if self.run_folder is not None:
             end_folder(self._hooked, self.run_folder)
@@ -423,7 +415,7 @@ class GWACallback(Watched, TrainerCallback):
         if metric and not any(self._signal in row for row in state.log_history):
             say_unseen(self._signal)
         if self.keep == "best" and state.best_model_checkpoint is not None:
-            load_renamed(self.trainer, model, state.best_model_checkpoint)
+            _checkpoints.load_renamed(self.trainer, model, state.best_model_checkpoint)
         if self._average is not None:
             self._tap.close()
             self.averaged_model_path = end_average(
@@ -441,5 +433,7 @@ class GWACallback(Watched, TrainerCallback):
         """Write the state into the checkpoint; the trainer calls it on all ranks."""
         self._hooked.synchronize()
         if args.should_save:
-            kept = state_of(self._hooked, self.stopper, self._average, self._tap.labels)
-            write_state(kept, checkpoint_of(self.trainer, state))
+            kept = _checkpoints.state_of(
+                self._hooked, self.stopper, self._average, self._tap.labels
+            )
+            _checkpoints.write_state(kept, _checkpoints.checkpoint_of(self.trainer, state))

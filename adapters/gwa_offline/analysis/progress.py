@@ -116,18 +116,21 @@ def progress_of(run: RunFolder, rule: Rule | None = None) -> Progress:
     rows = observed(records)
     total = max(run.planned or 0, len(rows), 1)
     stopper = EarlyStopper(rule, total_steps=total)
+    waits = run.status == "running" or any(row.get(rule.signal) is not None for row in rows)
     kept = []
-    for row in rows:
-        stopper.observe(row)
+    for number, row in enumerate(rows):
+        # While a training goes on a metric may come later; it need not come in each epoch.
+        if row.get(rule.signal) is not None or not waits:
+            stopper.observe(row, step=number)
         kept.append(stopper.best_step)
     selection = Selection(stopper.best_step, stopper.best_value, stopper.reason)
     negative, labels = _pulls(run, records)
     found: tuple[str, ...] = ()
-    if records:
+    if records and any(row.get(rule.signal) is not None for row in rows):
         # That no epoch qualifies yet is what the selection says.
         best = len(records) - 1 if selection.step is None else selection.step
         found = messages_of(records, rows, rule, best, total_steps=total)
-    values = [row[rule.signal] for row in rows]
+    values = [np.nan if (value := row.get(rule.signal)) is None else value for row in rows]
     return Progress(
         name=run.path.resolve().name,
         ended=run.status == "ended",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 import time
 
 import numpy as np
@@ -48,6 +49,21 @@ def columns_of(count: int, width: int) -> NDArray[np.intp]:
     return np.arange(count + 1) * end // count
 
 
+def _means(
+    values: NDArray[np.float64], columns: NDArray[np.intp]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the mean of the values in each column, nan where there is none, and where there is one."""
+    width = int(columns[-1])
+    total, count = np.zeros(width), np.zeros(width)
+    for value, start, stop in zip(values, columns[:-1], columns[1:], strict=False):
+        if math.isfinite(value):
+            place = slice(min(start, width - 1), max(stop, start + 1))
+            total[place] += value
+            count[place] += 1
+    with np.errstate(invalid="ignore"):
+        return total / count, count > 0
+
+
 def draw_bars(
     values: NDArray[np.float64], columns: NDArray[np.intp], height: int, *, low: float | None = None
 ) -> list[str]:
@@ -74,17 +90,10 @@ def draw_bars(
     >>> draw_bars(np.array([1.0, 2.0, 8.0]), columns_of(4, 8), 1, low=0.0)
     ['▁▁▂▂██  ']
     """
-    width = int(columns[-1])
-    total, count = np.zeros(width), np.zeros(width)
-    for value, start, stop in zip(values, columns[:-1], columns[1:], strict=False):
-        if math.isfinite(value):
-            place = slice(min(start, width - 1), max(stop, start + 1))
-            total[place] += value
-            count[place] += 1
-    heights = np.zeros(width, int)
-    drawn = count > 0
+    means, drawn = _means(values, columns)
+    heights = np.zeros(len(means), int)
     if drawn.any():
-        mean = total[drawn] / count[drawn]
+        mean = means[drawn]
         high, steps = mean.max(), height * (len(BLOCKS) - 1)
         bottom = mean.min() if low is None else low
         share = (mean - bottom) / (high - bottom) if high > bottom else np.ones(len(mean))
@@ -121,9 +130,11 @@ def draw_look(look: Look, width: int, height: int) -> Text:
     if progress is not None:
         text.append(_title(progress) + "\n", style="bold")
         if progress.epochs:
-            taken = 6 + sum(1 + len(line) // max(width, 1) for line in lines)
+            taken = 6 + sum(len(textwrap.wrap(line, max(width, 8))) for line in lines)
             _draw_curve(text, progress, width, max(2, min(HEIGHT, height - taken)))
-    text.append("\n".join(lines))
+    # A live display crops what is wider than the terminal.
+    wrapped = [textwrap.fill(line, max(width, 8)) for line in lines]
+    text.append("\n".join(wrapped))
     return text
 
 
@@ -136,12 +147,19 @@ def _title(progress: Progress) -> str:
 
 def _draw_curve(text: Text, progress: Progress, width: int, height: int) -> None:
     """Append the curve, with the epoch to keep and the shares below it."""
-    finite = progress.values[np.isfinite(progress.values)]
-    ends = [significant(finite.max()), significant(finite.min())] if len(finite) else ["-", "-"]
     name = unit(progress.epochs)
-    margin = max(len(label) for label in (*ends, progress.signal, "share", name))
-    space = max(width - margin - 4, 8)
-    columns = columns_of(max(len(progress.epochs), progress.planned or 0), space)
+    known = [progress.signal, "share", name]
+
+    def placed(ends: list[str]) -> tuple[int, NDArray[np.intp]]:
+        margin = max(len(label) for label in (*ends, *known))
+        space = max(width - margin - 4, 8)
+        return margin, columns_of(max(len(progress.epochs), progress.planned or 0), space)
+
+    # The labels are those of the bars, which are means where epochs share a column.
+    means, _ = _means(progress.values, placed(["-0.0000"])[1])
+    drawn = means[np.isfinite(means)]
+    ends = [significant(drawn.max()), significant(drawn.min())] if len(drawn) else ["-", "-"]
+    margin, columns = placed([*ends, "-0.0000"])
 
     def row(label: str, cells: str, style: str = "") -> None:
         text.append(f"{label:>{margin}} │ ")
@@ -189,7 +207,7 @@ def quiet_sentence(look: Look) -> str | None:
         return None
     if look.progress is None or look.since is None:
         return f"Waiting for {look.path}: there is no run yet."
-    if look.quiet < QUIET:
+    if max(look.quiet, time.time() - look.since) < QUIET:
         return None
     then = time.localtime(look.since)
     same_day = then[:3] == time.localtime()[:3]

@@ -195,12 +195,23 @@ def test_a_look_at_a_finished_run_says_what_analyse_says(run):
     assert f"Keep epoch {report.best_epoch}: " in gwa("follow", run.path).stdout
 
 
+def test_a_metric_is_waited_for_while_the_training_goes_on(run):
+    write(run, [0, 1])
+    args = ["follow", run.path, "--rule", "metric", "--metric", "acc"]
+    waiting = gwa(*args, "--wait", "0")
+    assert (waiting.returncode, waiting.stderr) == (0, "")
+    assert "Nothing to keep so far" in waiting.stdout
+    end_run(run.path)
+    ended = gwa(*args)
+    assert ended.returncode == 2
+    assert "the column 'acc'" in " ".join(ended.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("args", "code", "message"),
     [
         (["file.npz"], 2, "gwa: file.npz is a file; what can be watched is the folder of a run"),
         (["run", "--rule", "metric"], 2, "needs `--metric COLUMN`"),
-        (["run", "--rule", "metric", "--metric", "acc"], 2, "the column 'acc'"),
         (["run", "--wait", "-1"], 2, "--wait"),
         (["nowhere", "--wait", "0.001"], 1, "there is no run after 0.001 minutes"),
         (["broken"], 2, "run.json is damaged"),
@@ -253,7 +264,8 @@ def test_labels_come_from_the_newest_scores_or_else_the_summary(run):
     assert progress_of(run).negative == round(summary.negative_fraction * N) == 10
 
 
-def look(run, quiet=0.0, since=0.0):
+def look(run, quiet=0.0, since=None):
+    since = time.time() if since is None else since
     return Look(path=run.path, progress=progress_of(run), since=since, quiet=quiet)
 
 
@@ -275,9 +287,14 @@ def test_what_is_quiet_is_said_once_with_its_time(run):
     assert quiet_sentence(look(run, quiet=59.0)) is None
     text = quiet_sentence(look(run, quiet=61.0, since=then))
     assert time.strftime("since %Y-%m-%d %H:%M:%S:", time.localtime(then)) in text
-    assert text in str(draw_look(look(run, quiet=61.0, since=then), 80, 24))
+    drawn = str(draw_look(look(run, quiet=61.0, since=then), 50, 24))
+    assert text in " ".join(drawn.split())
+    # A live display crops what is wider.
+    assert max(map(len, drawn.splitlines())) <= 50
     rows = NewRows()
-    said = [rows.note(look(run, quiet, then)) for quiet in (0.0, 61.0, 62.0, 0.0, 61.0)]
+    # What was dead before the command began is said at its first look.
+    moments = (None, then, then, None, then)
+    said = [rows.note(look(run, 0.0, since)) for since in moments]
     assert said == [None, text, None, None, text]
     end_run(run.path)
     ended = Look(

@@ -103,9 +103,7 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     elif result["settings"].get("averages"):
         read_by_tables = OF_AVERAGES
     columns = {
-        name: _packed(values)
-        for name, values in result["epochs"].items()
-        if name in read_by_tables
+        name: _packed(values) for name, values in result["epochs"].items() if name in read_by_tables
     }
     # NaN is not JSON, but Python reads and writes it.
     line = json.dumps({**result, "settings": settings, "epochs": columns}, separators=(",", ":"))

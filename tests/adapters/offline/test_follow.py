@@ -94,7 +94,9 @@ def test_a_run_is_followed_from_before_it_exists_until_it_ends(tmp_path):
         with writing(path) as writer:
             first = [follower.stdout.readline(), follower.stdout.readline()]
             assert writer.poll() is None, "its line comes while the training still runs"
-            out, errors = follower.communicate(timeout=60)
+            # `communicate` would lose what `readline` has read ahead.
+            out, errors = follower.stdout.read(), follower.stderr.read()
+            follower.wait(timeout=60)
             assert writer.wait() == 0, writer.stderr.read()
     assert (follower.returncode, errors) == (0, "")
     lines = [*"".join(first).splitlines(), *out.splitlines()]

@@ -273,6 +273,12 @@ def sequence_scores(
     check_choice("reduce", reduce, get_args(Reduce))
     num_groups = check_positive_int("num_groups", num_groups)
     if logits.ndim == 2:
+        for name, x in {"groups": groups, "targets": targets, "latents": latents}.items():
+            if x.ndim == 0 or x.shape[0] != logits.shape[0]:
+                raise ValueError(
+                    f"`{name}` must have one entry for each of the {logits.shape[0]} logits (N, C), "
+                    f"got shape {tuple(x.shape)}"
+                )
         # One row of tokens; what does not fit is found below.
         logits, latents, targets, groups = (
             x[None, ...] for x in (logits, latents, targets, groups)

@@ -81,7 +81,7 @@ def linear_cross_entropy(
     gradients too, and ``backward`` multiplies them by what comes in. ``reduction="none"`` and a
     second ``backward`` make the logits once more.
 
-    Memory: one block of logits (128 MiB; up to four times that without Triton) and the gradients,
+    Memory: one block of logits (128 MiB; up to five times that without Triton) and the gradients,
     each in the dtype of its tensor; the (N, C) logits are never there. A weight that needs no
     gradient costs none.
 

@@ -116,4 +116,4 @@ def _above(run: Result, kept: Kept) -> float | None:
 
 def _cell(above: list[float | None]) -> str:
     known = [x for x in above if x is not None]
-    return f"{np.mean(known):+.3f} ({max(known):+.3f})" if known else MISSING
+    return f"{np.mean(known):+.3g} ({max(known):+.3g})" if known else MISSING

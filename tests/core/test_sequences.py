@@ -381,3 +381,17 @@ def test_many_tokens_in_float32():
     wanted = oracles.sequence_scores(**arrays)
     found = sequence_scores(**cast(arrays, np.float32))
     np.testing.assert_allclose(found, wanted, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["groups", "targets", "latents"])
+def test_one_row_of_tokens_is_named_as_it_was_given(name):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "logits": rng.normal(size=(4, 3)),
+        "latents": rng.normal(size=(4, 2)),
+        "targets": np.zeros(4, int),
+        "groups": np.zeros(4, int),
+    }
+    arrays[name] = arrays[name][:3]
+    with pytest.raises(ValueError, match=rf"`{name}` must have .* 4 logits .* got shape \(3"):
+        sequence_scores(**arrays, weight_norm=1.0, num_groups=1)

@@ -382,3 +382,14 @@ CASES = [
 def test_what_does_not_fit(call, words):
     with pytest.raises(ValueError, match=words):
         call()
+
+
+def test_ids_of_64_bits_do_not_wrap_to_another_sequence():
+    with jax.enable_x64(True):
+        state = gwa_jax.init(3, reduce="mean")
+        ids = jnp.asarray(np.array([2**32 + 1, 0]))
+        assert ids.dtype == jnp.int64
+        scores = jnp.asarray([[0.1, 0.2], [0.3, 0.5]])
+        state = gwa_jax.add(state, scores, ids=ids)
+        found = np.asarray(gwa_jax.scores(state))
+    np.testing.assert_allclose(found, [0.4, np.nan, np.nan], rtol=1e-6)

@@ -341,6 +341,19 @@ def test_shares_of_a_mean_that_float16_cannot_hold(monkeypatch):
     assert float((got.double() - want)[1:].norm() / want[1:].norm()) < 5e-3
 
 
+def test_sums_of_many_rows_that_float16_cannot_hold():
+    # 32,768 rows of one direction: their sum is above the largest float16, their mean is not.
+    torch.manual_seed(0)
+    z = (torch.rand(32_768, 8) + 4).half()
+    w = (0.01 * torch.randn(4, 8)).half().requires_grad_()
+    t = torch.zeros(len(z), dtype=torch.int64)
+    (got,) = torch.autograd.grad(linear_cross_entropy(z, w, t)[0], w)
+    wide = w.detach().double().requires_grad_()
+    (want,) = torch.autograd.grad(plain(z.double(), wide, t), wide)
+    # A product of so many rows rounds that much in float16 on a CPU.
+    assert float((got.double() - want).norm() / want.norm()) < 3e-2
+
+
 def test_autocast_is_that_of_the_plain_loss():
     z, w, b, t = inputs(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -366,6 +379,21 @@ def test_rows_and_columns_of_larger_arrays():
     close(loss, straight, 1e-12)
     close(scores, others, 1e-12)
     close(gradients(loss, (turned,))[0], gradients(straight, (w,))[0], 1e-12)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_labels_of_a_column_on_a_gpu(smoothing):
+    (z, w), t, _ = on_gpu(40, 63, 64, torch.float32, False)
+    column = torch.stack([t, (t + 1) % 63], dim=1)[:, 0]
+    assert column.stride() == (2,)
+    for got, want in zip(
+        linear_cross_entropy(z, w, column, label_smoothing=smoothing),
+        linear_cross_entropy(z, w, t, label_smoothing=smoothing),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning")
@@ -501,6 +529,19 @@ MISTAKES = {
         ValueError,
         r"`targets` .* got shape \(3,\)",
     ),
+    "a list of targets": (
+        (Z, W, [0, 1, 2, 3]),
+        {},
+        TypeError,
+        "`targets` must be a tensor, got list",
+    ),
+    "a smoothing that is no number": (
+        (Z, W, T),
+        {"label_smoothing": "x"},
+        ValueError,
+        "`label_smoothing` must be a finite number",
+    ),
+    "no features": ((Z[:, :0], W[:, :0], T), {}, ValueError, r"`latents` must be .*\(4, 0\)"),
     "floating targets": ((Z, W, T.float()), {}, TypeError, "`targets` must be integers.*float32"),
     "a bias of another size": ((Z, W, T), {"bias": Z[0]}, ValueError, r"`bias` must be .*\(5,\)"),
     "another dtype": ((Z, W.half(), T), {}, TypeError, "`weight` must have the dtype.*autocast"),

@@ -31,8 +31,9 @@ def test_summary_of_arrays_becomes_plain_numbers():
     summary = summarize(np.asarray([0.1, 0.2, 0.4, -0.3], "f4"))
     got = EpochSummary.from_summary(summary, epoch=3, step=900, omitted=2)
     assert got[:4] == (3, 900, 4, 2)
-    assert [type(value) for value in got[:-1]] == [int] * 4 + [float] * 10
-    assert got.expected is None
+    assert [type(value) for value in got[:-2]] == [int] * 4 + [float] * 10
+    assert (got.expected, got.window) == (None, None)
+    assert EpochSummary.from_summary(summary, epoch=3, window=500).window == 500
     assert EpochSummary.from_summary(summary, epoch=3, expected=7.6).expected == 8
     for name in Summary._fields[1:]:
         assert getattr(got, name) == pytest.approx(float(getattr(summary, name)))

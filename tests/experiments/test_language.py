@@ -294,10 +294,10 @@ def test_tables_have_a_row_for_each_signal_and_rule(results):
     losses = store.column(run, "test_loss")
     at = lines[0].split(" | ").index("10 % swapped, loss on all tokens, 1 runs")
     above = losses[-1] - losses.min()
-    assert row.split(" | ")[at] == f"{above:+.3f} ({above:+.3f})"
+    assert row.split(" | ")[at] == f"{above:+.3g} ({above:+.3g})"
     separation = run["reductions"]["min"]["separation"]
     kept = losses[1:][int(np.argmax(separation[1:]))] - losses.min()
     row = next(x for x in lines if x.startswith("| largest separation, min |"))
-    assert row.split(" | ")[at] == f"{kept:+.3f} ({kept:+.3f})"
+    assert row.split(" | ")[at] == f"{kept:+.3g} ({kept:+.3g})"
     for make in (language.examples, language.stopping):
         assert make([]) == ""

@@ -59,21 +59,9 @@ def weighted_targets(
     >>> weighted_targets(targets=np.asarray([[0.5, 0.5]]), class_weights=np.asarray([3.0, 1.0]))
     array([[0.75, 0.25]])
     """
-    xp = namespace(targets=targets, class_weights=class_weights)
-    rows = targets.shape[0] if targets.ndim else 1
-    classes = math.prod(class_weights.shape)
-    check_vector(xp, "class_weights", class_weights, classes, letter="C")
-    check_loss(xp, targets, rows, classes, "cross_entropy", label_smoothing)
-    if is_host(class_weights) and not (
-        xp.all(xp.isfinite(class_weights) & (class_weights >= 0)) and xp.any(class_weights > 0)
-    ):
-        raise ValueError(
-            "`class_weights` must be finite, at least 0 and not all 0, got "
-            f"{class_weights.tolist()}; a negative weight turns gradients around"
-        )
-    weights = xp.astype(class_weights, result_dtype(xp, class_weights))
-    labels, known = _indexable(xp, targets, classes)
-    like = xp.broadcast_to(weights[None, :], (rows, classes))
+    xp, weights, labels, known = _checked(targets, class_weights, label_smoothing)
+    (classes,) = weights.shape
+    like = xp.broadcast_to(weights[None, :], (targets.shape[0], classes))
     soft = like * _soft_targets(xp, labels, like, label_smoothing, 1.0 / classes)
     with quiet(xp):
         soft = soft / xp.sum(soft, axis=1, keepdims=True)
@@ -106,7 +94,7 @@ def loss_weights(*, targets: Array, class_weights: Array, label_smoothing: float
     Raises
     ------
     TypeError, ValueError
-        On shapes, dtypes and options that do not fit.
+        On shapes, dtypes and options that do not fit; on NumPy arrays also on weights below 0.
 
     Notes
     -----
@@ -123,19 +111,34 @@ def loss_weights(*, targets: Array, class_weights: Array, label_smoothing: float
     >>> loss_weights(targets=np.asarray([0, 1]), class_weights=np.asarray([3.0, 1.0]))
     array([3., 1.])
     """
-    xp = namespace(targets=targets, class_weights=class_weights)
-    rows = targets.shape[0] if targets.ndim else 1
-    classes = math.prod(class_weights.shape)
-    check_vector(xp, "class_weights", class_weights, classes, letter="C")
-    check_loss(xp, targets, rows, classes, "cross_entropy", label_smoothing)
-    weights = xp.astype(class_weights, result_dtype(xp, class_weights))
-    labels, known = _indexable(xp, targets, classes)
+    xp, weights, labels, known = _checked(targets, class_weights, label_smoothing)
     if targets.ndim == 1:
         own = xp.take(weights, labels)
     else:
         own = xp.astype(targets, weights.dtype) @ weights
     found = (1.0 - label_smoothing) * own + label_smoothing * xp.mean(weights)
     return found if known is None else xp.where(known, found, xp.nan)
+
+
+def _checked(
+    targets: Array, class_weights: Array, label_smoothing: float
+) -> tuple[Any, Array, Array, Array | None]:
+    """Return the namespace, the weights, targets to index with, and which of them are known."""
+    xp = namespace(targets=targets, class_weights=class_weights)
+    rows = targets.shape[0] if targets.ndim else 1
+    classes = math.prod(class_weights.shape)
+    check_vector(xp, "class_weights", class_weights, classes, letter="C")
+    check_loss(xp, targets, rows, classes, "cross_entropy", label_smoothing)
+    if is_host(class_weights) and not (
+        xp.all(xp.isfinite(class_weights) & (class_weights >= 0)) and xp.any(class_weights > 0)
+    ):
+        raise ValueError(
+            "`class_weights` must be finite, at least 0 and not all 0, got "
+            f"{class_weights.tolist()}; a negative weight turns gradients around"
+        )
+    weights = xp.astype(class_weights, result_dtype(xp, class_weights))
+    labels, known = _indexable(xp, targets, classes)
+    return xp, weights, labels, known
 
 
 def _indexable(xp: Any, targets: Array, classes: int) -> tuple[Array, Array | None]:

@@ -13,7 +13,7 @@ from gwa_core import Moments
 from gwa_torch._distributed import gather, minimum, position, total
 from gwa_torch.scoring import has_triton
 
-__all__ = ["BySample", "ByStream", "pack", "unpack"]
+__all__ = ["BySample", "ByStream", "pack", "placed", "refuse_strays", "unpack"]
 
 NEVER = torch.iinfo(torch.int64).max
 
@@ -78,13 +78,9 @@ class BySample:
 
             record(self.first, self.strays, scores, ids, where, begin, rank, world)
             return
-        spare = self.first.shape[0] - 1
-        known = (ids >= 0) & (ids < spare)
-        counted = known if where is None else known & where
-        self.strays += (~known if where is None else where & ~known).sum()
+        _, slots = placed(ids, where, self.first.shape[0] - 1, self.strays)
         order = torch.arange(begin, self.rows, device=scores.device) * world + rank
         bits = scores.view(torch.int32).to(torch.int64) & 0xFFFFFFFF
-        slots = torch.where(counted, ids, spare)
         self.first.scatter_reduce_(0, slots, (order << 32) | bits, "amin")
 
     def _forget_order(self) -> None:
@@ -110,14 +106,7 @@ class BySample:
     def finish(self, group: Any = None) -> tuple[Moments, int]:
         """Return the moments of all ranks and how many scores were not finite."""
         self.synchronize(group)
-        strays = int(total(self.strays, group))
-        # Said once; the epoch can then be ended without them.
-        self.strays.zero_()
-        if strays:
-            raise ValueError(
-                f"`ids` must be in 0..{self.first.shape[0] - 2}, got {strays} outside in this "
-                "epoch; ids number the whole training set, not the batch"
-            )
+        refuse_strays(self.strays, self.first.shape[0] - 1, group)
         scores = self.scores()
         moments = Moments.from_batch(scores.numpy())
         seen = int((self.first[:-1] != NEVER).sum())
@@ -259,6 +248,31 @@ class ByStream:
         if state["pending"] is not None:
             scores, mask = (x.to(like.device) for x in state["pending"])
             self._pending, self._waiting = [(scores, mask)], scores.shape[0]
+
+
+def placed(
+    ids: torch.Tensor, where: torch.Tensor | None, size: int, strays: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return which rows count and the place of each; place `size` is for what does not count.
+
+    Rows that count and have an id outside 0..size-1 are added to `strays`.
+    """
+    known = (ids >= 0) & (ids < size)
+    strays += (~known if where is None else where & ~known).sum()
+    counted = known if where is None else known & where
+    return counted, torch.where(counted, ids, size)
+
+
+def refuse_strays(strays: torch.Tensor, size: int, group: Any) -> None:
+    """Raise where a rank had ids out of range."""
+    outside = int(total(strays, group))
+    # Said once; the epoch can then be ended without them.
+    strays.zero_()
+    if outside:
+        raise ValueError(
+            f"`ids` must be in 0..{size - 1}, got {outside} outside in this epoch; ids number the "
+            "whole training set, not the batch"
+        )
 
 
 def _mask(scores: torch.Tensor, where: torch.Tensor | None) -> torch.Tensor:

@@ -33,13 +33,16 @@ def write_run(
     """Write the last epoch with its scores, and those before it that the folder lacks without."""
     last = history[-1]
     begun = RunFolder.open(path) if (Path(path) / "run.json").exists() else None
-    if resumed and begun is not None and begun.epochs():
+    known = [] if begun is None else [summary for summary, _ in begun.epochs()]
+    there: set[int] = set()
+    if resumed and begun is not None and known:
         run = begun
-        if scores is None and last in [summary for summary, _ in run.epochs()]:
+        if scores is None and last in known:
             # The scores are there, and a monitor that has gone on or was resumed has them no more.
             run.truncate(last.epoch + 1)
             return
         run.truncate(last.epoch)
+        there = {summary.epoch for summary in known if summary.epoch < last.epoch}
     else:
         about: dict[str, Any] = {
             "num_samples": num_samples or last.count + last.omitted,
@@ -55,7 +58,6 @@ def write_run(
             run = begin_run(path, planned=begun.planned, **about)
         else:
             run = RunFolder.create(path, **about)
-    there = {summary.epoch for summary, _ in run.epochs()}
     for summary in history[:-1]:
         if summary.epoch not in there:
             run.write_epoch(summary)

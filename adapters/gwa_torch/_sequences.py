@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self, cast
 
 import torch
@@ -11,7 +11,7 @@ import torch
 from gwa_core import Moments, loss_weights, residual, sequence_parts
 from gwa_torch._capture import Forward
 from gwa_torch._distributed import minimum, position, total
-from gwa_torch._epoch import BySample
+from gwa_torch._epoch import BySample, placed, refuse_strays
 from gwa_torch._targets import Flat, LossOptions
 from gwa_torch.scoring import as_soft, full_precision, refuse_class_weights
 
@@ -107,10 +107,7 @@ class BySequence:
     ) -> None:
         """Add tokens: scores (T,), or numerators and lengths (T, 2)."""
         sums, lengths = self._own
-        known = (ids >= 0) & (ids < self._size)
-        counted = known if where is None else known & where
-        self.strays += (~known if where is None else where & ~known).sum()
-        slots = torch.where(counted, ids, self._size)
+        counted, slots = placed(ids, where, self._size, self.strays)
         values, weights = scores.unbind(1) if scores.ndim == 2 else (scores, counted)
         lengths.index_add_(0, slots, torch.where(counted, weights, 0).to(lengths.dtype))
         values = values.to(sums.dtype)
@@ -152,14 +149,7 @@ class BySequence:
     def finish(self, group: Any = None) -> tuple[Moments, int]:
         """Return the moments of all ranks and how many scores were not finite."""
         self.synchronize(group)
-        strays = int(total(self.strays, group))
-        # Said once; the epoch can then be ended without them.
-        self.strays.zero_()
-        if strays:
-            raise ValueError(
-                f"`ids` must be in 0..{self._size - 1}, got {strays} tokens outside in this epoch; "
-                "ids number the rows of the whole training set, not of the batch"
-            )
+        refuse_strays(self.strays, self._size, group)
         moments = Moments.from_batch(self.scores().numpy())
         # A length that is not a number is one that was seen.
         return moments, int((self._whole[1][:-1] != 0).sum()) - int(moments.count)
@@ -214,7 +204,7 @@ class BySequence:
 def closed_parts(forward: Forward, flat: Flat, options: LossOptions) -> torch.Tensor:
     """Return numerators and lengths (T, 2) of a pass, by the closed form of the loss.
 
-    Row by row, so that the residuals of one row are there at a time.
+    The residuals of one row are there at a time.
     """
     logits = _rows(forward.logits)
     flat, weights = flat.to(logits.device), options.weights_on(logits.device)
@@ -234,39 +224,31 @@ def closed_parts(forward: Forward, flat: Flat, options: LossOptions) -> torch.Te
         wide = weights.to(torch.promote_types(weights.dtype, torch.float32))
         smoothed = options.label_smoothing
         scale = loss_weights(targets=known, class_weights=wide, label_smoothing=smoothed)
-    width, found = logits.shape[1], []
-    for row, made in enumerate(logits):
-        part = slice(row * width, (row + 1) * width)
-        made = made.to(torch.promote_types(made.dtype, torch.float32))
-        r = residual(
+
+    def residuals(made: torch.Tensor, part: slice) -> torch.Tensor:
+        r: torch.Tensor = residual(
             logits=made,
             targets=targets[part],
             loss=cast("Any", options.loss),
             label_smoothing=smoothing,
         )
-        if scale is not None:
-            r = r * scale[part].to(r.dtype)[:, None]
-        activations = _activations(made, forward)
-        if options.loss == "cross_entropy":
-            # The residual sums to zero: a common offset of the row only costs digits.
-            activations = activations - activations.amax(-1, keepdim=True)
-        found.append(_parts(r, activations, forward, row, flat.ids, counted, part))
-    return torch.cat(found)
+        return r if scale is None else r * scale[part].to(r.dtype)[:, None]
+
+    # Residuals of a softmax sum to zero.
+    return _by_row(forward, flat, counted, residuals, centre=options.loss == "cross_entropy")
 
 
 def gradient_parts(forward: Forward, gradient: torch.Tensor, flat: Flat) -> torch.Tensor:
     """Return numerators and lengths (T, 2) of a pass, from the gradient at its logits."""
-    logits = _rows(forward.logits)
-    gradient = gradient.reshape(logits.shape)
-    flat = flat.to(logits.device)
-    counted = _counted(flat)
-    width, found = logits.shape[1], []
-    for row, (made, g) in enumerate(zip(logits, gradient, strict=True)):
-        wide = torch.promote_types(made.dtype, torch.float32)
-        part = slice(row * width, (row + 1) * width)
-        activations = _activations(made.to(wide), forward)
-        found.append(_parts(-g.to(wide), activations, forward, row, flat.ids, counted, part))
-    return torch.cat(found)
+    gradient = gradient.reshape(-1, gradient.shape[-1])
+    flat = flat.to(gradient.device)
+    return _by_row(
+        forward,
+        flat,
+        _counted(flat),
+        lambda made, part: -gradient[part].to(made.dtype),
+        centre=False,
+    )
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
@@ -277,10 +259,6 @@ def _rows(x: torch.Tensor) -> torch.Tensor:
 def _counted(flat: Flat) -> torch.Tensor:
     everywhere = torch.ones(flat.samples, dtype=torch.bool, device=flat.targets.device)
     return everywhere if flat.where is None else flat.where
-
-
-def _activations(logits: torch.Tensor, forward: Forward) -> torch.Tensor:
-    return logits if forward.bias is None else logits - forward.bias.to(logits.dtype)
 
 
 @contextlib.contextmanager
@@ -301,24 +279,48 @@ def _exact_products(device: torch.device) -> Iterator[None]:
         setattr(products, name, before)
 
 
-def _parts(
-    residuals: torch.Tensor,
-    activations: torch.Tensor,
+def _by_row(
     forward: Forward,
-    row: int,
-    ids: torch.Tensor | None,
+    flat: Flat,
     counted: torch.Tensor,
-    part: slice,
+    residuals: Callable[[torch.Tensor, slice], torch.Tensor],
+    *,
+    centre: bool,
 ) -> torch.Tensor:
-    groups = torch.zeros_like(counted[part], dtype=torch.int64) if ids is None else ids[part]
-    device = activations.device
-    with full_precision(device), _exact_products(device):
-        numerators, lengths = sequence_parts(
-            residuals=residuals[None],
-            activations=activations[None],
-            latents=_rows(forward.latents)[row][None].to(activations.dtype),
-            weight_norm=forward.weight_norm,
-            groups=groups[None],
-            where=counted[part][None],
-        )
-    return torch.stack([numerators[0], lengths[0]], dim=1)
+    """Return numerators and lengths (T, 2) of the rows of a pass, one row after the other.
+
+    Parameters
+    ----------
+    forward : Forward
+        The pass.
+    flat : Flat
+        Its tokens.
+    counted : boolean tensor of shape (T,)
+        Tokens that count.
+    residuals : callable
+        Of the (S, C) logits of a row and its part of the tokens: (S, C) residuals.
+    centre : bool
+        Whether residuals sum to zero, so that a common offset of the logits only costs digits.
+    """
+    logits, latents, found = _rows(forward.logits), _rows(forward.latents), []
+    width, device = logits.shape[1], logits.device
+    for row, made in enumerate(logits):
+        part = slice(row * width, (row + 1) * width)
+        made = made.to(torch.promote_types(made.dtype, torch.float32))
+        r = residuals(made, part)
+        activations = made if forward.bias is None else made - forward.bias.to(made.dtype)
+        if centre:
+            activations = activations - activations.amax(-1, keepdim=True)
+        own = counted[part]
+        groups = torch.zeros_like(own, dtype=torch.int64) if flat.ids is None else flat.ids[part]
+        with full_precision(device), _exact_products(device):
+            numerators, lengths = sequence_parts(
+                residuals=r[None],
+                activations=activations[None],
+                latents=latents[row][None].to(made.dtype),
+                weight_norm=forward.weight_norm,
+                groups=groups[None],
+                where=own[None],
+            )
+        found.append(torch.stack([numerators[0], lengths[0]], dim=1))
+    return torch.cat(found)

@@ -136,13 +136,14 @@ def score_fused(
     counted = targets != monitor.options.ignore_index
     parts: dict[str, Any] = {"weight": head_weight(monitor.head), "bias": monitor.head.bias}
     head = _Head(**{name: _whole(x) for name, x in parts.items()}, change=change)
-    if look and bool(counted.any()):
+    empty = not bool(counted.any())
+    if look and not empty:
         seen = latents[counted], targets[counted], head
         if said is not None:
             _check_probabilities(*seen, said.detach()[counted.to(said.device)])
         elif (loss := passes.field("loss")) is not None:
             _check_loss(*seen, loss.detach(), items)
-    if monitor._keeper.batches % monitor.every or not bool(counted.any()):
+    if monitor._keeper.batches % monitor.every or empty:
         # A batch may have no label that counts.
         monitor._keeper.batches += 1
         monitor._keeper.count(0)
@@ -195,7 +196,7 @@ def _gradient(
 ) -> torch.Tensor:
     """Return the gradient of the loss at the head's own logits."""
     # Mixed precision would round what the core keeps exact.
-    with torch.enable_grad(), torch.autocast(logits.device.type, enabled=False):
+    with torch.enable_grad(), full_precision(logits.device):
         logits = logits.requires_grad_()
         loss = nn.functional.cross_entropy(
             head.change(logits)[counted], targets[counted], reduction="sum"

@@ -27,6 +27,7 @@ __all__ = ["NewRows", "columns_of", "draw_bars", "draw_look", "quiet_sentence", 
 BLOCKS = " ▁▂▃▄▅▆▇█"
 WIDEST = 4  # columns that one value takes at most
 HEIGHT = 8  # rows of the curve
+LABEL = 9  # columns of a number such as -1.23e-05
 QUIET = 60.0  # seconds after which a person may ask what has happened
 
 
@@ -148,18 +149,14 @@ def _title(progress: Progress) -> str:
 def _draw_curve(text: Text, progress: Progress, width: int, height: int) -> None:
     """Append the curve, with the epoch to keep and the shares below it."""
     name = unit(progress.epochs)
-    known = [progress.signal, "share", name]
-
-    def placed(ends: list[str]) -> tuple[int, NDArray[np.intp]]:
-        margin = max(len(label) for label in (*ends, *known))
-        space = max(width - margin - 4, 8)
-        return margin, columns_of(max(len(progress.epochs), progress.planned or 0), space)
-
-    # The labels are those of the bars, which are means where epochs share a column.
-    means, _ = _means(progress.values, placed(["-0.0000"])[1])
+    margin = max(LABEL, len(progress.signal), len(name))
+    columns = columns_of(
+        max(len(progress.epochs), progress.planned or 0), max(width - margin - 4, 8)
+    )
+    # Where epochs share a column, its bar is their mean, and so are the labels.
+    means, _ = _means(progress.values, columns)
     drawn = means[np.isfinite(means)]
     ends = [significant(drawn.max()), significant(drawn.min())] if len(drawn) else ["-", "-"]
-    margin, columns = placed([*ends, "-0.0000"])
 
     def row(label: str, cells: str, style: str = "") -> None:
         text.append(f"{label:>{margin}} │ ")

@@ -94,7 +94,7 @@ class Taken(NamedTuple):
 
 
 def check_reduce(reduce: str | None, size: int) -> None:
-    """Raise unless this is a way to make one score of those of the tokens."""
+    """Raise if `reduce` is unknown, or comes without `num_samples`."""
     if reduce is not None and reduce not in KINDS:
         raise ValueError(
             f"`reduce` must be one of {', '.join(map(repr, KINDS))} or None, got {reduce!r}"

@@ -78,7 +78,7 @@ def analyse(
     Raises
     ------
     FeaturesError
-        If the source is damaged, or has logits that are not those of its head.
+        If the source is damaged, or its logits do not match its head.
     ValueError
         If the source lacks the column that the rule reads, or the class weights do not fit.
 
@@ -287,7 +287,7 @@ def _one_blas_thread_a_worker() -> Iterator[int]:
 
 @contextmanager
 def _blame_logits(block: Block, features: Features) -> Iterator[None]:
-    """Say which file has logits that are not those of its head, and what they seem to be."""
+    """Name the file whose logits do not match its head, and the likely cause."""
     try:
         yield
     except ValueError as error:

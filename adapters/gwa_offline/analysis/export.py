@@ -32,7 +32,7 @@ def to_json(report: Findings) -> str:
     -------
     str
         One object with the fields of `Report` and `best_epoch`, arrays as lists, nan as null.
-        `classes` are the class numbers that the columns of `class_gwa` and `class_mean` stand for:
+        `classes` has the class number of each column of `class_gwa` and `class_mean`:
         all of them, or the 1,000 of lowest mean at the shown epoch where there are more.
 
     Notes

@@ -225,7 +225,7 @@ class NewRows:
         return None if self._said == before else self._said
 
     def take(self, look: Look) -> list[list[str]]:
-        """Return the new rows, with a header before the first; rows that a resumed run wrote anew too."""
+        """Return the new rows, with a header before the first; also rows that a resumed run rewrote."""
         progress = look.progress
         if progress is None or not progress.epochs:
             return []

@@ -1,4 +1,4 @@
-"""What fits into a table on a terminal, and which characters may stand there."""
+"""Columns that fit a terminal, and text that is safe to print there."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ _COMPARED = 2**20
 
 
 def join(parts: Sequence[tuple[Path, dict[str, LazyArray]]]) -> dict[str, LazyArray]:
-    """Join the rows of arrays that each part has; weight and bias are those of one head.
+    """Join the rows of the parts; all parts have the weight and bias of one head.
 
     Parameters
     ----------

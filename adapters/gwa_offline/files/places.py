@@ -102,7 +102,7 @@ def prefix_of(part: Path) -> str:
 
 
 def distinct_names(paths: Sequence[Path]) -> list[str]:
-    """Return the last part of each path; those that are equal grow by their parents."""
+    """Return the last part of each path; equal names get their parents in front."""
     found = []
     for path in paths:
         same = {other for other in paths if other.name == path.name}
@@ -160,7 +160,7 @@ def _one_epoch(files: list[Path]) -> Snapshot:
 
 
 def _by_epoch(files: list[Path]) -> list[Snapshot]:
-    """Return the files of a pattern: one epoch, or those that names or folders say."""
+    """Return the files of a pattern: one epoch, or several by file or folder name."""
     if len(files) == 1:
         return find_snapshots(files[0])
     groups: dict[int | None, list[Path]] = {}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -56,6 +57,10 @@ class Features:
         Loss of the head.
     num_samples, num_classes : int, optional
         N and C of the run, where known.
+    files : sequence of (path, int), optional
+        Each file and its number of rows.
+    columns : mapping of str to str, optional
+        What the files call an array.
 
     Attributes
     ----------
@@ -73,6 +78,8 @@ class Features:
         Labels as int64; of soft targets the likeliest class; None where neither makes sense.
     ids : array of shape (n,) or None
         Sample ids.
+    stored : mapping of str to lazy array
+        The arrays as they were opened.
     """
 
     def __init__(
@@ -83,6 +90,8 @@ class Features:
         loss: str,
         num_samples: int | None = None,
         num_classes: int | None = None,
+        files: Sequence[tuple[Path, int]] = (),
+        columns: Mapping[str, str] | None = None,
     ) -> None:
         with blame(path):
             layout, self.targets, self.ids = check_snapshot(
@@ -93,6 +102,7 @@ class Features:
         self.has_logits = "logits" in arrays
         self.soft = len(arrays["targets"].shape) == 2
         self.path = path
+        self.files, self.columns, self.stored = tuple(files), dict(columns or {}), dict(arrays)
         checked = {"targets": None if self.soft else self.targets, "ids": self.ids}
         self._arrays = {
             **arrays,
@@ -183,8 +193,16 @@ def open_snapshot(
             arrays["targets"] = Held(_pick(by_id, arrays, num_samples))
         if missing := [name for name in ("latents", "weight", "targets") if name not in arrays]:
             raise FeaturesError(_missing(missing[0], names, snapshot.parts[0]))
-    path = Path(str(snapshot))
-    return Features(path, arrays, loss=loss, num_samples=num_samples, num_classes=num_classes)
+    rows = [(path, math.prod(found["latents"].shape[:1])) for path, (found, _) in opened]
+    return Features(
+        Path(str(snapshot)),
+        arrays,
+        loss=loss,
+        num_samples=num_samples,
+        num_classes=num_classes,
+        files=rows,
+        columns=columns,
+    )
 
 
 def _beside(parts: tuple[Path, ...], name: str) -> list[Path]:

@@ -23,6 +23,7 @@ def save(
     *,
     num_classes: int,
     scores: Array | None = None,
+    predictions: Array | None = None,
     beta: float = 1.2,
     loss: Loss = "cross_entropy",
     metrics: Mapping[str, Any] | None = None,
@@ -44,6 +45,8 @@ def save(
         C.
     scores : array of shape (N,), optional
         `scores` of the state before `end_epoch`.
+    predictions : integer array of shape (N,), optional
+        `state.predictions` before `end_epoch`, of a state from ``init(N, predictions=True)``.
     beta : float
         The one given to `end_epoch`, default 1.2.
     loss : {"cross_entropy", "binary_cross_entropy"}
@@ -86,7 +89,7 @@ def save(
     summary = fetch(summary)
     if jax.process_index() > 0:
         return
-    scores, targets = jax.device_get((scores, targets))
+    scores, predictions, targets = jax.device_get((scores, predictions, targets))
     size = summary.count + summary.omitted if scores is None else len(scores)
     given = {"num_classes": num_classes, "beta": beta, "loss": loss}
     if summary.epoch > 0 and (Path(run_folder) / "run.json").exists():
@@ -109,4 +112,4 @@ def save(
             targets=targets,
         )
     numbers = {name: float(value) for name, value in (metrics or {}).items()}
-    run.write_epoch(summary, scores=scores, metrics=numbers)
+    run.write_epoch(summary, scores=scores, predictions=predictions, metrics=numbers)

@@ -52,6 +52,8 @@ class State(NamedTuple):
         What `label_quality` is made of, over the epochs that ended; arrays of shape (N,).
     sequences : Mean, Min or Gradient, optional
         The other part of the scores of sequences, an array of shape (N,).
+    predictions : int32 array of shape (N,), optional
+        Class of the largest logit where the score was taken, -1 where not seen, if asked for.
     """
 
     epoch: Array
@@ -64,10 +66,15 @@ class State(NamedTuple):
     values: Array
     quality: QualitySums
     sequences: Sequences | None = None
+    predictions: Array | None = None
 
 
 def init(
-    num_samples: int | None = None, *, reduce: Reduce | None = None, dtype: Any = jnp.float32
+    num_samples: int | None = None,
+    *,
+    reduce: Reduce | None = None,
+    predictions: bool = False,
+    dtype: Any = jnp.float32,
 ) -> State:
     """Return a state before its first epoch.
 
@@ -81,18 +88,22 @@ def init(
         document. "mean" and "min" make one score of those of the tokens that count. "gradient" is
         the alignment of the sequence's own gradient, see `gwa_core.sequence_parts`. Default None:
         each sample has one score.
+    predictions : bool
+        Keep the predicted class of each sample, for `save`; every `update` then has `logits`. Default
+        False.
     dtype : dtype
         Of the scores kept, default float32.
 
     Returns
     -------
     State
-        A pytree of arrays, 16 N bytes in float32.
+        A pytree of arrays, 16 N bytes in float32, and 4 N more for predictions.
 
     Raises
     ------
     ValueError
-        If `num_samples` is not an integer of at least 1, or `reduce` is unknown or comes without it.
+        If `num_samples` is not an integer of at least 1, or `reduce` is unknown or comes without it,
+        or `predictions` come with `reduce` or without `num_samples`.
 
     Examples
     --------
@@ -102,12 +113,21 @@ def init(
     """
     size = check_size(num_samples)
     check_reduce(reduce, size)
+    if predictions and (not size or reduce is not None):
+        raise ValueError(
+            f"`predictions` must come with `num_samples` and without `reduce`, got {num_samples} and "
+            f"{reduce!r}; tokens, and samples without ids, have no class to keep"
+        )
     # What jit returns is bound to no device, and each leaf has a buffer that a step may donate.
-    state: State = jax.jit(empty, static_argnums=(1, 2, 3))(0, size, jnp.dtype(dtype), reduce)
+    state: State = jax.jit(empty, static_argnums=(1, 2, 3, 4))(
+        0, size, jnp.dtype(dtype), reduce, bool(predictions)
+    )
     return state
 
 
-def empty(epoch: Array | int, size: int, dtype: Any, reduce: str | None) -> State:
+def empty(
+    epoch: Array | int, size: int, dtype: Any, reduce: str | None, predictions: bool
+) -> State:
     """Return the state before an epoch."""
     zero, like = jnp.zeros((), jnp.int32), jnp.zeros((), dtype)
     values, sequences = begin(reduce, size, dtype)
@@ -122,6 +142,7 @@ def empty(epoch: Array | int, size: int, dtype: Any, reduce: str | None) -> Stat
         values=values,
         quality=QualitySums.empty(size, like),
         sequences=sequences,
+        predictions=jnp.full((size,), -1, jnp.int32) if predictions else None,
     )
 
 
@@ -239,11 +260,32 @@ def update(
     _check_rows(state, found.shape, ids, where)
     if logits is not None and _begins(state):
         check_on_host(latents, kernel, logits, bias, where)
+    if state.predictions is not None:
+        return _add_classes(state, found, logits, ids, where, axis_name)
     if state.sequences is not None and logit_gradients is not None:
         # A token that the loss does not see has a gradient of 0.
         seen_by_loss = jnp.any(logit_gradients != 0, axis=-1)
         where = seen_by_loss if where is None else where & seen_by_loss
     return add(state, found, ids=ids, where=where, axis_name=axis_name)
+
+
+def _add_classes(
+    state: State,
+    scores: Array,
+    logits: Array | None,
+    ids: Array | None,
+    where: Array | None,
+    axis_name: Any,
+) -> State:
+    """Take in scores and the classes of largest logit."""
+    if logits is None or scores.ndim > 1:
+        raise ValueError(
+            "`logits` must be those of samples (N, C) for a state with predictions, got "
+            f"{'none' if logits is None else 'those of tokens'}; leave out init(predictions=True)"
+        )
+    classes = (logits[:, 0] > 0) if logits.shape[1] == 1 else jnp.argmax(logits, axis=1)
+    new: State = _add(state, scores, ids, where, axis_name, classes)
+    return new
 
 
 def _begins(state: State) -> bool:
@@ -356,15 +398,26 @@ def _take_in_parts(
 @functools.partial(jax.jit, static_argnums=4)
 @lenient
 def _add(
-    state: State, scores: Array, ids: Array | None, where: Array | None, axis_name: Any
+    state: State,
+    scores: Array,
+    ids: Array | None,
+    where: Array | None,
+    axis_name: Any,
+    classes: Array | None = None,
 ) -> State:
     take_in = functools.partial(_take_in, axis_name=axis_name)
-    new: State = automatic(take_in, jax.tree.map(spec, state), state, scores, ids, where)
+    new: State = automatic(take_in, jax.tree.map(spec, state), state, scores, ids, where, classes)
     return new
 
 
 def _take_in(
-    state: State, scores: Array, ids: Array | None, where: Array | None, *, axis_name: Any
+    state: State,
+    scores: Array,
+    ids: Array | None,
+    where: Array | None,
+    classes: Array | None,
+    *,
+    axis_name: Any,
 ) -> State:
     scores = jax.lax.stop_gradient(scores).reshape(-1).astype(state.values.dtype)
     where = seen(where, len(scores), axis_name)
@@ -377,7 +430,13 @@ def _take_in(
             moments=state.moments.merge(Moments.from_batch(scores, where=counted)),
         )
     rows = place(state.order, state.rows, ids, where, axis_name)
+    predictions = state.predictions
+    if predictions is not None and classes is not None:
+        classes = classes.astype(jnp.int32)
+        classes = classes if axis_name is None else everywhere(classes, axis_name)
+        predictions = predictions.at[rows.slots].set(classes, mode="drop")
     return state._replace(
+        predictions=predictions,
         rows=state.rows + len(scores),
         batch=jnp.maximum(state.batch, len(scores)),
         omitted=state.omitted + rows.unknown,
@@ -425,9 +484,14 @@ def merge(state: State, other: State) -> State:
         raise ValueError(
             f"`other` must have num_samples={_size(state) or None}, got {_size(other) or None}"
         )
+    if (state.predictions is None) != (other.predictions is None):
+        raise ValueError("`other` must have predictions where `state` has them; `init` both alike")
     if type(state.sequences) is not type(other.sequences):
         raise ValueError("`other` must have the same `reduce`, got another way to keep sequences")
     kept: Any = state.sequences
+    predictions = state.predictions
+    if predictions is not None and other.predictions is not None:
+        predictions = jnp.where(other.order < state.order, other.predictions, predictions)
     if kept is None:
         values = jnp.where(other.order < state.order, other.values, state.values)
     else:
@@ -452,4 +516,5 @@ def merge(state: State, other: State) -> State:
             *(jnp.where(more, b, a) for a, b in zip(state.quality, other.quality, strict=True))
         ),
         sequences=kept,
+        predictions=predictions,
     )

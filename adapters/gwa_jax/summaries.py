@@ -212,7 +212,8 @@ def _end(state: State, *, beta: float, expected: Any) -> tuple[State, EpochSumma
     if size:
         values = finished(state.values, state.sequences)
         quality = quality.add(values, epoch_weight(ended, values))
-    new = empty(state.epoch + 1, size, dtype, kind(state.sequences))
+    predicts = state.predictions is not None
+    new = empty(state.epoch + 1, size, dtype, kind(state.sequences), predicts)
     return new._replace(before=state.rows, quality=quality), ended
 
 

@@ -57,11 +57,17 @@ class Epoch:
     metrics: Mapping[str, float] = field(default_factory=dict)
     _scores: Callable[[], NDArray[np.float32] | None] | None = field(default=None, repr=False)
     _features: Callable[[], Features] | None = field(default=None, repr=False)
+    _predictions: Callable[[], NDArray[np.int32] | None] | None = field(default=None, repr=False)
 
     @property
     def scores(self) -> NDArray[np.float32] | None:
         """Scores measured during training, (N,) by sample id; each access maps the file again."""
         return None if self._scores is None else self._scores()
+
+    @property
+    def predictions(self) -> NDArray[np.int32] | None:
+        """Classes predicted during training, (N,) by sample id, -1 where not known."""
+        return None if self._predictions is None else self._predictions()
 
     @property
     def features(self) -> Features | None:
@@ -237,7 +243,9 @@ def _open_run(run: RunFolder, told: _Told) -> Source:
     epochs: list[Epoch] = []
     openers: dict[Snapshot, Callable[[], Features]] = {}
     # A long run of summaries alone should not ask the disk for each.
-    scored, kept = ((run.path / name).is_dir() for name in ("scores", "features"))
+    scored, said, kept = (
+        (run.path / name).is_dir() for name in ("scores", "predictions", "features")
+    )
     for summary, metrics in rows:
         if scored:
             run.scores(summary.epoch)  # what is wrong with them should be known now
@@ -253,6 +261,7 @@ def _open_run(run: RunFolder, told: _Told) -> Source:
                 summary=summary,
                 metrics=metrics,
                 _scores=partial(run.scores, summary.epoch) if scored else None,
+                _predictions=partial(run.predictions, summary.epoch) if said else None,
                 _features=features,
             )
         )

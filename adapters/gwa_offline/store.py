@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ from gwa_offline.files import records
 from gwa_offline.files.arrays import read_all
 from gwa_offline.files.checks import (
     check_features,
+    check_predictions,
     check_run_labels,
     check_scores,
     index,
@@ -69,11 +71,12 @@ class RunFolder:
     >>> run = RunFolder.create(folder.name, num_samples=3, num_classes=2, adapter="mine")
     >>> tracker = GWATracker(3)
     >>> tracker.update(np.array([0.1, 0.5, 0.9]), ids=np.arange(3))
-    >>> run.write_epoch(tracker.end_epoch(), scores=tracker.scores, metrics={"accuracy": 0.93})
+    >>> found = {"scores": tracker.scores, "predictions": np.array([1, 0, 1])}
+    >>> run.write_epoch(tracker.end_epoch(), **found, metrics={"accuracy": 0.93})
     >>> run.epochs()[0][1]
     {'accuracy': 0.93}
-    >>> run.scores(0).shape
-    (3,)
+    >>> run.scores(0).shape, run.predictions(0).tolist()
+    ((3,), [1, 0, 1])
     >>> folder.cleanup()
     """
 
@@ -186,6 +189,7 @@ class RunFolder:
         summary: EpochSummary,
         *,
         scores: Any = None,
+        predictions: Any = None,
         features: Mapping[str, Any] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> None:
@@ -197,6 +201,9 @@ class RunFolder:
             From the tracker's `end_epoch`.
         scores : array of shape (N,), optional
             Alignment by sample id, nan where not seen; stored as float32.
+        predictions : integer array of shape (N,), optional
+            The class of the largest logit by sample id, -1 where not known; stored as int32. Reports
+            then say what the model says of a label.
         features : mapping of str to array, optional
             ``latents`` (n, D), ``weight`` (C, D), ``targets`` (n,) or (n, C), and optionally
             ``logits`` (n, C), ``bias`` (C,), ``ids`` (n,).
@@ -227,6 +234,7 @@ class RunFolder:
             )
         line = records.format_line(summary, metrics or {})
         saved = None if scores is None else check_scores(scores, self.num_samples)
+        classes = None if predictions is None else check_predictions(predictions, self)
         arrays = None if features is None else check_features(features, self)
 
         stem = records.stem(summary.epoch)
@@ -237,10 +245,9 @@ class RunFolder:
                 self.path / "features" / f"{stem}.npz",
                 lambda stream: np.savez(stream, **arrays),  # type: ignore[arg-type]
             )
-        if saved is not None:
-            records.write_whole(
-                self.path / "scores" / f"{stem}.npy", lambda stream: np.save(stream, saved)
-            )
+        for kind, array in (("predictions", classes), ("scores", saved)):
+            if array is not None:
+                records.write_whole(self.path / kind / f"{stem}.npy", partial(_save, array))
         records.append_line(file, line, ends[-1] if ends else 0)
 
     def truncate(self, epoch: int) -> Self:
@@ -299,7 +306,21 @@ class RunFolder:
         FeaturesError
             If the file is damaged.
         """
-        return records.map_scores(self.path, epoch, self.num_samples)
+        return records.map_samples(self.path, "scores", np.float32, epoch, self.num_samples)
+
+    def predictions(self, epoch: int) -> NDArray[np.int32] | None:
+        """Read the predicted classes of an epoch, (N,) by sample id; None if the run stored none.
+
+        Raises
+        ------
+        FeaturesError
+            If the file is damaged or does not fit the run.
+        """
+        found = records.map_samples(self.path, "predictions", np.int32, epoch, self.num_samples)
+        if found is None:
+            return None
+        with blame(self.path / "predictions" / f"{records.stem(epoch)}.npy"):
+            return check_predictions(found, self)
 
     def features_path(self, epoch: int) -> Path | None:
         """Find the features of an epoch; None if the run stored none."""
@@ -393,6 +414,10 @@ def end_run(path: str | os.PathLike[str]) -> RunFolder:
         If there is no run.
     """
     return _change(path, status="ended")
+
+
+def _save(array: NDArray[Any], stream: IO[bytes]) -> None:
+    np.save(stream, array)
 
 
 def _change(path: str | os.PathLike[str], **fields: Any) -> RunFolder:

@@ -218,11 +218,20 @@ class BatchScorer:
         The whole training set.
     signals : TrackedSignals or None
         What follows signals of the same batches, by row of X.
+    predictions : int32 array of shape (N,) or None
+        Where the predicted class of each row of X goes.
     """
 
-    def __init__(self, model: Any, X: Any, signals: TrackedSignals | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        X: Any,
+        signals: TrackedSignals | None = None,
+        predictions: NDArray[np.int32] | None = None,
+    ) -> None:
         found = next(find_classifiers(model, floating(X[:1])))
         self.signals = signals
+        self.predictions = predictions
         if signals is not None:
             check_signals(found, model)
             self.ids = np.arange(X.shape[0])
@@ -262,6 +271,9 @@ class BatchScorer:
         )
 
     def _follow(self, logits: Any, latents: Any, targets: NDArray[np.intp], rows: Rows) -> None:
+        if self.predictions is not None:
+            one = logits.shape[1] == 1
+            self.predictions[rows] = logits[:, 0] > 0 if one else logits.argmax(axis=1)
         if self.signals is not None:
             self.signals.update(logits=logits, latents=latents, targets=targets, ids=self.ids[rows])
 
@@ -398,6 +410,7 @@ def train(
     """
     check_rule(rule, () if signals is None else signals.names)
     rows, size = data.rows, data.X.shape[0]
+    predictions = None if start_run is None else np.full(size, -1, np.int32)
     tracker, quality = GWATracker(keep_scores=False), LabelQuality(size)
     tracker.history = history
     stopper = EarlyStopper(rule, total_steps=len(history) + max_epochs)
@@ -412,7 +425,7 @@ def train(
         best = before if stopper.best_step == before.epoch else None
         if len(before.scores) == size:
             quality.load_state_dict(before.quality)
-        scorer = BatchScorer(model, data.X, signals)
+        scorer = BatchScorer(model, data.X, signals, predictions)
         run = start_run and start_run(scorer.loss)
     # The whole of X was checked once.
     with config_context(assume_finite=True):
@@ -423,7 +436,7 @@ def train(
                 if scorer is None:
                     # The first step makes the weights.
                     model.partial_fit(X, y, classes=data.classes, **options)
-                    scorer = BatchScorer(model, data.X, signals)
+                    scorer = BatchScorer(model, data.X, signals, predictions)
                     run = start_run and start_run(scorer.loss)
                     scores[part] = scorer.score(X, data.targets[part], part)
                 else:
@@ -433,7 +446,7 @@ def train(
             means = {} if signals is None else signals.end_epoch()
             quality.update(scores, summary)
             if run:
-                run.write_epoch(summary, scores=scores, metrics=means)
+                run.write_epoch(summary, scores=scores, predictions=predictions, metrics=means)
             record = {**summary._asdict(), **means}
             stopper.observe(record, step=epoch)
             if average is not None:

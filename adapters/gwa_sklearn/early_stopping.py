@@ -106,8 +106,8 @@ class GWAEarlyStoppingClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstima
     signals : str or collection of str
         Keys of ``gwa_core.signals.SIGNALS`` to follow beside the scores, default none.
     run_folder : path, optional
-        Folder in which to write each epoch as it ends: its summary, the scores by row, and the
-        means of the signals. ``gwa analyse`` and `gwa_offline.store.RunFolder` read it. One fit
+        Folder in which to write each epoch as it ends: its summary, scores and predictions by row, and
+        the means of the signals. ``gwa analyse`` and `gwa_offline.store.RunFolder` read it. One fit
         needs one folder, so leave it out inside a search. With `warm_start` a further ``fit`` goes
         on in the same folder.
     keep : {"best", "average"}

@@ -12,6 +12,7 @@ from gwa_core.history import expected_samples
 from gwa_torch._checks import check_count
 from gwa_torch._distributed import gather, position
 from gwa_torch._epoch import BySample, ByStream
+from gwa_torch._predictions import Predictions
 from gwa_torch._sequences import BySequence
 from gwa_torch._signals import Followed, made_of_arrays, made_of_tensors
 from gwa_torch._targets import Flat
@@ -75,12 +76,19 @@ class Keeper:
         self._quality_device: torch.device | None = None
         self.epoch: Epoch | None = None
         self.ended = False
+        # Whether predicted classes are kept, for a run folder: those of the epoch in progress, and of
+        # the one that ended last.
+        self.predicts = False
+        self._predictions: Predictions | None = None
+        self._predicted: Predictions | None = None
         # Whether the epoch in progress is that of all ranks.
         self._whole = False
         # Whether a run folder with epochs in it may be this run's.
         self.resumed = False
         # Whether scores come from gradients: of this rank, and of any when they last met.
         self.by_gradient = self.all_by_gradient = False
+        # Whether any rank had predictions when they last met.
+        self._all_predict = False
         # Rows of the epoch that ended last, of all ranks.
         self._before = 0
         self._begin()
@@ -106,6 +114,20 @@ class Keeper:
             epoch.to(scores.device)
         epoch.add(scores, flat.ids, flat.where, self.group)  # type: ignore[arg-type]
         self.epoch, self.ended, self._whole = epoch, False, False
+
+    def predict(self, logits: torch.Tensor, flat: Flat) -> None:
+        """Add the outputs (B, C) of a batch whose scores are added."""
+        if self._predictions is None:
+            assert self.num_samples is not None  # noqa: S101  # the batch has ids
+            self._predictions = Predictions(self.num_samples, logits.device)
+        if self._predictions.device != logits.device:
+            self._predictions.to(logits.device)
+        self._predictions.add_logits(logits, flat, self.group)
+
+    @property
+    def predictions(self) -> torch.Tensor | None:
+        """Classes (N,) of the epoch that ended last on the host, -1 where not known, if any are."""
+        return None if self._predicted is None else self._predicted.classes()
 
     @property
     def counted(self) -> int:
@@ -172,6 +194,8 @@ class Keeper:
             window=window,
         )
         self.followed.end_epoch(self.group)
+        self._merge_predictions()
+        self._predicted, self._predictions = self._predictions, None
         if not isinstance(epoch, ByStream):
             self._assess(epoch, summary)
         self.history.append(summary)
@@ -191,16 +215,28 @@ class Keeper:
         # NumPy shares the memory, and the core works on its arrays in blocks.
         self.quality.update(scores.numpy() if scores.device.type == "cpu" else scores, summary)
 
+    def _merge_predictions(self) -> None:
+        """Take over what the other ranks saw, where any keeps predictions."""
+        if self.num_samples is None or not self._all_predict:
+            return
+        own = self._predictions
+        self._predictions = own or Predictions(self.num_samples, head_device(self.head))
+        self._predictions.synchronize(self.group)
+        if self._predictions.empty:
+            self._predictions = None
+
     def _agree(self, whole: int) -> list[list[int]]:
         """Return by rank the rows, the largest batch, the batches, and how many an epoch has.
 
         Raises on every rank where the ranks differ in N: one collective would break or hang.
         """
         own = [self.num_samples or 0, int(self.by_gradient), int(self._tokens)]
+        own += [int(self._predictions is not None)]
         own += [self._rows, self._largest, self.batches, whole]
         stacked = torch.stack(gather(torch.tensor(own), self.group))
-        sizes, changed, tokens, *columns = stacked.T.tolist()
+        sizes, changed, tokens, predict, *columns = stacked.T.tolist()
         self.all_by_gradient, self._tokens = any(changed), any(tokens)
+        self._all_predict = any(predict)
         if len(set(sizes)) > 1:
             raise ValueError(
                 "`num_samples` must be the same on all ranks, got "
@@ -240,6 +276,7 @@ class Keeper:
         epoch.synchronize(self.group)
         if not epoch.empty:
             self.followed.synchronize(self.group)
+            self._merge_predictions()
             self.epoch, self.ended, self._whole = epoch, False, True
             self._rows, self._common_rows = 0, sum(rows, self._common_rows)
 
@@ -257,7 +294,7 @@ class Keeper:
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors on the host and plain values, with a version."""
         rank, world = position(self.group)
-        epoch = self._current()
+        epoch, predicted = self._current(), self._predictions
         if epoch is None and self._rows:
             # Of batches that are not scored yet.
             epoch = self._new_epoch(head_device(self.head))
@@ -274,6 +311,8 @@ class Keeper:
             "whole": world == 1 or self._whole,
             "epoch": None if epoch is None else epoch.state_dict(),
             "tokens": self._tokens,
+            "predicts": self.predicts,
+            "predictions": None if predicted is None else predicted.state_dict(),
             "signals": self.followed.state_dict(),
             "quality": None if self.quality is None else made_of_tensors(self.quality.state_dict()),
         }
@@ -310,6 +349,11 @@ class Keeper:
         self.history = [EpochSummary(**summary) for summary in state["history"]]
         self._before = state["before"]
         self._begin()
+        self.predicts |= bool(state.get("predicts"))
+        self._predictions = self._predicted = None
+        if epoch is not None and (predicted := state.get("predictions")) is not None:
+            self._predictions = Predictions(self.num_samples or 0, epoch.device)
+            self._predictions.load_state_dict(predicted)
         if epoch is not None:
             self.batches = state["batches"]
             self._rows, self._common_rows, self._largest = state["rows"]

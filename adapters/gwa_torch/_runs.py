@@ -26,6 +26,7 @@ def write_run(
     num_classes: int,
     beta: float,
     loss: str,
+    predictions: torch.Tensor | None = None,
     metrics: Mapping[str, float] | None = None,
     targets: torch.Tensor | None = None,
     class_names: Sequence[str] | None = None,
@@ -62,7 +63,8 @@ def write_run(
         if summary.epoch not in there:
             run.write_epoch(summary)
     kept = None if scores is None else scores.numpy()
-    run.write_epoch(last, scores=kept, metrics=metrics)
+    classes = None if predictions is None else predictions.numpy()
+    run.write_epoch(last, scores=kept, predictions=classes, metrics=metrics)
 
 
 def _check_new(run_folder: str | os.PathLike[str]) -> None:
@@ -93,6 +95,7 @@ def begin_folder(
     """
     if not resumed:
         _check_new(path)
+    monitor._keeper.predicts = monitor.num_samples is not None
     if position(monitor.process_group)[0] == 0:
         begin_run(
             path,

@@ -80,6 +80,11 @@ class Stage:
         short = self.rows + forward.logits.shape[0] > self._buffers["targets"].shape[0]
         return short or self._has_bias != (forward.bias is not None)
 
+    @property
+    def logits(self) -> torch.Tensor:
+        """Outputs of the head for the rows that wait, until the next `put`."""
+        return torch.from_numpy(self._buffers["logits"][: self.rows])
+
     def state_dict(self) -> dict[str, Any] | None:
         """Return what waits, so that a resumed run scores the very same rows together."""
         if not self.rows:

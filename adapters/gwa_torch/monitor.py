@@ -463,7 +463,8 @@ class GWAMonitor:
 
         Call it after every `end_epoch`. Epochs that the folder does not have yet are written
         without scores, and epochs after the last one, which a resumed run makes again, are dropped.
-        Only the first rank writes.
+        Only the first rank writes. With `num_samples` the epochs after the first call also have the
+        predicted class of each sample: one argmax a batch, and 8 bytes a sample.
 
         Parameters
         ----------
@@ -484,6 +485,7 @@ class GWAMonitor:
                 run_folder,
                 kept.history,
                 kept.scores if kept.ended else None,
+                predictions=kept.predictions if kept.ended else None,
                 resumed=kept.resumed,
                 num_samples=self.num_samples,
                 num_classes=self.options.classes,
@@ -493,7 +495,7 @@ class GWAMonitor:
                 targets=targets,
                 class_names=class_names,
             )
-        kept.resumed = True
+        kept.resumed, kept.predicts = True, self.num_samples is not None
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything as tensors on the host and plain values, with a version.

@@ -47,7 +47,7 @@ class Findings:
     name : str
         Name of the run: the last part of its path.
     num_samples, num_classes : int
-        N and C.
+        N and C; 2 where the head has one output with a sigmoid.
     class_names : tuple of str
         C names; "0", "1", ... if the run has none.
     beta : float
@@ -69,7 +69,8 @@ class Findings:
     targets : array of shape (N,) or None
         Given labels by sample id; -1 where unknown.
     predictions : array of shape (N,) or None
-        Class with the largest logit at the shown epoch; -1 where unknown.
+        Class with the largest logit at the shown epoch, as the run stored it in training or else from
+        its features; -1 where unknown.
     scores : array of shape (N,)
         Alignment at the shown epoch, by sample id; nan where not seen. Low = suspicious.
     label_quality : array of shape (N,)

@@ -50,7 +50,8 @@ def check_class_names(names: Any, num_classes: int) -> tuple[str, ...]:
     """Return the names of all classes."""
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise FeaturesError(f"`class_names` must be a list of strings, got {str(names)[:80]}")
-    if len(names) != num_classes:
+    # One output with a sigmoid has two classes.
+    if len(names) not in (num_classes, max(num_classes, 2)):
         raise FeaturesError(f"`class_names` must have C = {num_classes} names, got {len(names)}")
     return tuple(names)
 
@@ -162,9 +163,14 @@ def check_targets_layout(targets: ArrayLike, n: int, num_classes: int) -> None:
         )
 
 
+def top_label(num_classes: int, loss: str) -> int:
+    """Return the largest label; one output with a sigmoid has two classes."""
+    return 1 if loss == "binary_cross_entropy" and num_classes == 1 else num_classes - 1
+
+
 def check_labels(labels: NDArray[Any], num_classes: int, loss: str) -> NDArray[np.int64]:
     """Return (n,) labels as int64, or say which one is out of range."""
-    top = 1 if loss == "binary_cross_entropy" and num_classes == 1 else num_classes - 1
+    top = top_label(num_classes, loss)
     wrong = (labels < 0) | (labels > top)
     if wrong.any():
         row = int(wrong.argmax())
@@ -299,6 +305,23 @@ def check_scores(scores: Any, num_samples: int) -> NDArray[np.float32]:
             f"where not seen, {_got(array)}"
         )
     return array.astype(np.float32)
+
+
+def check_predictions(predictions: Any, run: Sizes) -> NDArray[np.int32]:
+    """Return the predicted classes of all samples as int32."""
+    array = to_numpy("predictions", predictions)
+    if array.shape != (run.num_samples,) or array.dtype.kind not in "iu":
+        raise FeaturesError(
+            f"`predictions` must be class numbers of shape (N,) = ({run.num_samples},), by sample id "
+            f"and -1 where not known, {_got(array)}"
+        )
+    top = top_label(run.num_classes, run.loss)
+    if ((array < -1) | (array > top)).any():
+        raise FeaturesError(
+            f"`predictions` must be in -1..{top} (C = {run.num_classes}), got {array.min()} to "
+            f"{array.max()}; a prediction is the class of the largest logit"
+        )
+    return array.astype(np.int32)
 
 
 def check_features(features: Mapping[str, Any], run: Sizes) -> dict[str, NDArray[Any]]:

@@ -259,8 +259,8 @@ def stem(epoch: int) -> str:
 
 
 def drop_files(run: Path, condition: Callable[[int], bool]) -> None:
-    """Remove the scores and features of the epochs that meet the condition."""
-    for folder in ("scores", "features"):
+    """Remove the files of the epochs that meet the condition."""
+    for folder in ("scores", "predictions", "features"):
         for file in (run / folder).glob("[0-9]*"):
             number, _, suffix = file.name.partition(".")
             is_ours = number.isdecimal() and suffix.removesuffix(".tmp") in SUFFIXES
@@ -268,17 +268,19 @@ def drop_files(run: Path, condition: Callable[[int], bool]) -> None:
                 file.unlink()
 
 
-def map_scores(run: Path, epoch: int, num_samples: int) -> NDArray[np.float32] | None:
-    """Map the scores of an epoch, or return None where the run kept none."""
-    file = run / "scores" / f"{stem(epoch)}.npy"
+def map_samples(
+    run: Path, kind: str, dtype: type[np.generic], epoch: int, num_samples: int
+) -> NDArray[Any] | None:
+    """Map the scores or the predictions of an epoch, or return None where the run kept none."""
+    file = run / kind / f"{stem(epoch)}.npy"
     if not file.exists():
         return None
     with blame(file), reading():
         array = open_npy(file)
-        if array.shape != (num_samples,) or array.stored != np.float32:
+        if array.shape != (num_samples,) or array.stored != dtype:
             raise FeaturesError(
-                f"scores must be float32 of shape (N,) = ({num_samples},), "
+                f"{kind} must be {np.dtype(dtype)} of shape (N,) = ({num_samples},), "
                 f"got {array.stored} of shape {array.shape}"
             )
         offset = file.stat().st_size - 4 * num_samples
-        return np.memmap(file, np.float32, "r", offset, array.shape)
+        return np.memmap(file, dtype, "r", offset, array.shape)

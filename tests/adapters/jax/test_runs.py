@@ -53,6 +53,58 @@ def test_a_run_folder_has_what_was_given(tmp_path):
     assert open_features(tmp_path / "run").num_samples == N
 
 
+def test_predictions_are_those_of_the_first_row_of_a_sample(tmp_path):
+    rng = np.random.default_rng(0)
+    kernel, latents = rng.normal(size=(4, C)), rng.normal(size=(N, 4))
+    state = gwa_jax.init(N, predictions=True)
+    want = np.full(N, -1)
+
+    @jax.jit
+    def step(state, kernel, latents, targets, ids):
+        logits = latents @ kernel
+        made = {"logits": logits, "latents": latents, "kernel": kernel}
+        return gwa_jax.update(state, **made, targets=targets, ids=ids)
+
+    for epoch in range(2):
+        want[:] = -1
+        for part in (np.arange(20), np.arange(10, 28)):  # the last two do not come
+            logits = latents[part] @ kernel
+            fresh = want[part] < 0
+            want[part[fresh]] = logits[fresh].argmax(1)
+            arrays = (jnp.asarray(x, jnp.float32) for x in (kernel, latents[part]))
+            state = step(state, *arrays, jnp.asarray(part % C), jnp.asarray(part))
+            kernel = -kernel
+        scores, predictions = gwa_jax.scores(state), state.predictions
+        state, summary = gwa_jax.end_epoch(state)
+        about = {"num_classes": C, "scores": scores, "predictions": predictions}
+        gwa_jax.save(tmp_path, summary, **about)
+        np.testing.assert_array_equal(RunFolder.open(tmp_path).predictions(epoch), want)
+    assert (np.asarray(state.predictions) == -1).all()
+
+
+def test_predictions_of_shards_merge_and_are_refused_where_there_are_none():
+    parts = []
+    logits = np.eye(C)[np.arange(6) % C]
+    for ids in (np.arange(4), np.arange(3, 6)):
+        one = logits[ids] if not parts else -logits[ids]
+        made = {"logits": jnp.asarray(one), "latents": jnp.asarray(one), "kernel": jnp.eye(C)}
+        state = gwa_jax.init(6, predictions=True)
+        parts.append(gwa_jax.update(state, **made, targets=jnp.asarray(ids % C), ids=ids))
+    for merged in (gwa_jax.merge(*parts), gwa_jax.merge(*parts[::-1])):
+        found = np.asarray(merged.predictions)
+        np.testing.assert_array_equal(found[[0, 1, 2]], [0, 1, 2])
+        np.testing.assert_array_equal(found[[4, 5]], (-logits[[4, 5]]).argmax(1))
+    with pytest.raises(ValueError, match="`other` must have predictions"):
+        gwa_jax.merge(parts[0], gwa_jax.init(6))
+    with pytest.raises(ValueError, match="`logits` must be those of samples"):
+        gwa_jax.update(
+            parts[0], latents=jnp.eye(3), kernel=jnp.eye(3), targets=jnp.arange(3), ids=np.arange(3)
+        )
+    for options in ({}, {"num_samples": 6, "reduce": "mean"}):
+        with pytest.raises(ValueError, match="`predictions` must come with `num_samples`"):
+            gwa_jax.init(**options, predictions=True)
+
+
 def test_a_resumed_run_goes_on_where_its_checkpoint_was(tmp_path):
     checkpoint, _ = train(tmp_path / "run", epochs=2)
     _, first = train(tmp_path / "run", checkpoint, epochs=2)

@@ -93,6 +93,43 @@ def test_epochs_come_back(run):
     ]  # fmt: skip
 
 
+def test_predictions_come_back_and_are_dropped_with_their_epoch(run):
+    classes = np.arange(N, dtype=np.uint8) % C
+    run.write_epoch(make_summary(0), scores=np.zeros(N), predictions=classes)
+    run.write_epoch(make_summary(1), predictions=np.full(N, -1))
+    run.write_epoch(make_summary(2))
+    run = RunFolder.open(run.path)
+    np.testing.assert_array_equal(run.predictions(0), classes)
+    assert run.predictions(0).dtype == np.int32
+    np.testing.assert_array_equal(run.predictions(1), np.full(N, -1))
+    assert run.predictions(2) is None
+    source = open_features(run.path)
+    np.testing.assert_array_equal(source.epochs[0].predictions, classes)
+    assert source.epochs[2].predictions is None
+    run.truncate(1)
+    assert [file.name for file in (run.path / "predictions").iterdir()] == ["000000.npy"]
+
+
+def test_predictions_that_do_not_fit_are_refused(run):
+    for message, wrong in {
+        "class numbers of shape": np.zeros(N),
+        "got int64 of shape": np.zeros(N + 1, np.int64),
+        r"-1\.\.2 \(C = 3\), got 0 to 3": np.arange(N) % 4,
+        r"got -2 to": np.arange(N) % C - 2,
+    }.items():
+        with pytest.raises(FeaturesError, match=message):
+            run.write_epoch(make_summary(0), predictions=wrong)
+    assert not (run.path / "epochs.jsonl").exists()
+    run.write_epoch(make_summary(0), predictions=np.zeros(N, np.int64))
+    file = run.path / "predictions" / "000000.npy"
+    np.save(file, np.full(N, 9, np.int32))
+    with pytest.raises(FeaturesError, match=r"000000.npy: `predictions` must be in"):
+        run.predictions(0)
+    np.save(file, np.zeros(N))
+    with pytest.raises(FeaturesError, match="predictions must be int32 of shape"):
+        run.predictions(0)
+
+
 OLD_LINE = (
     '{"epoch": 4, "step": 9, "count": 12, "omitted": 0, "mean": 0.0625, "variance": 0.5, '
     '"skewness": 0.5, "kurtosis": 1.0, "gwa": 0.25, "gwa_standard_error": 0.5, '

@@ -335,6 +335,25 @@ def test_a_run_folder_has_every_epoch(model, loss, tmp_path):
     assert same_weights(plain.estimator_, fitted.estimator_)
 
 
+@pytest.mark.parametrize("labels", [Y, Y % 2], ids=["classes", "two classes"])
+@pytest.mark.parametrize("model", [sgd(), network()], ids=["sgd", "network"])
+def test_a_run_folder_has_what_the_model_said(model, labels, tmp_path):
+    weight = np.r_[np.zeros(20), np.ones(220)]
+    options = {"shuffle": False, "batch_size": 110, "max_epochs": 3, "run_folder": tmp_path}
+    early(model, **options).fit(X, labels, sample_weight=weight)
+    twin, rows = clone(model), np.arange(20, 240)
+    for epoch in range(3):
+        want = np.full(240, -1)
+        for part in np.array_split(rows, 2):
+            if not epoch and part[0] == 20:  # the first step makes the weights
+                twin.partial_fit(X[part], labels[part], classes=np.unique(labels))
+                want[part] = twin.predict(X[part])
+                continue
+            want[part] = twin.predict(X[part])
+            twin.partial_fit(X[part], labels[part])
+        np.testing.assert_array_equal(RunFolder.open(tmp_path).predictions(epoch), want)
+
+
 def test_a_warm_start_leaves_the_folder_of_another_run_alone(tmp_path):
     mine, other = tmp_path / "mine", tmp_path / "other"
     early(network(), max_epochs=4, run_folder=other).fit(X, Y)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def train(
     monitor = GWAMonitor(model.head, **options)
     stopper = EarlyStopper(MaxSeparation(warmup=0, patience=2))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    scores, decisions, values, quality = [], [], [], []
+    scores, decisions, values, quality, predictions = [], [], [], [], []
+    # Predictions are kept for a run folder, from the first that is written.
+    folder = tempfile.TemporaryDirectory()
     for epoch in range(EPOCHS):
         every = shards(world, epoch, padded=padded)
         mine = every if rank is None else [every[rank]]
@@ -100,6 +103,9 @@ def train(
         quality.append(monitor.label_quality)
         decisions.append((stopper.should_stop, stopper.best_step))
         values.append(monitor.signals.values if by_id else {})
+        monitor.save(folder.name)
+        predictions.append(monitor._keeper.predictions)
+    folder.cleanup()
     history = [tuple(summary) for summary in monitor.history]
     signals = [*monitor.signals.history, *values, monitor.signals.over_epochs if by_id else {}]
     signals = [{name: torch.as_tensor(x) for name, x in one.items()} for one in signals]
@@ -109,6 +115,7 @@ def train(
         "quality": quality,
         "decisions": decisions,
         "signals": signals,
+        "predictions": predictions,
     }
 
 

@@ -40,6 +40,12 @@ def same(got, want):
             if ours is not None:
                 assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6)
     assert got["decisions"] == want["decisions"]
+    for ours, theirs in zip(got["predictions"], want["predictions"], strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert ours.min() >= 0
+            # Two classes may be equal but for that rounding.
+            assert (ours == theirs).float().mean() > 0.9
     for ours, theirs in zip(got["signals"], want["signals"], strict=True):
         assert list(ours) == list(theirs)
         for name, values in ours.items():

@@ -305,6 +305,10 @@ def test_a_rule_on_a_signal_stops_where_the_stored_history_says(tmp_path):
         {**summary._asdict(), **means}
         for summary, means in zip(monitor.history, monitor.signals.history, strict=True)
     ]
+    run = RunFolder.open(tmp_path / "run")
+    last = len(stored) - 1
+    changed = (run.predictions(last) != run.predictions(last - 1)).mean()
+    assert changed == pytest.approx(stored[last]["prediction_changes"])
     expected = select_epoch(stored, rule)
     assert select_epoch(kept, rule) == expected
     assert "stopped at step" in callback.stopping_reason

@@ -14,7 +14,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from models import CLASSES, FEATURES, INPUTS, batch, head_oracle, network, oracle
-from numpy.testing import assert_allclose
+from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
@@ -459,6 +459,94 @@ class TestRunFolder:
         assert (folder.adapter, folder.num_classes) == ("torch", CLASSES)
         assert_allclose(folder.scores(2), monitor.scores)
         assert folder.epochs()[1][1] == {"accuracy": pytest.approx(1 / 3)}
+
+    @pytest.mark.parametrize("residual", ["auto", "backward"])
+    @pytest.mark.parametrize("rows", [8, 512])
+    def test_predictions_are_those_of_the_pass_of_the_score(self, residual, rows, tmp_path):
+        # Small batches wait on the host, large ones do not.
+        n = 5 * rows
+        model, twin = network(), network()
+        monitor = GWAMonitor(model.head, n, residual=residual)
+        run(monitor, model, rows=n, size=rows)
+        monitor.save(tmp_path / "run")
+        x, y = batch(n)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+        want = torch.full((n,), -1)
+        # A sample that comes again keeps what was first; the last ones do not come.
+        for ids in (torch.arange(n - 3).split(rows), torch.arange(2 * rows).split(rows)):
+            for part in ids:
+                logits, fresh = model(x[part]), want[part] < 0
+                want[part[fresh]] = logits.argmax(1)[fresh]
+                F.cross_entropy(logits, y[part]).backward()
+                monitor.update(y[part], part)
+                optimizer.step()
+                optimizer.zero_grad()
+        monitor.end_epoch()
+        monitor.save(tmp_path / "run")
+        folder = RunFolder.open(tmp_path / "run")
+        assert folder.predictions(0) is None
+        assert_array_equal(folder.predictions(1), want)
+        assert (folder.predictions(1) == -1).sum() == 3
+        assert_array_equal(open_features(folder.path).epochs[1].predictions, want)
+        # And the training is the same as without.
+        run(GWAMonitor(twin.head), twin, rows=n, size=rows)
+        other = network()
+        watched = GWAMonitor(other.head, n, residual=residual)
+        watched._keeper.predicts = True
+        run(watched, other, rows=n, size=rows)
+        for ours, theirs in zip(other.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(ours, theirs)
+
+    def test_predictions_survive_a_kill_in_the_middle_of_an_epoch(self, tmp_path):
+        folders = []
+        for killed_at in (None, 7):
+            model = network()
+            monitor = GWAMonitor(model.head, 40)
+            run(monitor, model)
+            monitor.save(tmp_path / str(killed_at))
+            run(monitor, model, epochs=2, start=5, stop_at=killed_at)
+            if killed_at:
+                state = monitor.state_dict()
+                monitor.close()
+                monitor = GWAMonitor(model.head, 40)
+                monitor.load_state_dict(state)
+                run(monitor, model, epochs=2, start=killed_at)
+            monitor.save(tmp_path / str(killed_at))
+            folders.append(RunFolder.open(tmp_path / str(killed_at)))
+        whole, resumed = (folder.predictions(1) for folder in folders)
+        assert whole.min() >= 0
+        assert_array_equal(resumed, whole)
+
+    def test_tokens_and_several_labels_have_no_prediction(self, tmp_path):
+        for loss in ("cross_entropy", "binary_cross_entropy"):
+            model = network()
+            monitor = GWAMonitor(model.head, 6, loss=loss, residual="formula")
+            x, _ = batch(12)
+            targets = torch.zeros(6, 2, dtype=torch.long)
+            for _ in range(2):
+                if loss == "cross_entropy":
+                    model(x.reshape(6, 2, -1))
+                    monitor.update(targets, torch.arange(6))
+                else:
+                    model(x[:6])
+                    monitor.update(torch.zeros(6, CLASSES), torch.arange(6))
+                monitor.end_epoch()
+                monitor.save(tmp_path / loss)
+            folder = RunFolder.open(tmp_path / loss)
+            assert folder.scores(1) is not None
+            assert folder.predictions(1) is None
+
+    def test_one_sigmoid_predicts_one_of_two_classes(self, tmp_path):
+        model = nn.Linear(4, 1)
+        monitor = GWAMonitor(model, 20, loss="binary_cross_entropy", residual="formula")
+        monitor._keeper.predicts = True
+        x = batch(20)[0][:, :4]
+        logits = model(x)
+        monitor.update((x[:, :1] > 0).float(), torch.arange(20))
+        monitor.end_epoch()
+        monitor.save(tmp_path, targets=(x[:, 0] > 0).long())
+        assert_array_equal(RunFolder.open(tmp_path).predictions(0), logits[:, 0] > 0)
+        assert_array_equal(analyse(tmp_path).predictions, logits[:, 0] > 0)
 
     def test_a_resumed_run_goes_on_in_its_folder(self, tmp_path):
         model = network()

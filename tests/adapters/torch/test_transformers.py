@@ -667,6 +667,10 @@ def test_the_callback_has_the_quality_of_the_labels(tmp_path):
     run = RunFolder.open(tmp_path / "run")
     history = torch.stack([torch.tensor(run.scores(epoch)) for epoch in range(3)])
     assert_allclose(gwa.label_quality, gwa_core.label_quality(history.double()), rtol=1e-5)
+    predictions = [run.predictions(epoch) for epoch in range(3)]
+    assert all(set(classes) <= {0, 1, 2, 3} for classes in predictions)
+    agrees = [(classes == run.targets()).mean() for classes in predictions]
+    assert agrees[2] > max(agrees[0], 0.5)
 
 
 class KilledError(Exception):

@@ -66,11 +66,14 @@ def histograms_of(
     scores: Sequence[NDArray[np.float32] | None],
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the edges of B bins shared by all epochs and the (T, B) counts."""
-    known = [values for values in scores if values is not None]
-    finite = [values[np.isfinite(values)] for values in known]
-    filled = [values for values in finite if len(values)]
-    low = min((float(values.min()) for values in filled), default=-1.0)
-    high = max((float(values.max()) for values in filled), default=1.0)
+    lows, highs = [], []
+    # An epoch at a time: the scores may lie in files.
+    for values in scores:
+        finite = np.empty(0) if values is None else values[np.isfinite(values)]
+        if len(finite):
+            lows.append(float(finite.min()))
+            highs.append(float(finite.max()))
+    low, high = min(lows, default=-1.0), max(highs, default=1.0)
     margin = 0.5 * (high - low) / BINS or 1e-3
     edges = np.linspace(max(-1.0, low - margin), min(1.0, high + margin), BINS + 1)
     counts = np.zeros((len(scores), BINS), np.int64)

@@ -1,0 +1,126 @@
+"""Tasks of an epoch on a cluster: given to it, waited for, and told of when they fail."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from typing import Any
+from uuid import uuid4
+
+from distributed import Client, LocalCluster, as_completed
+from distributed.comm import CommClosedError
+from distributed.scheduler import KilledWorker
+
+from gwa_core import Moments
+from gwa_dask.tasks import Task, merge_moments, run_task
+from gwa_offline.store import FeaturesError
+
+__all__ = ["Batch", "connected"]
+
+# How often a task that fails is given to a worker again; a worker that dies does not count.
+RETRIES = 2
+# Moments that merge in one task.
+FAN = 16
+
+
+@contextmanager
+def connected(client: Client | None) -> Iterator[Client]:
+    """Yield the client given, the current one, or one of a cluster on this machine for a while."""
+    if client is None:
+        try:
+            client = Client.current()
+        except ValueError:
+            cores = os.cpu_count() or 1
+            with (
+                LocalCluster(
+                    n_workers=cores, threads_per_worker=1, dashboard_address=None
+                ) as local,
+                Client(local) as client,
+            ):
+                yield client
+            return
+    yield client
+
+
+class Batch:
+    """The tasks of one epoch on a cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+        Of the cluster.
+    tasks : sequence of Task
+        In the order of the rows.
+    """
+
+    def __init__(self, client: Client, tasks: Sequence[Task]) -> None:
+        self.tasks = tasks
+        self._client = client
+        name = uuid4().hex
+        keys = [f"gwa-{name}-{number}" for number in range(len(tasks))]
+        options: dict[str, Any] = {"retries": RETRIES, "pure": False}
+        self._parts = client.map(run_task, tasks, key=keys, **options)
+        level = self._parts
+        while len(level) > 1:
+            groups = [level[i : i + FAN] for i in range(0, len(level), FAN)]
+            level = [client.submit(merge_moments, group, **options) for group in groups]
+        self._root = level[0]
+
+    def wait(self, done: Callable[[int], None]) -> Moments:
+        """Return the moments of the epoch.
+
+        Parameters
+        ----------
+        done : callable
+            Called with the number of rows of each part that is done.
+
+        Returns
+        -------
+        gwa_core.Moments
+
+        Raises
+        ------
+        FeaturesError
+            If a part cannot be scored.
+        ConnectionError
+            If the scheduler is lost.
+        """
+        numbers = {future.key: number for number, future in enumerate(self._parts)}
+        for future in as_completed(self._parts):
+            part = self.tasks[numbers[future.key]].part
+            with _telling(part):
+                if future.status != "finished":
+                    future.result()
+            done(part.stop - part.start)
+        with _telling(f"{self.tasks[0].part} and others"):
+            return self._root.result()
+
+    def cancel(self) -> None:
+        """Drop what is not done."""
+        if self._client.status == "running":
+            self._client.cancel(self._parts)
+
+
+@contextmanager
+def _telling(what: object) -> Iterator[None]:
+    """Turn what Dask raises into a sentence with the name of a part."""
+    try:
+        yield
+    except KilledWorker as error:
+        raise FeaturesError(
+            f"{what}: each worker that had it died; the log of the workers says why, and their memory "
+            "is the usual cause"
+        ) from error
+    except (CancelledError, CommClosedError) as error:
+        raise ConnectionError(
+            f"{what}: the scheduler was lost; a call with the same `folder` goes on from the parts that "
+            "are there"
+        ) from error
+    except ModuleNotFoundError as error:
+        raise ImportError(f"{error}, on a worker; pip install 'gwa-core[dask]' there") from error
+    except (FeaturesError, ImportError, ConnectionError):
+        raise
+    except Exception as error:
+        raise FeaturesError(f"{what}: {type(error).__name__}: {error}") from error

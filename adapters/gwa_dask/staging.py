@@ -1,0 +1,171 @@
+"""What workers leave in the folder of a run until it is written: one file of scores for each part."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from uuid import uuid4
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_core import Moments
+from gwa_offline.analysis.scoring import PartScores
+from gwa_offline.files.arrays import Held, LazyArray
+from gwa_offline.files.formats import open_npy
+
+__all__ = ["PartFile", "Staging", "fingerprint_of"]
+
+
+def fingerprint_of(*facts: object) -> str:
+    """Return a short text that differs where a fact does; arrays count by their numbers."""
+    found = hashlib.blake2b(digest_size=16)
+    for fact in facts:
+        if isinstance(fact, np.ndarray):
+            found.update(f"{fact.dtype.str} {fact.shape}".encode())
+            found.update(np.ascontiguousarray(fact).view(np.uint8).data if fact.size else b"")
+        else:
+            found.update(repr(fact).encode())
+        found.update(b"\0")
+    return found.hexdigest()
+
+
+class PartFile(NamedTuple):
+    """The scores of a part in a file, and the fingerprint of all that they depend on.
+
+    Parameters
+    ----------
+    path : path
+        The file.
+    fingerprint : str
+        Of the part. A file with another one counts for nothing.
+    """
+
+    path: Path
+    fingerprint: str
+
+    def write(self, found: PartScores) -> None:
+        """Write the scores of the part, whole or not at all."""
+        ids = found.ids
+        if np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids))):
+            ids = ids[:1]  # the others count on from it
+        arrays = {
+            "fingerprint": np.array(self.fingerprint),
+            "ids": ids,
+            "scores": found.scores,
+            "predictions": found.predictions,
+            "moments": pack(found.moments),
+        }
+        _write_whole(self.path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+
+    def read(self) -> PartScores | None:
+        """Read the scores of the part; None where there are none, or those of another source."""
+        found = self._read("ids", "scores", "predictions", "moments")
+        if found is None:
+            return None
+        ids, scores, predictions, moments = found
+        if len(ids) < len(scores):
+            ids = np.arange(ids[0], ids[0] + len(scores))
+        return PartScores(ids, scores, predictions, unpack(moments))
+
+    def moments(self) -> Moments | None:
+        """Read the moments alone."""
+        found = self._read("moments")
+        return None if found is None else unpack(found[0])
+
+    def _read(self, *names: str) -> list[NDArray[Any]] | None:
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                if str(file["fingerprint"]) == self.fingerprint:
+                    return [file[name] for name in names]
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+            pass  # not there, or damaged: it is made again
+        return None
+
+
+def pack(moments: Moments) -> NDArray[np.float64]:
+    """Return moments as one vector."""
+    return np.concatenate([np.atleast_1d(np.asarray(field, np.float64)) for field in moments])
+
+
+def unpack(packed: NDArray[np.float64]) -> Moments:
+    """Return the moments of a vector."""
+    last = len(Moments._fields) - 1
+    return Moments(*packed[:last], packed[last:])
+
+
+class Staging:
+    """The folder ``parts`` in the folder of a run.
+
+    Parameters
+    ----------
+    run : path
+        The folder of the run, absolute, on a file system that all workers share.
+    """
+
+    def __init__(self, run: Path) -> None:
+        self.folder = run / "parts"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        #: A file that says that a worker sees this very folder.
+        self.token = self.folder / f"call-{uuid4().hex}"
+        self.token.touch()
+
+    def part(self, epoch: int, start: int, fingerprint: str) -> PartFile:
+        """Return the file of the part of an epoch that begins at a row."""
+        return PartFile(self.folder / f"{epoch:06d}-{start:012d}.npz", fingerprint)
+
+    def keep(self, array: LazyArray) -> tuple[LazyArray, str]:
+        """Return an array that tasks may hold, and its fingerprint where it is not of a file."""
+        if not isinstance(array, Held):
+            return array, ""
+        name = fingerprint_of(array.array)
+        path = self.folder / f"array-{name}.npy"
+        if not path.exists():
+            _write_whole(path, lambda file: np.save(file, array.array))
+        return open_npy(path), name
+
+    def note(self, epoch: int, fingerprint: str, moments: Moments) -> None:
+        """Say of which files the scores are that the run is about to have for an epoch."""
+        line = json.dumps({"fingerprint": fingerprint, "moments": pack(moments).tolist()})
+        _write_whole(self._noted(epoch), lambda file: file.write(line.encode()))
+
+    def noted(self, epoch: int, fingerprint: str) -> Moments | None:
+        """Return the moments of an epoch that the run has already; None if it has another."""
+        try:
+            found = json.loads(self._noted(epoch).read_bytes())
+            if found["fingerprint"] == fingerprint:
+                return unpack(np.array(found["moments"], np.float64))
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        return None
+
+    def _noted(self, epoch: int) -> Path:
+        return self.folder / f"{epoch:06d}.json"
+
+    def clear(self) -> None:
+        """Remove all but the notes of the epochs."""
+        for pattern in ("*.npz", "*.npy", "call-*", ".*.tmp"):
+            _remove(self.folder.glob(pattern))
+
+
+def _remove(files: Iterable[Path]) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file under a name of its own, then rename it: two workers may write the same part."""
+    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,104 @@
+"""What runs on a worker: a part is scored, and moments merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import NamedTuple
+
+from gwa_core import Moments, __version__
+from gwa_dask.staging import PartFile
+from gwa_offline.analysis.parts import Part
+from gwa_offline.analysis.scoring import score_part
+from gwa_offline.files.arrays import LazyArray, read_all
+from gwa_offline.store import FeaturesError
+
+__all__ = ["Task", "merge_moments", "run_task"]
+
+
+class Task(NamedTuple):
+    """A part to be scored, as places in files: some kilobytes, whatever its rows.
+
+    Parameters
+    ----------
+    part : Part
+        Its rows.
+    file : PartFile
+        Where its scores go.
+    token : path
+        A file that is there if the worker sees the folder of the run.
+    label_smoothing : float
+        As in the training.
+    class_weights : lazy array or None
+        (C,), as in the training.
+    version : str
+        Of gwa-core where the task was made.
+    """
+
+    part: Part
+    file: PartFile
+    token: Path
+    label_smoothing: float
+    class_weights: LazyArray | None
+    version: str
+
+
+def run_task(task: Task) -> Moments:
+    """Score a part, leave its scores in a file, and return their moments.
+
+    Parameters
+    ----------
+    task : Task
+        What to do. If its file is there already, nothing is done.
+
+    Returns
+    -------
+    gwa_core.Moments
+        Some numbers, whatever the rows.
+
+    Raises
+    ------
+    FeaturesError
+        If a file is damaged, or is not seen from here.
+    ImportError
+        If another gwa-core is installed here.
+    """
+    if task.version != __version__:
+        raise ImportError(
+            f"{_worker()} has gwa-core {__version__}, the analysis was begun by {task.version}; "
+            f"pip install 'gwa-core[dask]=={task.version}' there"
+        )
+    if not task.token.exists():
+        raise FeaturesError(
+            f"{task.token.parent.parent}: {_worker()} cannot see it; `folder` must be on a file system "
+            "that all workers and this process share"
+        )
+    known = task.file.moments()
+    if known is not None:
+        return known
+    try:
+        features = task.part.open()
+    except FeaturesError as error:
+        raise FeaturesError(f"{error}; on {_worker()}") from error
+    weights = None if task.class_weights is None else read_all(task.class_weights)
+    # Dask runs as many tasks as the worker has threads.
+    found = score_part(
+        features, label_smoothing=task.label_smoothing, class_weights=weights, threads=1
+    )
+    task.file.write(found)
+    return found.moments
+
+
+def merge_moments(moments: Sequence[Moments]) -> Moments:
+    """Return the moments of several parts together, in their order."""
+    return reduce(Moments.merge, moments)
+
+
+def _worker() -> str:
+    from distributed import get_worker
+
+    try:
+        return f"worker {get_worker().address}"
+    except ValueError:
+        return "this process"

@@ -1,0 +1,180 @@
+"""The parts of an epoch: rows of it that are scored on their own, by another process or later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from gwa_offline.analysis.scoring import block_rows
+from gwa_offline.files.arrays import LazyArray
+from gwa_offline.files.ranges import Count, cut, seeks
+from gwa_offline.readers import Features
+from gwa_offline.store import FeaturesError
+
+__all__ = ["Part", "parts_of", "stamp_of"]
+
+# Rows of a part where they can be chosen: some seconds of work.
+PART_ROWS = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """Consecutive rows of an epoch, unread; it holds places in files and goes to another process.
+
+    Parameters
+    ----------
+    start, stop : int
+        The rows of the epoch.
+    files : tuple of path
+        Where they lie.
+    stamps : tuple of str
+        How long and how old each file was.
+    arrays : mapping of str to lazy array
+        Their arrays, with the weight and bias of the epoch.
+    loss : str
+        Loss of the head.
+    num_samples, num_classes : int
+        N and C of the source.
+    """
+
+    start: int
+    stop: int
+    files: tuple[Path, ...]
+    stamps: tuple[str, ...]
+    arrays: Mapping[str, LazyArray]
+    loss: str
+    num_samples: int
+    num_classes: int
+
+    def __str__(self) -> str:
+        more = len(self.files) - 1
+        names = str(self.files[0]) if self.files else "arrays in memory"
+        names += f" and {more} more" if more > 0 else ""
+        return f"{names}, rows {self.start} to {self.stop - 1}"
+
+    def open(self) -> Features:
+        """Return its features, which `score_part` takes.
+
+        Returns
+        -------
+        Features
+            With ids, so that rows are known.
+
+        Raises
+        ------
+        FeaturesError
+            If the files are not there, have changed or are damaged.
+        """
+        for file, stamp in zip(self.files, self.stamps, strict=True):
+            found = stamp_of(file)
+            if found != stamp:
+                what = (
+                    "it has changed since it was opened" if found else "it cannot be seen from here"
+                )
+                raise FeaturesError(f"{file}: {what}")
+        return Features(
+            Path(str(self)),
+            self.arrays,
+            loss=self.loss,
+            num_samples=self.num_samples,
+            num_classes=self.num_classes,
+        )
+
+
+def parts_of(features: Features, *, num_samples: int, rows: int | None = None) -> list[Part]:
+    """Cut an epoch into parts.
+
+    Parameters
+    ----------
+    features : Features
+        Of the epoch.
+    num_samples : int
+        N of the source.
+    rows : int, optional
+        Rows of a part at most, where they can be chosen; default 65,536.
+
+    Returns
+    -------
+    list of Part
+        In the order of the rows. A part begins where a block of rows does, so that its scores are those
+        of the whole epoch to the last bit.
+
+    Notes
+    -----
+    Small files go together. A file is cut in its middle where rows there are read without those before
+    them: ``.npy``, ``.npz`` that is not compressed, ``.safetensors``. Cost: O(parts); nothing is read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from gwa_offline.readers import open_features
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> file = folder.name + "/features.npz"
+    >>> np.savez(file, latents=np.ones((5000, 3)), weight=np.eye(2, 3), targets=np.arange(5000) % 2)
+    >>> features = open_features(file).epochs[0].features
+    >>> [(part.start, part.stop) for part in parts_of(features, num_samples=5000, rows=3000)]
+    [(0, 2048), (2048, 4096), (4096, 5000)]
+    >>> folder.cleanup()
+    """
+    stored = dict(features.stored)
+    if "ids" not in stored:
+        stored["ids"] = Count(0, features.num_samples)
+    found: list[Part] = []
+    spans, end = [], 0
+    for path, count in features.files:
+        spans.append((end, end + count, path, stamp_of(path)))
+        end += count
+    for start, stop in pairwise(_edges(features, PART_ROWS if rows is None else rows)):
+        inside = [span for span in spans if span[0] < stop and span[1] > start]
+        arrays = {
+            name: array if name in ("weight", "bias") else cut(array, start, stop)
+            for name, array in stored.items()
+        }
+        found.append(
+            Part(
+                start=start,
+                stop=stop,
+                files=tuple(span[2] for span in inside),
+                stamps=tuple(span[3] for span in inside),
+                arrays=arrays,
+                loss=features.loss,
+                num_samples=num_samples,
+                num_classes=features.num_classes,
+            )
+        )
+    return found
+
+
+def stamp_of(file: Path) -> str:
+    """Return how long and how old a file is, or the files of a folder; empty if it is not there."""
+    files = sorted(file.glob("*.npy")) if file.is_dir() else [file] if file.exists() else []
+    stats = [path.stat() for path in files]
+    return ", ".join(f"{stat.st_size} bytes at {stat.st_mtime_ns}" for stat in stats)
+
+
+def _edges(features: Features, rows: int) -> Iterator[int]:
+    """Yield where parts begin, and the end of the last one."""
+    n, block = features.num_samples, block_rows(features.num_classes)
+    most = max(rows // block * block, block)
+    middle = all(
+        seeks(array) for name, array in features.stored.items() if name not in ("weight", "bias")
+    )
+    yield 0
+    start = last = end = 0
+    for _, count in features.files or ((features.path, n),):
+        end += count
+        # The block in which a file ends is read with it.
+        edge = min(math.ceil(end / block) * block, n)
+        if edge - start > most and last > start:
+            yield last
+            start = last
+        while middle and edge - start > most:
+            start += most
+            yield start
+        last = edge
+    if last > start:
+        yield last

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,18 +12,18 @@ from numpy.typing import NDArray
 
 from gwa_core import (
     EpochSummary,
+    Moments,
     Rule,
-    alignment_scores,
     glass_delta,
     select_epoch,
     summarize,
     summarize_history,
-    weighted_targets,
 )
 from gwa_core.history import expected_samples
 from gwa_core.stopping import DEFAULT_RULE
 from gwa_offline.analysis.messages import messages_of
 from gwa_offline.analysis.results import EpochRecord, Report
+from gwa_offline.analysis.scoring import PartScores, check_class_weights, score_part
 from gwa_offline.analysis.statistics import (
     histograms_of,
     moments_of,
@@ -35,15 +32,9 @@ from gwa_offline.analysis.statistics import (
     shares_of,
 )
 from gwa_offline.analysis.view import observed
-from gwa_offline.readers import Block, Epoch, Features, Source, open_features
-from gwa_offline.store import FeaturesError
+from gwa_offline.readers import Epoch, Features, Source, open_features
 
-__all__ = ["analyse"]
-
-# Rows read at once: enough for a fast matrix product, little memory for any D in use. With many
-# classes the logits of a block are larger than it, and bound it.
-BLOCK_ROWS = 2048
-BLOCK_LOGITS = 1 << 24
+__all__ = ["analyse", "conclude", "record_of"]
 
 
 def analyse(
@@ -105,14 +96,108 @@ def analyse(
     """
     if not isinstance(source, Source):
         source = open_features(source)
-    rule = DEFAULT_RULE if rule is None else rule
     reader = _Reader(source, label_smoothing, class_weights, progress)
     records, scores = [], []
     for epoch in source.epochs:
         record, values = reader.read(epoch)
         records.append(record)
         scores.append(values)
+    return conclude(source, records, scores, reader.predictions, rule=rule)
 
+
+def record_of(
+    epoch: Epoch, *, beta: float, moments: Moments | None = None, rows: int | None = None
+) -> EpochRecord:
+    """Return the record of an epoch.
+
+    Parameters
+    ----------
+    epoch : Epoch
+        Of the source.
+    beta : float
+        The constant of Eq. 2.
+    moments : gwa_core.Moments, optional
+        Of the scores computed from its features, where it has some.
+    rows : int, optional
+        Of its features.
+
+    Returns
+    -------
+    EpochRecord
+        Scores and summaries of the training come first; `moments` then gives Glass's delta only.
+
+    Notes
+    -----
+    Cost: O(N) where the moments of saved scores are needed.
+    """
+    online, summary = epoch.scores, epoch.summary
+    found = moments
+    if online is not None and (summary is None or moments is not None):
+        found = moments_of(online)
+    if found is not None and (summary is None or online is None):
+        seen = int(found.count) if rows is None else rows
+        expected = None
+        if summary is not None and summary.expected is not None:
+            # What was saved of an epoch is as much of a whole one as what was trained on.
+            came = max(summary.count + summary.omitted, 1)
+            expected = expected_samples(seen, rows=came, total=summary.expected)
+        summary = EpochSummary.from_summary(
+            summarize(found, beta=beta),
+            epoch=epoch.epoch,
+            step=epoch.step,
+            omitted=seen - int(found.count),
+            expected=expected,
+            window=None if summary is None else summary.window,
+        )
+    assert summary is not None  # noqa: S101  (an epoch has a summary, scores or features)
+    delta = None
+    if online is not None and found is not None and moments is not None:
+        delta = float(glass_delta(found, moments))
+    return EpochRecord(
+        summary=summary,
+        source="online" if online is not None or moments is None else "offline",
+        glass_delta=delta,
+        metrics=epoch.metrics,
+    )
+
+
+def conclude(
+    source: Source,
+    records: Sequence[EpochRecord],
+    scores: Sequence[NDArray[np.float32] | None],
+    predictions: Callable[[Epoch], NDArray[np.integer[Any]] | None],
+    *,
+    rule: Rule | None = None,
+) -> Report:
+    """Make the report of a source whose epochs have been measured.
+
+    Parameters
+    ----------
+    source : Source
+        What was measured.
+    records : sequence of EpochRecord
+        Of its T epochs.
+    scores : sequence of array of shape (N,) or None
+        Their scores by sample id; mapped files are read an epoch at a time.
+    predictions : callable
+        Returns the (N,) classes of largest logit at an epoch, or None where they are unknown.
+    rule : gwa_core.Rule, optional
+        The stopping rule, default ``MaxSeparation()``.
+
+    Returns
+    -------
+    Report
+
+    Raises
+    ------
+    ValueError
+        If the source lacks the column that the rule reads.
+
+    Notes
+    -----
+    Cost: O(N T), and O(N) memory beside the scores.
+    """
+    rule = DEFAULT_RULE if rule is None else rule
     rows = observed(records)
     selection = select_epoch(rows, rule)
     best = selection.step
@@ -121,12 +206,16 @@ def analyse(
     shown = len(records) - 1 if best is None else best
     history = [record.summary for record in records]
     edges, histograms = histograms_of(scores)
-    class_gwa, class_mean = per_class(scores, source.targets, source.num_classes, source.beta)
-    names = source.class_names or tuple(str(label) for label in range(source.num_classes))
+    # One output with a sigmoid has two classes.
+    num_classes = max(source.num_classes, 2)
+    class_gwa, class_mean = per_class(scores, source.targets, num_classes, source.beta)
+    names = source.class_names or ()
+    if len(names) != num_classes:
+        names = tuple(str(label) for label in range(num_classes))
     return Report(
         name=source.name,
         num_samples=source.num_samples,
-        num_classes=source.num_classes,
+        num_classes=num_classes,
         class_names=names,
         beta=source.beta,
         epochs=tuple(records),
@@ -136,7 +225,7 @@ def analyse(
         average_shares=shares_of(rows),
         memorising=summarize_history(history).memorising,
         targets=source.targets,
-        predictions=reader.predictions(source.epochs[shown]),
+        predictions=_as_labels(predictions(source.epochs[shown])),
         scores=_or_nan(scores[shown], source.num_samples),
         label_quality=quality_of(scores, history, source.num_samples),
         class_gwa=class_gwa,
@@ -157,162 +246,51 @@ class _Reader:
         class_weights: NDArray[Any] | None,
         progress: Callable[[int, int], None] | None,
     ) -> None:
-        if class_weights is not None and source.loss != "cross_entropy":
-            raise ValueError(
-                f"`class_weights` must come with loss='cross_entropy', got {source.loss!r}; a "
-                "weighted sigmoid loss has another gradient than the one measured"
-            )
+        check_class_weights(class_weights, loss=source.loss, num_classes=source.num_classes)
+        self._score = partial(
+            score_part, label_smoothing=label_smoothing, class_weights=class_weights
+        )
         self.source = source
-        self.label_smoothing = label_smoothing
-        self.class_weights = None if class_weights is None else np.asarray(class_weights, float)
-        if self.class_weights is not None and self.class_weights.shape != (source.num_classes,):
-            raise ValueError(
-                f"`class_weights` must be (C,) = ({source.num_classes},), got shape "
-                f"{self.class_weights.shape}; give one weight for each output of the head"
-            )
         self.progress = progress
         self._done = 0
-        self._predicted: tuple[int, NDArray[np.int64]] | None = None
+        self._predicted: tuple[int, NDArray[np.int32]] | None = None
 
     def read(self, epoch: Epoch) -> tuple[EpochRecord, NDArray[np.float32] | None]:
         """Return the record of an epoch and its (N,) scores by id."""
-        online, features = epoch.scores, epoch.features
-        offline = None if features is None else self._score(epoch.epoch, features)
-        values = offline if online is None else online
-        summary = epoch.summary
-        if values is not None and (summary is None or online is None):
-            seen = int(np.isfinite(values).sum()) if features is None else features.num_samples
-            moments = moments_of(values)
-            expected = None
-            if summary is not None and summary.expected is not None:
-                # What was saved of an epoch is as much of a whole one as what was trained on.
-                came = max(summary.count + summary.omitted, 1)
-                expected = expected_samples(seen, rows=came, total=summary.expected)
-            summary = EpochSummary.from_summary(
-                summarize(moments, beta=self.source.beta),
-                epoch=epoch.epoch,
-                step=epoch.step,
-                omitted=seen - int(moments.count),
-                expected=expected,
-                window=None if summary is None else summary.window,
-            )
-        assert summary is not None  # noqa: S101  (an epoch has a summary, scores or features)
-        delta = None
-        if online is not None and offline is not None:
-            delta = float(glass_delta(moments_of(online), moments_of(offline)))
-        record = EpochRecord(
-            summary=summary,
-            source="offline" if online is None and offline is not None else "online",
-            glass_delta=delta,
-            metrics=epoch.metrics,
-        )
-        return record, values
+        features, beta = epoch.features, self.source.beta
+        if features is None:
+            return record_of(epoch, beta=beta), epoch.scores
+        part = self._score(features, progress=partial(self._report, features))
+        self._predicted = epoch.epoch, self._by_id(part.predictions, part, -1)
+        online = epoch.scores
+        scores = self._by_id(part.scores, part, np.nan) if online is None else online
+        rows = features.num_samples
+        return record_of(epoch, beta=beta, moments=part.moments, rows=rows), scores
 
-    def _score(self, number: int, features: Features) -> NDArray[np.float32]:
-        scores = np.full(self.source.num_samples, np.nan, np.float32)
-        predicted = np.full(self.source.num_samples, -1, np.int64)
-        total = features.num_samples * len(self.source.epochs)
-        spare = threading.local()
+    def _report(self, features: Features, rows: int) -> None:
+        self._done += rows
+        if self.progress is not None:
+            total = features.num_samples * len(self.source.epochs)
+            self.progress(self._done, max(total, self._done))
 
-        def work(block: Block) -> int:
-            ids: Any = slice(block.start, block.start + len(block.latents))
-            if block.ids is not None:
-                ids = block.ids
-            # A new array for each product would be cleared by the system each time.
-            logits = spare.logits = _logits(block, features, getattr(spare, "logits", None))
-            targets, smoothing = block.targets, self.label_smoothing
-            if self.class_weights is not None:
-                targets = weighted_targets(
-                    targets=targets, class_weights=self.class_weights, label_smoothing=smoothing
-                )
-                smoothing = 0.0
-            with _blame_logits(block, features):
-                scores[ids] = alignment_scores(
-                    latents=block.latents,
-                    weight=features.weight,
-                    targets=targets,
-                    logits=logits,
-                    bias=features.bias,
-                    loss=self.source.loss,  # type: ignore[arg-type]  # checked by the reader
-                    label_smoothing=smoothing,
-                )
-            predicted[ids] = logits.argmax(axis=1)
-            return len(logits)
+    def _by_id(self, values: NDArray[Any], part: PartScores, unknown: float) -> NDArray[Any]:
+        found = np.full(self.source.num_samples, unknown, values.dtype)
+        found[part.ids] = values
+        return found
 
-        waiting: deque[Future[int]] = deque()
-
-        def collect() -> None:
-            self._done += waiting.popleft().result()
-            if self.progress is not None:
-                self.progress(self._done, max(total, self._done))
-
-        with _one_blas_thread_a_worker() as workers, ThreadPoolExecutor(workers) as pool:
-            rows = min(BLOCK_ROWS, max(BLOCK_LOGITS // features.num_classes, 1))
-            for block in features.blocks(rows):
-                waiting.append(pool.submit(work, block))
-                if len(waiting) > workers:
-                    collect()
-            while waiting:
-                collect()
-        self._predicted = number, predicted
-        return scores
-
-    def predictions(self, epoch: Epoch) -> NDArray[np.int64] | None:
-        """Return the (N,) classes of largest logit at an epoch, where features are there."""
-        features = epoch.features
-        if features is None or features.num_classes < 2:
-            return None
+    def predictions(self, epoch: Epoch) -> NDArray[np.int32] | None:
+        """Return the (N,) classes of largest logit at an epoch, saved or of its features."""
+        saved, features = epoch.predictions, epoch.features
+        if saved is not None or features is None:
+            return saved
         if self._predicted is None or self._predicted[0] != epoch.epoch:
-            self.progress = None
-            self._score(epoch.epoch, features)
-        assert self._predicted is not None  # noqa: S101  (set by _score)
+            part = self._score(features)
+            self._predicted = epoch.epoch, self._by_id(part.predictions, part, -1)
         return self._predicted[1]
 
 
-@contextmanager
-def _one_blas_thread_a_worker() -> Iterator[int]:
-    """Yield how many workers to have, each with one thread of BLAS while the context lasts.
-
-    Blocks in parallel use the cores better than a product in parallel, which leaves all but one
-    idle while its block is scored. Without threadpoolctl BLAS can't be told, and one worker it is.
-    """
-    try:
-        from threadpoolctl import threadpool_limits
-    except ImportError:
-        yield 1
-        return
-    with threadpool_limits(1, user_api="blas"):
-        yield os.cpu_count() or 1
-
-
-@contextmanager
-def _blame_logits(block: Block, features: Features) -> Iterator[None]:
-    """Name the file whose logits do not match its head, and the likely cause."""
-    try:
-        yield
-    except ValueError as error:
-        if block.logits is None or "`logits` must be latents" not in str(error):
-            raise
-        saved = np.asarray(block.logits, np.float32)
-        what = "or probabilities, saved as logits"
-        if ((saved >= 0) & (saved <= 1)).all():
-            what = "these are all in [0, 1]: save what comes before the softmax or the sigmoid"
-        raise FeaturesError(f"{features.path}: {error}; {what}") from error
-
-
-def _logits(block: Block, features: Features, out: NDArray[Any] | None) -> NDArray[Any]:
-    """Return the saved logits of a block, or the product, into `out` where it fits."""
-    if block.logits is not None:
-        saved: NDArray[Any] = block.logits
-        return saved
-    latents = block.latents.astype(np.result_type(block.latents, np.float32), copy=False)
-    weight = features.weight.astype(latents.dtype, copy=False)
-    if out is None or out.dtype != latents.dtype or len(out) < len(latents):
-        out = np.empty((len(latents), len(weight)), latents.dtype)
-    product = np.matmul(latents, weight.T, out=out[: len(latents)])
-    if features.bias is not None:
-        product += features.bias.astype(product.dtype, copy=False)
-    return product
+def _as_labels(classes: NDArray[np.integer[Any]] | None) -> NDArray[np.int64] | None:
+    return None if classes is None else classes.astype(np.int64)
 
 
 def _or_nan(scores: NDArray[np.float32] | None, num_samples: int) -> NDArray[np.float32]:

@@ -68,6 +68,8 @@ class Features:
         The file or folder; of several parts the first one, in words.
     num_samples, num_classes, num_features : int
         n rows, C and D.
+    loss : str
+        Loss of the head.
     dtype : numpy.dtype
         Of the latents; bfloat16 is read as float32.
     has_logits : bool
@@ -101,7 +103,7 @@ class Features:
         self.dtype = arrays["latents"].dtype
         self.has_logits = "logits" in arrays
         self.soft = len(arrays["targets"].shape) == 2
-        self.path = path
+        self.path, self.loss = path, loss
         self.files, self.columns, self.stored = tuple(files), dict(columns or {}), dict(arrays)
         checked = {"targets": None if self.soft else self.targets, "ids": self.ids}
         self._arrays = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +23,7 @@ from gwa_offline.files.checks import (
 )
 from gwa_offline.files.errors import FeaturesError
 from gwa_offline.files.features import Block, Features, open_snapshot
+from gwa_offline.files.memory import is_open
 from gwa_offline.files.places import (
     Snapshot,
     expand_pattern,
@@ -29,6 +31,7 @@ from gwa_offline.files.places import (
     is_pattern,
     name_of,
 )
+from gwa_offline.files.urls import Url, place_of
 from gwa_offline.store import RunFolder
 
 __all__ = ["Block", "Epoch", "Features", "Source", "open_features"]
@@ -106,7 +109,7 @@ class Source:
 
 
 def open_features(
-    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    path: Any,
     *,
     weight: Any = None,
     bias: Any = None,
@@ -181,21 +184,38 @@ def open_features(
     if wrong := [name for name in columns or {} if name not in FIELDS]:
         raise FeaturesError(f"`columns` must name {', '.join(FIELDS)}, got {wrong[0]!r}")
     told = _Told(given, columns, class_names, loss)
+    place: Any = path
     try:
-        if not isinstance(path, str | os.PathLike):
-            return _open_files(path, name_of([Path(part) for part in path] or [Path()]).name, told)
-        if not os.fspath(path):
-            raise FeaturesError("`path` is empty; is a variable unset?")
-        place = Path(path)
-        if is_pattern(place) and len(found := expand_pattern(place)) == 1:
-            place = found[0]
-        if not place.exists() and not is_pattern(place):
-            raise FeaturesError(f"{path}: there is no such file or folder")
-        if (place / "run.json").exists():
-            return _open_run(RunFolder.open(place), told)
-        return _open_files(place, name_of([place]).name, told)
+        if isinstance(path, str | os.PathLike | Url):
+            if path == "":
+                raise FeaturesError("`path` is empty; is a variable unset?")
+            place = place_of(path)
+            if is_pattern(place) and len(found := expand_pattern(place)) == 1:
+                place = found[0]
+            if not place.exists() and not is_pattern(place):
+                raise FeaturesError(f"{place}: there is no such file or folder{_address(place)}")
+            if place.is_dir() and (place / "run.json").exists():
+                if isinstance(place, Url):
+                    raise FeaturesError(f"{place}: a run folder is read from a disk; download it")
+                return _open_run(RunFolder.open(place), told)
+        return _open_files(place, _name(place), told)
     except OSError as error:
-        raise FeaturesError(f"{path}: cannot be read: {error}") from error
+        where = place if isinstance(place, Path | Url) else "`path`"
+        raise FeaturesError(f"{where}: cannot be read: {error}") from error
+
+
+def _name(source: Any) -> str:
+    """Return what a source is called."""
+    if isinstance(source, Path | Url):
+        return name_of([source]).name
+    places = [] if is_open(source) else [place_of(part) for part in source if not is_open(part)]
+    return name_of(places).name if places else "features"
+
+
+def _address(place: object) -> str:
+    """Say what `pathlib.Path` does to an address."""
+    found = re.match("[a-z][a-z0-9+.-]+:/", str(place)) if isinstance(place, Path) else None
+    return "" if found is None else "; an address is given as a string, which keeps both slashes"
 
 
 class _Told(NamedTuple):
@@ -282,9 +302,7 @@ def _open_run(run: RunFolder, told: _Told) -> Source:
     )
 
 
-def _open_files(
-    path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]], name: str, told: _Told
-) -> Source:
+def _open_files(path: Any, name: str, told: _Told) -> Source:
     snapshots = find_snapshots(path)
     targets, loss = told.arrays.get("targets"), told.loss or LOSSES[0]
     n = None if targets is None or targets.ndim == 0 else len(targets)

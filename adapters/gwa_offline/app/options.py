@@ -23,6 +23,7 @@ from gwa_core import (
     Rule,
 )
 from gwa_offline.files.given import read_given, read_head, read_names
+from gwa_offline.files.urls import Place, is_url, place_of
 from gwa_offline.readers import Source, open_features
 
 __all__ = [
@@ -43,11 +44,18 @@ def _place(text: str) -> Path:
     return Path(text)
 
 
+def _source(text: str) -> Place:
+    return place_of(text) if is_url(text) else _place(text)
+
+
 _FILE: dict[str, Any] = {"parser": _place, "metavar": "PATH"}
-_SOURCE: dict[str, Any] = _FILE | {
-    "help": "Run folder, .npz, .safetensors, .parquet, .npy folder, snapshots, or a pattern in "
-    "quotes for the parts of one epoch."
+_SOURCE: dict[str, Any] = {
+    "parser": _source,
+    "metavar": "PATH",
+    "help": "Run folder, .npz, .safetensors, .parquet, .arrow, .pt, .npy folder, snapshots, a pattern "
+    "in quotes for the parts of one epoch, or an address such as s3://bucket/epoch_3.",
 }
+# A path, or what stands for one behind an address.
 Paths = Annotated[list[Path], typer.Argument(**_SOURCE)]
 OnePath = Annotated[Path, typer.Argument(**_SOURCE)]
 
@@ -142,7 +150,7 @@ class SourceOptions:
         str | None, typer.Option(help="Names in the files: latents=embedding,targets=y.")
     ] = None
 
-    def open(self, path: Path | Sequence[Path]) -> Source:
+    def open(self, path: Place | Sequence[Place]) -> Source:
         """Open a source with what the options add to it."""
         given: dict[str, Any] = {
             name: read_given(file, name)

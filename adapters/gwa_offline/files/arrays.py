@@ -10,13 +10,13 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gwa_offline.files.errors import FeaturesError, blame, reading
+from gwa_offline.files.urls import Place
 
 # Bytes that an array read whole may inflate to, and how many times its packed size beyond them.
 _INFLATED, _RATIO = 2**28, 64
@@ -53,11 +53,11 @@ def read_all(array: LazyArray) -> NDArray[Any]:
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def open_at(path: Path, offset: int) -> Callable[[], IO[bytes]]:
+def open_at(path: Place, offset: int) -> Callable[[], IO[bytes]]:
     """Return what opens a file at one of its bytes."""
 
     def open_stream() -> IO[bytes]:
-        stream = path.open("rb", buffering=0)
+        stream: IO[bytes] = path.open("rb", buffering=0)
         stream.seek(offset)
         return stream
 
@@ -204,7 +204,7 @@ class Packed:
 class Joined:
     """The rows of several arrays after each other, read like one."""
 
-    parts: tuple[tuple[Path, LazyArray], ...]
+    parts: tuple[tuple[str, LazyArray], ...]  # the name of each
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -225,8 +225,8 @@ class Joined:
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
         """Yield blocks of `rows` rows, the last one shorter, as one array would."""
         held: NDArray[Any] | None = None
-        for path, array in self.parts:
-            with blame(path):
+        for name, array in self.parts:
+            with blame(name):
                 for block in array.chunks(rows):
                     block = block.astype(self.dtype, copy=False)
                     if held is not None:

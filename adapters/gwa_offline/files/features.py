@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from gwa_offline.files.arrays import Held, LazyArray, read_all
 from gwa_offline.files.checks import check_ids, check_snapshot, index
 from gwa_offline.files.errors import FeaturesError, blame
-from gwa_offline.files.formats import open_arrays, open_npy
+from gwa_offline.files.formats import KEY, open_arrays, open_npy
+from gwa_offline.files.memory import InMemory
 from gwa_offline.files.parts import join
 from gwa_offline.files.places import Snapshot, prefix_of
+from gwa_offline.files.urls import Place
 
 
 class Block(NamedTuple):
@@ -49,8 +51,8 @@ class Features:
 
     Parameters
     ----------
-    path : path
-        The file or folder.
+    path : path or str
+        The file or folder, for messages.
     arrays : mapping of str to lazy array
         Opened arrays by name.
     loss : str
@@ -64,7 +66,7 @@ class Features:
 
     Attributes
     ----------
-    path : Path
+    path : path or str
         The file or folder; of several parts the first one, in words.
     num_samples, num_classes, num_features : int
         n rows, C and D.
@@ -86,13 +88,13 @@ class Features:
 
     def __init__(
         self,
-        path: Path,
+        path: Path | str,
         arrays: Mapping[str, LazyArray],
         *,
         loss: str,
         num_samples: int | None = None,
         num_classes: int | None = None,
-        files: Sequence[tuple[Path, int]] = (),
+        files: Sequence[tuple[Place, int]] = (),
         columns: Mapping[str, str] | None = None,
     ) -> None:
         with blame(path):
@@ -185,19 +187,24 @@ def open_snapshot(
             if name in arrays:
                 raise FeaturesError(f"`{name}` was given, but the file has its own; drop one")
         for name in ("weight", "bias"):
-            beside = [file for file in _beside(snapshot.parts, name) if file.exists()]
             if name in given:
                 arrays[name] = Held(given[name])
-            elif name not in arrays and beside:
-                arrays[name] = open_npy(beside[0])
+            elif name not in arrays:
+                beside = next((x for x in _beside(snapshot.parts, name) if x.exists()), None)
+                if beside is not None:
+                    arrays[name] = open_npy(beside)
         by_id = given.get("targets", labels)
         if "targets" not in arrays and by_id is not None:
             arrays["targets"] = Held(_pick(by_id, arrays, num_samples))
         if missing := [name for name in ("latents", "weight", "targets") if name not in arrays]:
             raise FeaturesError(_missing(missing[0], names, snapshot.parts[0]))
-    rows = [(path, math.prod(found["latents"].shape[:1])) for path, (found, _) in opened]
+    rows = [
+        (path, math.prod(found["latents"].shape[:1]))
+        for path, (found, _) in opened
+        if not isinstance(path, InMemory)
+    ]
     return Features(
-        Path(str(snapshot)),
+        str(snapshot),
         arrays,
         loss=loss,
         num_samples=num_samples,
@@ -207,20 +214,29 @@ def open_snapshot(
     )
 
 
-def _beside(parts: tuple[Path, ...], name: str) -> list[Path]:
-    """Return where the weight or the bias of files without it may lie."""
+def _beside(parts: tuple[Place | InMemory, ...], name: str) -> Iterator[Place]:
+    """Yield where the weight or the bias of files without it may lie."""
     first = parts[0]
-    found = [first.with_name(f"{first.stem}.{name}.npy")]
-    if len(parts) > 1:
-        folder, prefix = first.parent, prefix_of(first)
-        found += [folder / f"{prefix}.{name}.npy"] if prefix else []
-        found += [folder / f"{name}.npy", folder.with_name(f"{folder.name}.{name}.npy")]
-    return found
+    if isinstance(first, InMemory):
+        return
+    yield first.with_name(f"{first.stem}.{name}.npy")
+    folder, prefix = first.parent, prefix_of(first)
+    if len(parts) == 1 and not prefix and not KEY.match(folder.name):
+        return
+    if prefix:
+        yield folder / f"{prefix}.{name}.npy"
+    while True:
+        yield folder / f"{name}.npy"
+        if folder.name:
+            yield folder.with_name(f"{folder.name}.{name}.npy")
+        if not KEY.match(folder.name):
+            return
+        folder = folder.parent
 
 
-def _missing(field: str, names: list[str], path: Path) -> str:
+def _missing(field: str, names: list[str], path: Place | InMemory) -> str:
     hint = ""
-    if field == "weight":
+    if field == "weight" and not isinstance(path, InMemory):
         hint = f"; it may lie beside as {path.stem}.weight.npy"
     elif field == "latents" and any(name.endswith(".weight") for name in names):
         hint = (

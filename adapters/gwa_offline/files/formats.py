@@ -1,27 +1,27 @@
-"""The file formats: .npy, .npz, .safetensors and .parquet, as arrays that are read in blocks.
+"""The file formats as arrays that are read in blocks: .npy and .npz, and all others by suffix.
 
 Every size is checked against the size of the file before memory is asked for.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gwa_offline.files.arrays import LazyArray, Openers, Packed, check_size, open_at
+from gwa_offline.files.arrays import Held, LazyArray, Openers, Packed, check_size, open_at
+from gwa_offline.files.checkpoints import open_checkpoint
 from gwa_offline.files.checks import FIELDS
 from gwa_offline.files.errors import FeaturesError, blame, reading
+from gwa_offline.files.memory import InMemory
+from gwa_offline.files.tables import open_ipc, open_parquet
 from gwa_offline.files.tensors import open_safetensors
+from gwa_offline.files.urls import Place, handle, size_of
 
 # Names that data sets commonly use for the same thing.
 ALIASES = {"target": "targets", "label": "targets", "labels": "targets", "id": "ids"}
@@ -68,23 +68,22 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[int, tuple[int, ...], np.dtype[
     return fixed + size, dims, np.dtype(descr[1] + descr[2]), order[1] == "True"
 
 
-def open_npy(path: Path, start: int = 0, stop: int | None = None) -> Packed:
+def open_npy(path: Place, start: int = 0, stop: int | None = None) -> Packed:
     """Open a .npy file, or one that lies at bytes start..stop of another file."""
-    with reading(), path.open("rb") as stream:
-        stream.seek(start)
+    with reading(), open_at(path, start)() as stream:
         header, shape, dtype, fortran = _read_npy_header(stream)
-        end = path.stat().st_size if stop is None else stop
+        end = size_of(path) if stop is None else stop
         check_size(shape, dtype, end - start - header)
     return Packed(open_at(path, start + header), shape, dtype, fortran and len(shape) > 1)
 
 
-def _open_npz(path: Path) -> Openers:
-    with reading(), zipfile.ZipFile(path) as archive:
+def _open_npz(path: Place) -> Openers:
+    with reading(), zipfile.ZipFile(handle(path)) as archive:
         infos = archive.infolist()
     return {info.filename.removesuffix(".npy"): partial(_open_member, path, info) for info in infos}
 
 
-def _open_member(path: Path, info: zipfile.ZipInfo) -> Packed:
+def _open_member(path: Place, info: zipfile.ZipInfo) -> Packed:
     if info.flag_bits & 1:
         raise FeaturesError("is encrypted")
     if info.compress_type == zipfile.ZIP_STORED:
@@ -107,7 +106,7 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> Packed:
 
     def inflate() -> IO[bytes]:
         # The archive keeps its file open until the member is closed.
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(handle(path)) as archive:
             return archive.open(info)
 
     with reading(), inflate() as member:
@@ -129,112 +128,44 @@ def _open_member(path: Path, info: zipfile.ZipInfo) -> Packed:
     )
 
 
-# --- .parquet -----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Column:
-    """A column of numbers, or of lists of one length, of a Parquet file."""
-
-    path: Path
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    streams = True
-
-    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
-        row_shape, found = self.shape[1:], 0
-        parts: list[NDArray[Any]] = []
-        for values, count in _read_column(self.path, self.name, rows):
-            if len(values) != count * math.prod(row_shape):
-                raise FeaturesError(f"`{self.name}` must have lists of one length, {row_shape[0]}")
-            # Batches may end early at a row group.
-            parts.append(values.reshape(count, *row_shape).astype(self.dtype, copy=False))
-            found += count
-            joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
-            while len(joined) >= rows:
-                yield joined[:rows]
-                joined = joined[rows:]
-            parts = [joined] if len(joined) else []
-        yield from parts
-        if found != self.shape[0]:
-            raise FeaturesError(f"has {found} of {self.shape[0]} rows; the file is damaged")
-
-
-def _import_parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise FeaturesError(
-            "a .parquet file is read with pyarrow: pip install 'gwa-core[formats]'"
-        ) from error
-    return pyarrow
-
-
-def _read_column(path: Path, name: str, rows: int) -> Iterator[tuple[NDArray[Any], int]]:
-    """Yield the flat values and the number of rows of each batch."""
-    pa = _import_parquet()
-    # Without these Arrow keeps whole row groups in memory, and all that it has read so far.
-    options = {"buffer_size": 2**20, "pre_buffer": False}
-    with reading(pa.ArrowException), pa.parquet.ParquetFile(path, **options) as file:
-        for batch in file.iter_batches(rows, columns=[name], use_threads=False):
-            column = batch.column(0)
-            values = column.flatten() if column.type.num_fields else column
-            if column.null_count or values.null_count:
-                raise FeaturesError(f"`{name}` has missing values (null)")
-            yield values.to_numpy(zero_copy_only=False), len(column)
-
-
-def _open_parquet(path: Path) -> Openers:
-    pa = _import_parquet()
-    with reading(pa.ArrowException), pa.parquet.ParquetFile(path) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
-    return {
-        field.name: partial(_open_column, path, field.name, field.type, rows) for field in schema
-    }
-
-
-def _open_column(path: Path, name: str, kind: Any, rows: int) -> _Column:
-    pa = _import_parquet()
-    types = pa.types
-    fixed = types.is_fixed_size_list(kind)
-    nested = fixed or types.is_list(kind) or types.is_large_list(kind)
-    value = kind.value_type if nested else kind
-    if not (types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)):
-        raise FeaturesError(f"has type {kind}; a column of numbers or of lists of numbers is read")
-    shape: tuple[int, ...] = (rows,)
-    if fixed:
-        shape = (rows, kind.list_size)
-    elif nested:
-        first = next(_read_column(path, name, 1), None)
-        shape = (rows, len(first[0]) if first else 0)
-    # What `to_pandas_dtype` gives, for which older releases import pandas.
-    dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
-    return _Column(path, name, shape, dtype)
-
-
 # --- any of them --------------------------------------------------------------------------------
 
 
-def _open_folder(path: Path) -> Openers:
-    return {file.stem: partial(open_npy, file) for file in sorted(path.glob("*.npy"))}
+def _open_folder(path: Place) -> Openers:
+    files: list[Place] = [file for file in path.iterdir() if file.suffix == ".npy"]
+    return {file.stem: partial(open_npy, file) for file in sorted(files, key=str)}
 
 
-FORMATS: Mapping[str, Callable[[Path], Openers]] = {
+FORMATS: Mapping[str, Callable[[Place], Openers]] = {
     ".npz": _open_npz,
     ".safetensors": open_safetensors,
-    ".parquet": _open_parquet,
+    ".parquet": open_parquet,
+    ".arrow": open_ipc,
+    ".feather": open_ipc,
+    ".pt": open_checkpoint,
+    ".pth": open_checkpoint,
 }
 
 
+# A partition, such as the folder ``label=3``.
+KEY = re.compile(r"^([A-Za-z_]\w*)=(.*)$")
+
+
 def open_arrays(
-    path: Path, columns: Mapping[str, str] | None = None
+    part: Place | InMemory, columns: Mapping[str, str] | None = None
 ) -> tuple[dict[str, LazyArray], list[str]]:
     """Open the known arrays of a file or of a folder of .npy files; also list all names in it.
 
-    `columns` says which names the file has for fields that it calls otherwise.
+    `columns` says which names the file has for fields that it calls otherwise. The folders around a
+    file may be partitions, which are columns too.
     """
-    openers = _open_folder(path) if path.is_dir() else FORMATS[path.suffix](path)
+    arrays: dict[str, LazyArray] = {}
+    if isinstance(part, InMemory):
+        openers = part.openers()
+    elif part.is_dir():
+        openers = _open_folder(part)
+    else:
+        openers = {**_keys(part, arrays), **FORMATS[part.suffix](part)}
     aliases = {field: alias for alias, field in reversed(ALIASES.items()) if alias in openers}
     names = {field: field if field in openers else aliases.get(field, field) for field in FIELDS}
     for field, name in (columns or {}).items():
@@ -244,9 +175,26 @@ def open_arrays(
                 f"{', '.join(openers) or 'nothing'}"
             )
         names[field] = name
-    arrays: dict[str, LazyArray] = {}
     for field, name in names.items():
         if name in openers:
             with blame(f"`{name}`"):
                 arrays[field] = openers[name]()
     return arrays, list(openers)
+
+
+def _keys(file: Place, arrays: Mapping[str, LazyArray]) -> Openers:
+    """Return what opens the columns that the names of the folders around a file say."""
+    found: dict[str, Callable[[], LazyArray]] = {}
+    for folder in reversed(file.parts[:-1]):
+        key = KEY.match(folder)
+        if key is None:
+            break
+        found.setdefault(key[1], partial(_repeated, key[1], key[2], arrays))
+    return found
+
+
+def _repeated(name: str, value: str, arrays: Mapping[str, LazyArray]) -> LazyArray:
+    if not re.fullmatch("[0-9]{1,18}", value):
+        raise FeaturesError(f"the folder {name}={value} has no whole number, such as {name}=3")
+    rows = arrays["latents"].shape[:1] if "latents" in arrays else (0,)
+    return Held(np.full(rows, int(value)))

@@ -11,9 +11,8 @@ from numpy.typing import NDArray
 from gwa_offline.files.arrays import LazyArray, read_all
 from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.formats import ALIASES, FORMATS, open_npy
-from gwa_offline.files.tensors import open_safetensors
 
-_PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+_PICKLED = (".bin", ".ckpt", ".pkl")
 
 
 def read_given(file: Path, name: str) -> NDArray[Any]:
@@ -41,7 +40,7 @@ def _open_given(file: Path, name: str) -> LazyArray:
 
 
 def refuse_pickles(file: Path, name: str) -> None:
-    """Refuse a checkpoint of PyTorch, which is read by running it."""
+    """Refuse pickled objects, which are read by running them."""
     if file.suffix in _PICKLED:
         raise FeaturesError(
             f"`{name}` is not read from {file.suffix}, which holds pickled objects; save it by "
@@ -59,9 +58,11 @@ def read_head(text: str) -> dict[str, NDArray[Any]]:
         if not file.is_file():
             raise FeaturesError("there is no such file; a head is model.safetensors:classifier")
         refuse_pickles(file, "head")
-        if file.suffix != ".safetensors":
-            raise FeaturesError("a head is read from .safetensors; other arrays by `--weight`")
-        openers = open_safetensors(file)
+        if file.suffix not in (".safetensors", ".pt", ".pth"):
+            raise FeaturesError(
+                "a head is read from .safetensors or .pt; other arrays by `--weight`"
+            )
+        openers = FORMATS[file.suffix](file)
         if f"{layer}.weight" not in openers:
             layers = [
                 key.removesuffix(".weight")

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from gwa_offline.files.arrays import Joined, LazyArray
 from gwa_offline.files.checks import FIELDS
 from gwa_offline.files.errors import FeaturesError, blame
+from gwa_offline.files.memory import InMemory
+from gwa_offline.files.urls import Place
 
 # Elements of a head that are compared between parts; one step of an optimiser changes all rows.
 _COMPARED = 2**20
 
 
-def join(parts: Sequence[tuple[Path, dict[str, LazyArray]]]) -> dict[str, LazyArray]:
+def join(parts: Sequence[tuple[Place | InMemory, dict[str, LazyArray]]]) -> dict[str, LazyArray]:
     """Join the rows of the parts; all parts have the weight and bias of one head.
 
     Parameters
     ----------
-    parts : sequence of (Path, dict of str to lazy array)
+    parts : sequence of (place, dict of str to lazy array)
         The file and the arrays of each part, in the order of the rows.
 
     Returns
@@ -65,12 +66,12 @@ def join(parts: Sequence[tuple[Path, dict[str, LazyArray]]]) -> dict[str, LazyAr
                     raise FeaturesError(
                         f"`{field}` of {path.name} has {rows} rows, and its `latents` {latents}"
                     )
-        joined[field] = Joined(tuple((Path(path.name), array) for path, array in found))
+        joined[field] = Joined(tuple((path.name, array) for path, array in found))
     return joined
 
 
 def _check_same_head(
-    field: str, path: Path, array: LazyArray, other: Path, first: LazyArray
+    field: str, path: Place | InMemory, array: LazyArray, other: Place | InMemory, first: LazyArray
 ) -> None:
     same = array.shape == first.shape
     if same and array.shape and array.shape[0]:

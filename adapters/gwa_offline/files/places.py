@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from gwa_offline.files.checks import FIELDS
 from gwa_offline.files.errors import FeaturesError
-from gwa_offline.files.formats import FORMATS
-
-Place = str | os.PathLike[str]
-
-SUPPORTED = (
-    f"supported are {', '.join(FORMATS)}, a folder of .npy files (latents.npy, weight.npy, "
-    "targets.npy), a folder of such snapshots (epoch_3.npz, ...) and a run folder"
+from gwa_offline.files.folders import (
+    SUPPORTED,
+    in_order,
+    is_features,
+    is_npy_folder,
+    partitions,
+    refuse_foreign,
+    saved_dataset,
+    unknown,
 )
+from gwa_offline.files.formats import FORMATS, KEY
+from gwa_offline.files.memory import InMemory, is_epochs, is_open
+from gwa_offline.files.urls import Place, Url, place_of
+
 _MAX_DIGITS = 18  # of an epoch; a date with a time, or a hash, has more
 _EPOCH = re.compile("epoch[^0-9]?([0-9]+)", re.IGNORECASE)
 _PART = re.compile(
@@ -34,50 +38,73 @@ class Snapshot(NamedTuple):
     ----------
     epoch : int
         Its number.
-    parts : tuple of Path
+    parts : tuple of Path, Url or InMemory
         One file or folder of .npy files, or several in the order of their rows.
     """
 
     epoch: int
-    parts: tuple[Path, ...]
+    parts: tuple[Place | InMemory, ...]
 
     def __str__(self) -> str:
         more = len(self.parts) - 1
         return str(self.parts[0]) + (f" and {more} more" if more else "")
 
 
-def find_snapshots(source: Place | Sequence[Place]) -> list[Snapshot]:
+def find_snapshots(source: Any) -> list[Snapshot]:
     """Return the epochs of anything but a run folder, in order."""
-    if not isinstance(source, str | os.PathLike):
-        return [_one_epoch([Path(file) for file in source])]
-    place = Path(source)
-    if is_pattern(place):
-        return _by_epoch(expand_pattern(place))
-    if place.is_file():
-        if place.suffix not in FORMATS:
-            raise FeaturesError(f"{place}: {_unknown(place)}; {SUPPORTED}")
-        return [Snapshot(0, (place,))]
-    if _is_npy_folder(place):
-        return [Snapshot(0, (place,))]
-    return _in_folder(place)
+    if is_epochs(source):
+        return [_one_of(number, part) for number, part in sorted(source.items())]
+    if is_open(source):
+        return [Snapshot(0, (_in_memory(source),))]
+    if not isinstance(source, Path | Url):
+        return [_one_epoch([_in_memory(x) if is_open(x) else place_of(x) for x in source])]
+    if is_pattern(source):
+        return _by_epoch(expand_pattern(source))
+    if source.is_file():
+        if source.suffix not in FORMATS:
+            raise FeaturesError(f"{source}: {unknown(source)}")
+        return [Snapshot(0, (source,))]
+    if is_npy_folder(source):
+        return [Snapshot(0, (source,))]
+    return _in_folder(source)
 
 
-def is_pattern(place: Path) -> bool:
+def _in_memory(source: Any) -> InMemory:
+    return source if isinstance(source, InMemory) else InMemory(source)
+
+
+def _one_of(number: int, source: Any) -> Snapshot:
+    """Return what a mapping of epochs has for one."""
+    if number < 0:
+        raise FeaturesError(f"the number of an epoch must be at least 0, got {number}")
+    if isinstance(source, str | Path):
+        source = place_of(source)
+    found = find_snapshots(source)
+    if len(found) > 1:
+        raise FeaturesError(f"epoch {number} must be one epoch, got {len(found)}")
+    return Snapshot(number, found[0].parts)
+
+
+def is_pattern(place: Place) -> bool:
     """Return whether a path is a pattern such as ``epoch_3/part-*.parquet``."""
-    return glob.has_magic(str(place)) and not place.exists()
+    text = str(place) if isinstance(place, Path) else place.pattern
+    return glob.has_magic(text) and not place.exists()
 
 
-def expand_pattern(pattern: Path) -> list[Path]:
+def expand_pattern(pattern: Place) -> list[Place]:
     """Return the files and folders that fit a pattern, in the order of their names."""
-    found = _in_order(Path(name) for name in glob.glob(str(pattern)))  # noqa: PTH207  (it may be absolute)
+    if isinstance(pattern, Path):
+        found = in_order(Path(name) for name in glob.glob(str(pattern)))  # noqa: PTH207  (it may be absolute)
+    else:
+        found = in_order(pattern.expand())
     if not found:
         raise FeaturesError(f"{pattern}: no file fits the pattern")
     return found
 
 
-def gather(paths: Sequence[Path]) -> list[list[Path]]:
+def gather(paths: Sequence[Place]) -> list[list[Place]]:
     """Put files that a shell listed and whose names say that they are parts of one epoch together."""
-    groups: dict[object, list[Path]] = {}
+    groups: dict[object, list[Place]] = {}
     for i, path in enumerate(paths):
         split = _PART.search(path.name) if path.is_file() else None
         key: object = i if split is None else (path.parent, path.name[: split.start()])
@@ -85,7 +112,7 @@ def gather(paths: Sequence[Path]) -> list[list[Path]]:
     return list(groups.values())
 
 
-def name_of(paths: Sequence[Path]) -> Path:
+def name_of(paths: Sequence[Place]) -> Place:
     """Return the path that a source is called by: of parts, what their names have in common."""
     path = paths[0]
     if len(paths) > 1:
@@ -95,13 +122,13 @@ def name_of(paths: Sequence[Path]) -> Path:
     return path.resolve()
 
 
-def prefix_of(part: Path) -> str:
+def prefix_of(part: Place) -> str:
     """Return what the names of the parts of an epoch have in common; nothing where they have not."""
     split = _PART.search(part.name)
     return part.name[: split.start()] if split else ""
 
 
-def distinct_names(paths: Sequence[Path]) -> list[str]:
+def distinct_names(paths: Sequence[Place]) -> list[str]:
     """Return the last part of each path; equal names get their parents in front."""
     found = []
     for path in paths:
@@ -114,60 +141,32 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
     return found
 
 
-def _in_order(files: Iterable[Path]) -> list[Path]:
-    """Sort by name, numbers by their value; leave out what is hidden or half-written."""
-    kept = [file for file in files if not file.name.startswith(".") and ".tmp" not in file.name]
-
-    def key(file: Path) -> list[tuple[int, str]]:
-        pieces = re.split("([0-9]+)", str(file))
-        return [(int(x), "") if x.isdecimal() and len(x) < 4300 else (-1, x) for x in pieces]
-
-    return sorted(kept, key=key)
-
-
-def _is_features(place: Path) -> bool:
-    return (place.suffix in FORMATS and place.is_file()) or _is_npy_folder(place)
-
-
-def _is_npy_folder(place: Path) -> bool:
-    if not place.is_dir() or (place / "run.json").exists():  # a run has a targets.npy
-        return False
-    if (place / "latents.npy").exists():
-        return True
-    known = any((place / f"{name}.npy").exists() for name in FIELDS)
-    # A weight.npy among parts is for all of them.
-    return known and not any(file.suffix in FORMATS for file in _in_order(place.iterdir()))
-
-
-def _unknown(place: Path) -> str:
-    return f"{place.suffix or 'no suffix'} is unknown"
-
-
-def _one_epoch(files: list[Path]) -> Snapshot:
+def _one_epoch(files: list[Place | InMemory]) -> Snapshot:
     """Return the parts that a user listed."""
     if not files:
         raise FeaturesError(
             "`path` must be a path or a list of the parts of one epoch, got no part"
         )
-    for file in files:
+    places = [file for file in files if not isinstance(file, InMemory)]
+    for file in places:
         if not file.exists():
             raise FeaturesError(f"{file}: there is no such file or folder")
-        if not _is_features(file):
-            raise FeaturesError(f"{file}: {_unknown(file)}; {SUPPORTED}")
-    _check_complete(files)
-    numbers = {_said(file) for file in files}
+        if not is_features(file):
+            raise FeaturesError(f"{file}: {unknown(file)}")
+    _check_complete(places)
+    numbers = {_said(file) for file in places} or {None}
     return Snapshot(numbers.pop() or 0 if len(numbers) == 1 else 0, tuple(files))
 
 
-def _by_epoch(files: list[Path]) -> list[Snapshot]:
+def _by_epoch(files: list[Place]) -> list[Snapshot]:
     """Return the files of a pattern: one epoch, or several by file or folder name."""
     if len(files) == 1:
         return find_snapshots(files[0])
-    groups: dict[int | None, list[Path]] = {}
+    groups: dict[int | None, list[Place]] = {}
     for file in files:
         parts = _parts_in(file)
-        if not (parts or _is_features(file)):
-            raise FeaturesError(f"{file}: {_unknown(file)}; {SUPPORTED}")
+        if not (parts or is_features(file)):
+            raise FeaturesError(f"{file}: {unknown(file)}")
         groups.setdefault(_said(file), []).extend(parts or [file])
     if None in groups and len(groups) > 1:
         raise FeaturesError(
@@ -181,7 +180,7 @@ def _by_epoch(files: list[Path]) -> list[Snapshot]:
     ]
 
 
-def _said(file: Path) -> int | None:
+def _said(file: Place) -> int | None:
     """Return the number behind "epoch" in the name of a file, or else of its folder."""
     for text in (file.name, file.parent.name):
         if (found := _EPOCH.search(text)) and len(found[1]) <= _MAX_DIGITS:
@@ -189,22 +188,34 @@ def _said(file: Path) -> int | None:
     return None
 
 
-def _parts_in(folder: Path) -> list[Path]:
+def _parts_in(folder: Place) -> list[Place]:
     """Return the parts of the one epoch of a folder; none if it is not a folder of parts."""
-    if not folder.is_dir() or _is_npy_folder(folder) or (folder / "run.json").exists():
+    if not folder.is_dir() or is_npy_folder(folder) or (folder / "run.json").exists():
         return []
-    files = [file for file in _in_order(folder.iterdir()) if _is_features(file)]
+    if (saved := saved_dataset(folder)) is not None:
+        return saved
+    entries = in_order(folder.iterdir())
+    if any(KEY.match(entry.name) for entry in entries):
+        return [file for keys, file in partitions(folder) if "epoch" not in keys]
+    files = [file for file in entries if is_features(file)]
     return [] if any(_EPOCH.search(file.name) for file in files) else files
 
 
-def _in_folder(folder: Path) -> list[Snapshot]:
+def _in_folder(folder: Place) -> list[Snapshot]:
     """Return the snapshots in a folder, each a file, parts, or a folder of parts."""
-    found: dict[int, list[Path]] = {}
+    refuse_foreign(folder)
+    entries = in_order(folder.iterdir())
+    if any(KEY.match(entry.name) and entry.is_dir() for entry in entries):
+        return _in_partitions(folder)
+    named = _EPOCH.search(folder.resolve().name)
+    if one := saved_dataset(folder) or (_parts_in(folder) if named else []):
+        _check_complete(one)
+        return [Snapshot(_find_part_number(folder, "", ""), tuple(one))]
+    found: dict[int, list[Place]] = {}
     prefixes: dict[int, str | None] = {}
-    entries = _in_order(folder.iterdir())
     for file in entries:
-        inside: list[Path] = []
-        if not _is_features(file):
+        inside: list[Place] = []
+        if not is_features(file):
             inside = _parts_in(file)
             if not inside or not re.search("[0-9]", file.name):
                 continue
@@ -227,7 +238,23 @@ def _in_folder(folder: Path) -> list[Snapshot]:
     return [Snapshot(number, tuple(parts)) for number, parts in sorted(found.items())]
 
 
-def _nothing_in(entries: list[Path]) -> str:
+def _in_partitions(folder: Place) -> list[Snapshot]:
+    """Return the epochs of a folder of partitions; those of no key ``epoch`` are one."""
+    found: dict[int, list[Place]] = {}
+    for keys, file in partitions(folder):
+        number = keys.get("epoch")
+        if number is None:
+            found.setdefault(_find_part_number(folder, "", ""), []).append(file)
+            continue
+        if not re.fullmatch(f"[0-9]{{1,{_MAX_DIGITS}}}", number):
+            raise FeaturesError(f"{file}: epoch={number} must be the number of an epoch")
+        found.setdefault(int(number), []).append(file)
+    if not found:
+        raise FeaturesError(f"{folder}: its partitions have no features; {SUPPORTED}")
+    return [Snapshot(number, tuple(parts)) for number, parts in sorted(found.items())]
+
+
+def _nothing_in(entries: list[Place]) -> str:
     runs = [file for file in entries if (file / "run.json").is_file()]
     if runs:
         return (
@@ -238,7 +265,7 @@ def _nothing_in(entries: list[Path]) -> str:
     return f"there are no features, there is {names}"
 
 
-def _find_number(file: Path, stem: str) -> int:
+def _find_number(file: Place, stem: str) -> int:
     """Return the number behind "epoch" in a name, or else the last one."""
     numbers = _EPOCH.findall(stem) or re.findall("[0-9]+", stem)
     if not numbers or len(numbers[-1]) > _MAX_DIGITS:
@@ -249,14 +276,14 @@ def _find_number(file: Path, stem: str) -> int:
     return int(numbers[-1])
 
 
-def _find_part_number(folder: Path, prefix: str, rest: str) -> int:
+def _find_part_number(folder: Place, prefix: str, rest: str) -> int:
     """Return the epoch that a part says, or else the one that its folder says."""
     numbers = _EPOCH.findall(prefix) or _EPOCH.findall(rest) or re.findall("[0-9]+", prefix)
     numbers = numbers or _EPOCH.findall(folder.resolve().name)
     return int(numbers[-1]) if numbers and len(numbers[-1]) <= _MAX_DIGITS else 0
 
 
-def _check_complete(parts: Sequence[Path]) -> None:
+def _check_complete(parts: Sequence[Place]) -> None:
     """Refuse parts that say how many they are and are not all there."""
     said = [(file, found) for file in parts if (found := _PART.search(file.name)) and found[2]]
     if not said:

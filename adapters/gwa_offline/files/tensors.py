@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from gwa_offline.files.arrays import Openers, Packed, check_size, open_at
 from gwa_offline.files.errors import FeaturesError, blame, reading
+from gwa_offline.files.urls import Place, size_of
 
 _DTYPES = {
     "BOOL": "?", "U8": "u1", "I8": "i1", "U16": "<u2", "I16": "<i2", "U32": "<u4", "I32": "<i4",
@@ -34,10 +34,10 @@ class Header(NamedTuple):
     size: int  # of the file
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Place) -> Header:
     """Read the header; the entries are checked where a tensor is opened."""
     with reading(), path.open("rb") as stream:
-        size = path.stat().st_size
+        size = size_of(path)
         start = stream.read(8)
         length = int.from_bytes(start, "little")
         if size < 8 or length > size - 8:
@@ -52,13 +52,13 @@ def read_header(path: Path) -> Header:
     return Header(start + text, entries, size)
 
 
-def open_safetensors(path: Path) -> Openers:
+def open_safetensors(path: Place) -> Openers:
     """Return what opens each tensor of a file."""
     header = read_header(path)
     return {name: partial(_open_tensor, path, header, name) for name in header.entries}
 
 
-def open_all(path: Path) -> tuple[bytes, dict[str, Packed]]:
+def open_all(path: Place) -> tuple[bytes, dict[str, Packed]]:
     """Return the bytes of the header, and all tensors in the order of their bytes, without a gap."""
     with blame(path):
         header = read_header(path)
@@ -75,7 +75,7 @@ def open_all(path: Path) -> tuple[bytes, dict[str, Packed]]:
     return header.head, {name: tensors[name] for name in names}
 
 
-def _open_tensor(path: Path, header: Header, name: str) -> Packed:
+def _open_tensor(path: Place, header: Header, name: str) -> Packed:
     kind, shape, (start, stop) = _parse(header.entries[name])
     data = len(header.head)
     if kind not in _DTYPES:

@@ -230,7 +230,7 @@ def folder(tmp_path):
     np.savez(tmp_path / "bare.npz", **arrays)
     layers = {"body.weight": np.ones((4, 4)), "fc.weight": np.ones((3, 4)), "fc.bias": np.ones(3)}
     save_file(layers, tmp_path / "model.safetensors")
-    (tmp_path / "head.pt").write_bytes(b"PK")
+    (tmp_path / "head.ckpt").write_bytes(b"PK")
     return tmp_path
 
 
@@ -244,8 +244,8 @@ def folder(tmp_path):
         (["stop", ""], "a path is empty"),
         (["analyse", "bare.npz", "--weight", ""], "a path is empty"),
         (["analyse", "exp/run", "--out", ""], "a path is empty"),
-        (["analyse", "bare.npz", "--weight", "head.pt"], "holds pickled objects; save it by"),
-        (["analyse", "bare.npz", "--head", "head.pt:fc"], "holds pickled objects"),
+        (["analyse", "bare.npz", "--weight", "head.ckpt"], "holds pickled objects; save it by"),
+        (["analyse", "bare.npz", "--head", "head.ckpt:fc"], "holds pickled objects"),
         (["analyse", "bare.npz", "--weight", "exp"], "exp: is a folder; `weight` must be a .npy"),
         (["analyse", "bare.npz", "--weight", "model.safetensors"], "`--head FILE:LAYER` reads the head of a checkpoint"),
         (["analyse", "model.safetensors"], "this looks like a checkpoint: its head is read by `--head model.safetensors:LAYER`"),

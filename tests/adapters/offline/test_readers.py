@@ -476,7 +476,7 @@ UNNORMALISED = np.full((N, C), 0.5)
 # What a user gets for bad input: (name, function of an empty folder that raises, pattern).
 CASES = [
     ("no such file", lambda folder: open_features(folder / "x.npz"), "x.npz: there is no such"),
-    ("unknown suffix", named_file("x.pt"), r"\.pt is unknown; supported are \.npz, \.safetensors"),
+    ("unknown suffix", named_file("x.csv"), r"\.csv is unknown; supported are \.npz, \.safetensors"),
     ("no suffix", named_file("x"), "no suffix is unknown; supported are"),
     ("empty folder", open_features, "there are no features, there is nothing; supported are"),
     ("empty file", named_file("x.npz"), "is it truncated or damaged"),

@@ -1,0 +1,107 @@
+"""Sources that are open already: mappings of arrays, tables and data sets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_offline.files.arrays import Held, LazyArray, Openers
+from gwa_offline.files.checks import to_numpy
+from gwa_offline.files.errors import FeaturesError, reading
+from gwa_offline.files.tables import is_table, open_table
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """An array of any library that gives blocks of rows when it is sliced."""
+
+    name: str
+    array: Any
+    streams = True
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Number of elements along each dimension."""
+        return tuple(int(size) for size in self.array.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Dtype of the blocks, in native byte order."""
+        return self._read(0, 0).dtype
+
+    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Yield blocks of `rows` rows, the last one shorter."""
+        for start in range(0, self.shape[0], rows):
+            yield self._read(start, start + rows)
+
+    def _read(self, start: int, stop: int) -> NDArray[Any]:
+        with reading():
+            block = on_host(self.name, self.array[start:stop])
+        return np.ascontiguousarray(block.astype(block.dtype.newbyteorder("="), copy=False))
+
+
+def on_host(name: str, array: Any) -> NDArray[Any]:
+    """Return an array of any library and device as NumPy's; bfloat16 becomes float32."""
+    try:
+        if hasattr(array, "detach"):  # of PyTorch
+            array = array.detach().cpu()
+            array = array.float() if str(array.dtype) == "torch.bfloat16" else array
+        elif hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
+            array = np.from_dlpack(array)
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise FeaturesError(f"`{name}` cannot become a NumPy array: {error}") from error
+    return to_numpy(name, array)
+
+
+def open_array(name: str, array: Any) -> LazyArray:
+    """Open an array of any library, or a list of numbers."""
+    if isinstance(array, Mapping):
+        raise FeaturesError(
+            f"`{name}` is a {type(array).__name__} and no array; give what is in it"
+        )
+    if not hasattr(array, "shape") or not hasattr(array, "__getitem__") or not len(array.shape):
+        return Held(on_host(name, array))
+    return Sliced(name, array)
+
+
+class InMemory:
+    """A source that is open already.
+
+    Parameters
+    ----------
+    data : mapping of str to array, table or data set
+        What was given.
+    """
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+        self.name = self.stem = type(data).__name__
+
+    def __str__(self) -> str:
+        return self.name
+
+    def openers(self) -> Openers:
+        """Return what opens each array by name."""
+        if is_table(self.data):
+            return open_table(self.data)
+        arrays = {str(key): array for key, array in self.data.items() if array is not None}
+        if any(is_table(array) for array in arrays.values()):
+            raise FeaturesError(
+                f"holds the splits {', '.join(arrays)}; give one of them: data[{next(iter(arrays))!r}]"
+            )
+        return {name: partial(open_array, name, array) for name, array in arrays.items()}
+
+
+def is_open(source: object) -> bool:
+    """Return whether a source is no path."""
+    return isinstance(source, InMemory | Mapping) or is_table(source)
+
+
+def is_epochs(source: object) -> bool:
+    """Return whether a mapping has the numbers of epochs for keys."""
+    return isinstance(source, Mapping) and bool(source) and all(type(key) is int for key in source)

@@ -1,0 +1,259 @@
+"""Columns of tables as arrays: Parquet, Arrow's files and streams, and tables in memory."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gwa_offline.files.arrays import LazyArray, Openers
+from gwa_offline.files.errors import FeaturesError, reading
+from gwa_offline.files.urls import Place, handle, size_of
+
+# The arrays of one column of a table, about as many rows each as asked for.
+Batches = Callable[[int, int], Iterator[Any]]
+
+# Mapped pages count as memory of the process, so a map is given back after as many bytes.
+_MAPPED = 2**26
+
+# What an Arrow file begins with, and a stream ends with.
+_FILE, _END = b"ARROW1", b"\xff\xff\xff\xff\x00\x00\x00\x00"
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of numbers, or of lists of one length."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    batches: Callable[[int], Iterator[Any]]
+    streams = True
+
+    def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
+        """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
+        row_shape, found = self.shape[1:], 0
+        parts: list[NDArray[Any]] = []
+        for values, count in _flat(self.name, self.batches(rows)):
+            if len(values) != count * math.prod(row_shape):
+                raise FeaturesError(f"`{self.name}` must have lists of one length, {row_shape[0]}")
+            # Batches may end early at a row group.
+            parts.append(values.reshape(count, *row_shape).astype(self.dtype, copy=False))
+            found += count
+            joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
+            while len(joined) >= rows:
+                yield joined[:rows]
+                joined = joined[rows:]
+            parts = [joined] if len(joined) else []
+        yield from parts
+        if found != self.shape[0]:
+            raise FeaturesError(f"has {found} of {self.shape[0]} rows; the file is damaged")
+
+
+def _flat(name: str, batches: Iterator[Any]) -> Iterator[tuple[NDArray[Any], int]]:
+    """Yield the flat values and the number of rows of each batch."""
+    with reading(_arrow().ArrowException):
+        for column in batches:
+            values = column.flatten() if column.type.num_fields else column
+            if column.null_count or values.null_count:
+                raise FeaturesError(f"`{name}` has missing values (null)")
+            # A copy, so that nothing stays mapped.
+            yield np.array(values.to_numpy(zero_copy_only=False)), len(column)
+
+
+def _open_columns(schema: Any, rows: int, batches: Batches) -> Openers:
+    return {
+        field.name: partial(_open_column, field.name, field.type, rows, partial(batches, i))
+        for i, field in enumerate(schema)
+    }
+
+
+def _open_column(
+    name: str, kind: Any, rows: int, batches: Callable[[int], Iterator[Any]]
+) -> LazyArray:
+    pa = _arrow()
+    types = pa.types
+    fixed = types.is_fixed_size_list(kind)
+    nested = fixed or types.is_list(kind) or types.is_large_list(kind)
+    value = kind.value_type if nested else kind
+    if not (types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)):
+        raise FeaturesError(f"has type {kind}; a column of numbers or of lists of numbers is read")
+    shape: tuple[int, ...] = (rows,)
+    if fixed:
+        shape = (rows, kind.list_size)
+    elif nested:
+        first = next(_flat(name, batches(1)), None)
+        shape = (rows, len(first[0]) if first else 0)
+    # What `to_pandas_dtype` gives, for which older releases import pandas.
+    dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
+    return Column(name, shape, dtype, batches)
+
+
+def _arrow(file: Place | None = None) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        what = "a table" if file is None else f"a {file.suffix} file"
+        raise FeaturesError(
+            f"{what} is read with pyarrow: pip install 'gwa-core[formats]'"
+        ) from error
+    return pyarrow
+
+
+# --- Parquet ------------------------------------------------------------------------------------
+
+
+def open_parquet(path: Place) -> Openers:
+    """Return what opens each column of a Parquet file."""
+    pa = _arrow(path)
+    with reading(pa.ArrowException), pa.parquet.ParquetFile(handle(path)) as file:
+        schema, rows = file.schema_arrow, file.metadata.num_rows
+
+    def batches(column: int, rows: int) -> Iterator[Any]:
+        # Without these Arrow keeps whole row groups in memory, and all that it has read so far.
+        options = {"buffer_size": 2**20, "pre_buffer": False}
+        with pa.parquet.ParquetFile(handle(path), **options) as file:
+            name = schema.field(column).name
+            for batch in file.iter_batches(rows, columns=[name], use_threads=False):
+                yield batch.column(0)
+
+    return _open_columns(schema, rows, batches)
+
+
+# --- Arrow's own files --------------------------------------------------------------------------
+
+
+def open_ipc(path: Place) -> Openers:
+    """Return what opens each column of an Arrow or Feather file, or of a stream in a file."""
+    pa = _arrow(path)
+    with reading(pa.ArrowException):
+        _check_ends(path)
+        with _record_batches(path, None) as (schema, _):
+            if not len(schema):
+                raise FeaturesError("has no column")
+        # The narrowest column has the rows of all.
+        narrowest = min(range(len(schema)), key=lambda i: _bits(schema.field(i).type))
+        with _record_batches(path, narrowest) as (_, found):
+            rows = sum(batch.num_rows for batch in found)
+
+    def batches(column: int, rows: int) -> Iterator[Any]:
+        done, ended = 0, False
+        while not ended:
+            start = done
+            with _record_batches(path, column) as (_, found):
+                for array in _slices(found, rows, start):
+                    array.validate(full=True)  # a file may say anything of its buffers
+                    done += len(array)
+                    yield array
+                    if isinstance(path, Path) and (done - start) * array.nbytes > _MAPPED * len(
+                        array
+                    ):
+                        break
+                else:
+                    ended = True
+
+    return _open_columns(schema, rows, batches)
+
+
+def _check_ends(path: Place) -> None:
+    """Refuse an old format, and a stream that a process has not finished."""
+    with path.open("rb", buffering=0) as stream:
+        head = stream.read(6)
+        if head[:4] == b"FEA1":
+            raise FeaturesError(
+                "is Feather of version 1; write it anew by pyarrow.feather.write_feather"
+            )
+        stream.seek(max(size_of(path) - len(_END), 0))
+        if head != _FILE and stream.read(len(_END)) != _END:
+            raise FeaturesError("is no Arrow file, or a stream that was not written to its end")
+
+
+@contextmanager
+def _record_batches(path: Place, column: int | None) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Open a file, and give its schema and record batches, of one column only."""
+    pa = _arrow(path)
+    options = pa.ipc.IpcReadOptions(included_fields=None if column is None else [column])
+    local = isinstance(path, Path)
+    with pa.memory_map(str(path)) if local else pa.PythonFile(handle(path)) as source:
+        head = source.read(len(_FILE))
+        source.seek(0)
+        if head == _FILE:
+            file = pa.ipc.open_file(source, options=options)
+            yield file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
+        else:
+            stream = pa.ipc.open_stream(source, options=options)
+            yield stream.schema, iter(stream)
+
+
+def _slices(found: Iterator[Any], rows: int, start: int) -> Iterator[Any]:
+    """Yield the column of record batches from a row on, in pieces of at most some rows."""
+    first = 0
+    for batch in found:
+        for at in range(max(0, start - first), batch.num_rows, rows):
+            yield batch.column(0).slice(at, rows)
+        first += batch.num_rows
+
+
+def _bits(kind: Any) -> int:
+    """Return the bits of a row of a column; many where rows differ."""
+    try:
+        return int(kind.bit_width)
+    except (ValueError, AttributeError):
+        return 2**40
+
+
+# --- in memory ----------------------------------------------------------------------------------
+
+
+def is_table(data: object) -> bool:
+    """Return whether an object is a table or a data set, of Arrow or of what speaks its language."""
+    return hasattr(data, "__arrow_c_stream__") or _is(
+        data, "pyarrow.dataset.Dataset", "datasets.Dataset"
+    )
+
+
+def _is(data: object, *names: str) -> bool:
+    """Return whether an object is of a class of a library, which is then imported already."""
+    for name in names:
+        module, _, kind = name.rpartition(".")
+        found = getattr(sys.modules.get(module), kind, None)
+        if found is not None and isinstance(data, found):
+            return True
+    return False
+
+
+def open_table(data: Any) -> Openers:
+    """Return what opens each column of a table or a data set."""
+    pa = _arrow()
+    with reading(pa.ArrowException, TypeError):
+        if _is(data, "datasets.Dataset"):
+            return _open_columns(data.features.arrow_schema, len(data), partial(_of_rows, data))
+        if _is(data, "pyarrow.dataset.Dataset"):
+            return _open_columns(data.schema, data.count_rows(), partial(_of_files, data))
+        table = pa.table(data)
+        return _open_columns(table.schema, table.num_rows, partial(_of_table, table))
+
+
+def _of_table(table: Any, column: int, rows: int) -> Iterator[Any]:
+    return (x.column(0) for x in table.select([column]).to_batches(max_chunksize=rows))
+
+
+def _of_files(data: Any, column: int, rows: int) -> Iterator[Any]:
+    options = {"batch_readahead": 1, "fragment_readahead": 1, "use_threads": False}
+    name = data.schema.names[column]
+    found = data.scanner(columns=[name], batch_size=rows, **options).to_batches()
+    return (batch.column(0) for batch in found)
+
+
+def _of_rows(data: Any, column: int, rows: int) -> Iterator[Any]:
+    chosen = data.select_columns([data.column_names[column]]).with_format("arrow")
+    for table in chosen.iter(rows):
+        yield from table.column(0).chunks

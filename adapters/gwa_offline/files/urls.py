@@ -1,0 +1,363 @@
+"""Places that are no files of this machine, by fsspec; they are asked as a path is."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Any, NamedTuple, cast
+
+from gwa_offline.files.errors import FeaturesError
+
+# A scheme of one letter is a drive.
+_URL = re.compile(r"[a-z][a-z0-9+.-]+(::|://)", re.IGNORECASE)
+_LISTED = ("http", "https")  # a listing there is a page of links, and every address a file
+
+# What file systems call the moment at which a file was written.
+_WRITTEN = ("mtime", "LastModified", "last_modified", "updated", "created")
+
+# Bytes that one request asks for at least: where a file is read here and there, and in order.
+_SOME, _MANY = 2**16, 2**22
+
+
+def is_url(text: str) -> bool:
+    """Return whether a text is an address such as ``s3://bucket/epoch_3.parquet``."""
+    return _URL.match(text) is not None
+
+
+def place_of(source: str | os.PathLike[Any] | Url) -> Place:
+    """Return a path, or what stands for one behind an address."""
+    if isinstance(source, Url):
+        return source
+    text = os.fspath(source)
+    if not is_url(text):
+        return Path(text)
+    return Path(text[7:]) if text.startswith("file://") else Url.parse(text)
+
+
+class Stat(NamedTuple):
+    """What a file system says of a file."""
+
+    st_size: int
+    st_mtime_ns: int
+
+
+class Url:
+    """A file or a folder behind an address, with what is used of `pathlib.Path`.
+
+    Parameters
+    ----------
+    system : fsspec.AbstractFileSystem
+        What reads it.
+    path : str
+        What the system calls it.
+    prefix : str
+        What stands before the path in the address.
+    info : mapping or None, optional
+        What the system says of it, where known; None: there is no such file.
+    siblings : mapping, optional
+        The same of all in its folder, by name, where known.
+    """
+
+    def __init__(
+        self, system: Any, path: str, prefix: str, *, info: Any = ..., siblings: Any = None
+    ) -> None:
+        self._system, self._prefix, self._info, self._siblings = system, prefix, info, siblings
+        self._listed: dict[str, Any] | None = None
+        self._web = any(name in _LISTED for name in _names_of(system))
+        self._path, self._query = path, ""
+        if self._web and "?" in path:  # what signs an address; neither a name nor for messages
+            self._path, _, self._query = path.partition("?")
+
+    @classmethod
+    def parse(cls, text: str) -> Url:
+        """Return the place of an address."""
+        try:
+            import fsspec.core
+        except ImportError as error:
+            raise FeaturesError(
+                f"{_shown(text)}: an address is read with fsspec: pip install 'gwa-core[remote]'"
+            ) from error
+        with _asking(_shown(text)):
+            system, path = fsspec.core.url_to_fs(text)
+            system.invalidate_cache()  # of what an earlier call listed
+        prefix = text[: -len(path)] if text.endswith(path) else f"{_names_of(system)[0]}://"
+        return cls(system, path, prefix)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave what is known of it behind: another process asks anew."""
+        return self.__dict__ | {"_info": ..., "_siblings": None, "_listed": None}
+
+    def __str__(self) -> str:
+        return _shown(self._prefix + self._path) + ("?..." if self._query else "")
+
+    def __repr__(self) -> str:
+        return f"Url({str(self)!r})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Url) and self._address == other._address
+
+    def __hash__(self) -> int:
+        return hash(self._address)
+
+    @property
+    def _address(self) -> str:
+        return self._path + (f"?{self._query}" if self._query else "")
+
+    @property
+    def _pure(self) -> PurePosixPath:
+        return PurePosixPath(self._path)
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return self._pure.name
+
+    @property
+    def stem(self) -> str:
+        """The name without its suffix."""
+        return self._pure.stem
+
+    @property
+    def suffix(self) -> str:
+        """The end of the name, such as ``.npz``."""
+        return self._pure.suffix
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """What is between the slashes of the path."""
+        return self._pure.parts
+
+    @property
+    def anchor(self) -> str:
+        """What the parts begin with, where it is no name."""
+        return self._pure.anchor
+
+    @property
+    def parent(self) -> Url:
+        """The folder that it is in."""
+        folder = self._path.rstrip("/").rpartition("/")[0]
+        return Url(self._system, folder, self._prefix)
+
+    def with_name(self, name: str) -> Url:
+        """Return another file of the same folder."""
+        if self._siblings is not None:
+            return self._beside(name, self._siblings)
+        return self.parent / name
+
+    def __truediv__(self, name: str) -> Url:
+        path = f"{self._path.rstrip('/')}/{name}"
+        if self._listed is None:
+            return Url(self._system, path, self._prefix)
+        return Url(
+            self._system,
+            path,
+            self._prefix,
+            info=self._listed.get(name),
+            siblings=self._listed,
+        )
+
+    def _beside(self, name: str, siblings: Mapping[str, Any]) -> Url:
+        path = f"{self._path.rstrip('/').rpartition('/')[0]}/{name}"
+        return Url(self._system, path, self._prefix, info=siblings.get(name), siblings=siblings)
+
+    def resolve(self) -> Url:
+        """Return itself: an address is absolute."""
+        return self
+
+    @property
+    def info(self) -> Mapping[str, Any] | None:
+        """What the system says of it; None where there is nothing."""
+        if self._info is ...:
+            with _asking(self):
+                try:
+                    self._info = self._system.info(self._address)
+                except (FileNotFoundError, NotADirectoryError):
+                    self._info = None
+        found: Mapping[str, Any] | None = self._info
+        return found
+
+    def exists(self) -> bool:
+        """Return whether there is a file or a folder."""
+        return self.info is not None
+
+    def is_dir(self) -> bool:
+        """Return whether it is a folder."""
+        if self.info is None:
+            return False
+        if self._web:
+            return self._path.endswith("/") or not self.suffix
+        return bool(self.info["type"] == "directory")
+
+    def is_file(self) -> bool:
+        """Return whether it is a file."""
+        return self.info is not None and not self.is_dir()
+
+    @property
+    def size(self) -> int:
+        """Number of bytes of a file."""
+        info = self.info
+        if info is None:
+            raise FileNotFoundError("there is no such file")
+        if info.get("size") is None and self._web:  # a listing does not say it
+            with _asking(self):
+                self._info = info = self._system.info(self._address)
+        size: Any = info.get("size")
+        if size is None:
+            raise OSError("the server does not say how many bytes it has")
+        return int(size)
+
+    def stat(self) -> Stat:
+        """Return how long a file is, and when it was written, where that is told."""
+        info = self.info or {}
+        written = next((info[key] for key in _WRITTEN if info.get(key) is not None), 0)
+        moment = written.timestamp() if hasattr(written, "timestamp") else written
+        return Stat(self.size, int(1e9 * moment) if isinstance(moment, int | float) else 0)
+
+    def iterdir(self) -> Iterator[Url]:
+        """Yield what is in a folder."""
+        if self._listed is None:
+            with _asking(self):
+                found = self._system.ls(self._path, detail=True)
+            paths = {_bare(info["name"]): info for info in found}
+            paths.pop(_bare(self._path), None)  # a folder may be listed as one of its files
+            self._listed = {path.rpartition("/")[2]: info for path, info in paths.items()}
+        for name in self._listed:
+            yield self / name
+
+    def glob(self, pattern: str) -> list[Url]:
+        """Return what is in the folder and has such a name."""
+        return [place for place in self.iterdir() if place._pure.match(pattern)]
+
+    def expand(self) -> list[Url]:
+        """Return all that fit the address, which is a pattern."""
+        with _asking(self):
+            found = self._system.glob(self._address)
+        return [Url(self._system, path, self._prefix) for path in found]
+
+    @property
+    def pattern(self) -> str:
+        """The part of the address that may be a pattern."""
+        return self._path
+
+    def open(self, mode: str = "rb", buffering: int = -1) -> IO[bytes]:
+        """Open a file for reading by ranges."""
+        return cast("IO[bytes]", Ranges(self))
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return bytes start..stop of a file."""
+        with _asking(self):
+            data: bytes = self._system.cat_file(self._address, start=start, end=stop)
+        if len(data) > stop - start:
+            raise OSError(
+                "the server sends the whole file where a range is asked for; download it, or put "
+                "simplecache:: before the address"
+            )
+        return data
+
+    def read_text(self, encoding: str = "utf-8") -> str:
+        """Return a whole file as text."""
+        return self.read(0, self.size).decode(encoding)
+
+
+Place = Path | Url
+
+
+class Ranges(io.RawIOBase):
+    """A file that is read by ranges, each of some length, the longer the more it is read in order.
+
+    Parameters
+    ----------
+    url : Url
+        Where it is.
+    """
+
+    def __init__(self, url: Url) -> None:
+        super().__init__()
+        self._url, self._size, self._at = url, url.size, 0
+        self._start, self._held = 0, b""
+
+    def readable(self) -> bool:
+        """Return True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Return True."""
+        return True
+
+    def tell(self) -> int:
+        """Return the number of the next byte."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go to another byte."""
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        if base + offset < 0:
+            raise OSError(f"there is no byte {base + offset}")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer, and return how many bytes there were."""
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view) and self._at < self._size:
+            here = self._at - self._start
+            if not 0 <= here < len(self._held):
+                self._fetch(len(view) - done)
+                here = 0
+            piece = self._held[here : here + len(view) - done]
+            if not piece:
+                break
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+            self._at += len(piece)
+        return done
+
+    def _fetch(self, wanted: int) -> None:
+        goes_on = bool(self._held) and self._at == self._start + len(self._held)
+        stop = min(self._size, self._at + max(wanted, _MANY if goes_on else _SOME))
+        self._start, self._held = self._at, self._url.read(self._at, stop)
+
+
+def handle(place: Place) -> Any:
+    """Return what a library that takes paths and open files should be given."""
+    return place if isinstance(place, Path) else place.open()
+
+
+def size_of(place: Place) -> int:
+    """Return the number of bytes of a file."""
+    return place.stat().st_size if isinstance(place, Path) else place.size
+
+
+def _bare(path: str) -> str:
+    return path.rstrip("/")
+
+
+def _names_of(system: Any) -> tuple[str, ...]:
+    names = system.protocol
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+def _shown(text: str) -> str:
+    """Leave out what signs an address, and names and passwords in it."""
+    if re.match("https?://", text):
+        text = text.partition("?")[0]
+    return re.sub(r"(://)[^/@]*@", r"\1", text) if not text.startswith("hf://") else text
+
+
+@contextmanager
+def _asking(where: object) -> Iterator[None]:
+    """Turn whatever a file system raises into errors of files."""
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, FeaturesError, MemoryError):
+        raise
+    except ImportError as error:  # of the library of one scheme
+        raise FeaturesError(f"{where}: {error}") from error
+    except Exception as error:  # each has errors of its own, of which few are an OSError
+        reason = str(error).strip() or type(error).__name__
+        raise OSError(f"{where} cannot be reached: {reason}") from error

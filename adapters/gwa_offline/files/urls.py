@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple, cast
+from urllib.parse import quote, unquote
 
 from gwa_offline.files.errors import FeaturesError
 
@@ -66,7 +67,7 @@ class Url:
         self, system: Any, path: str, prefix: str, *, info: Any = ..., siblings: Any = None
     ) -> None:
         self._system, self._prefix, self._info, self._siblings = system, prefix, info, siblings
-        self._listed: dict[str, Any] | None = None
+        self._listed: Mapping[str, Any] | None = None
         self._web = any(name in _LISTED for name in _names_of(system))
         self._path, self._query = path, ""
         if self._web and "?" in path:  # what signs an address; neither a name nor for messages
@@ -109,7 +110,7 @@ class Url:
 
     @property
     def _pure(self) -> PurePosixPath:
-        return PurePosixPath(self._path)
+        return PurePosixPath(unquote(self._path) if self._web else self._path)
 
     @property
     def name(self) -> str:
@@ -144,25 +145,17 @@ class Url:
 
     def with_name(self, name: str) -> Url:
         """Return another file of the same folder."""
-        if self._siblings is not None:
-            return self._beside(name, self._siblings)
-        return self.parent / name
+        folder = self.parent
+        folder._listed = self._siblings
+        return folder / name
 
     def __truediv__(self, name: str) -> Url:
-        path = f"{self._path.rstrip('/')}/{name}"
+        path = f"{self._path.rstrip('/')}/{quote(name) if self._web else name}"
         if self._listed is None:
             return Url(self._system, path, self._prefix)
-        return Url(
-            self._system,
-            path,
-            self._prefix,
-            info=self._listed.get(name),
-            siblings=self._listed,
-        )
-
-    def _beside(self, name: str, siblings: Mapping[str, Any]) -> Url:
-        path = f"{self._path.rstrip('/').rpartition('/')[0]}/{name}"
-        return Url(self._system, path, self._prefix, info=siblings.get(name), siblings=siblings)
+        info = self._listed.get(name)
+        path = path if info is None else info["name"]
+        return Url(self._system, path, self._prefix, info=info, siblings=self._listed)
 
     def resolve(self) -> Url:
         """Return itself: an address is absolute."""
@@ -177,8 +170,7 @@ class Url:
                     self._info = self._system.info(self._address)
                 except (FileNotFoundError, NotADirectoryError):
                     self._info = None
-        found: Mapping[str, Any] | None = self._info
-        return found
+        return cast("Mapping[str, Any] | None", self._info)
 
     def exists(self) -> bool:
         """Return whether there is a file or a folder."""
@@ -224,13 +216,12 @@ class Url:
                 found = self._system.ls(self._path, detail=True)
             paths = {_bare(info["name"]): info for info in found}
             paths.pop(_bare(self._path), None)  # a folder may be listed as one of its files
-            self._listed = {path.rpartition("/")[2]: info for path, info in paths.items()}
+            names = {path: path.rpartition("/")[2] for path in paths}
+            self._listed = {
+                unquote(name) if self._web else name: paths[path] for path, name in names.items()
+            }
         for name in self._listed:
             yield self / name
-
-    def glob(self, pattern: str) -> list[Url]:
-        """Return what is in the folder and has such a name."""
-        return [place for place in self.iterdir() if place._pure.match(pattern)]
 
     def expand(self) -> list[Url]:
         """Return all that fit the address, which is a pattern."""
@@ -249,10 +240,10 @@ class Url:
 
     def read(self, start: int, stop: int) -> bytes:
         """Return bytes start..stop of a file."""
-        with _asking(self):
+        with _asking():
             data: bytes = self._system.cat_file(self._address, start=start, end=stop)
         if len(data) > stop - start:
-            raise OSError(
+            raise FeaturesError(
                 "the server sends the whole file where a range is asked for; download it, or put "
                 "simplecache:: before the address"
             )
@@ -350,14 +341,16 @@ def _shown(text: str) -> str:
 
 
 @contextmanager
-def _asking(where: object) -> Iterator[None]:
-    """Turn whatever a file system raises into errors of files."""
+def _asking(where: object = None) -> Iterator[None]:
+    """Turn whatever a file system raises into one error, but for a file that is not there."""
+    name = "" if where is None else f"{where}: "
     try:
         yield
     except (FileNotFoundError, NotADirectoryError, FeaturesError, MemoryError):
         raise
     except ImportError as error:  # of the library of one scheme
-        raise FeaturesError(f"{where}: {error}") from error
+        raise FeaturesError(f"{name}{error}") from error
     except Exception as error:  # each has errors of its own, of which few are an OSError
-        reason = str(error).strip() or type(error).__name__
-        raise OSError(f"{where} cannot be reached: {reason}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = re.sub(r"\?[^\s'\"]+", "?...", reason)  # what signs an address
+        raise FeaturesError(f"{name}cannot be reached: {reason}") from error

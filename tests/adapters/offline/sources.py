@@ -206,21 +206,15 @@ def arrow_table(folder, arrays):
 # --- behind an address ----------------------------------------------------------------------------
 
 
-def memory(folder, arrays):
-    import fsspec
-
-    file, system = parquet(folder, arrays), fsspec.filesystem("memory")
-    for path in folder.iterdir():
-        system.pipe_file(f"/{folder.name}/{path.name}", path.read_bytes())
-    return f"memory://{folder.name}/{file.name}"
-
-
 class _Handler(http.server.SimpleHTTPRequestHandler):
     """A file server that answers requests for ranges, as all but Python's own do."""
 
     def do_GET(self):
         path, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
         self.server.requests.append((self.path, asked))
+        if self.server.refuse or path.name == "forbidden.npz":
+            self.send_error(403)
+            return
         if asked is None or not self.server.ranges or not path.is_file():
             super().do_GET()
             return
@@ -246,7 +240,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
 
     def __init__(self, folder, *, ranges=True):
-        self.sent, self.requests, self.ranges = 0, [], ranges
+        self.sent, self.requests, self.ranges, self.refuse = 0, [], ranges, False
         super().__init__(("127.0.0.1", 0), lambda *args: _Handler(*args, directory=str(folder)))
 
     @property
@@ -280,35 +274,37 @@ class Kind(NamedTuple):
         Takes an empty folder and the arrays; returns the source.
     about : str
         How its rows are read.
-    head : bool
-        Whether it has the head; else `weight` and `bias` are given or lie beside.
+    head : str
+        Where the weight and the bias are.
+    on_disk : bool
+        Whether it is a path, which may also be an address.
     """
 
     name: str
     written: str
     write: Callable[..., Any]
     about: str
-    head: bool = True
-    given: bool = False  # the head is handed over
+    head: str = "in it"
+    on_disk: bool = True
 
 
 KINDS = [
     Kind("`.npz`", "`numpy.savez`", npz, "blocks of rows; a compressed one from its beginning"),
     Kind("folder of `.npy`", "`numpy.save`", npy_folder, "blocks of rows"),
     Kind("`.safetensors`", "safetensors", safetensors, "blocks of rows"),
-    Kind("`.parquet`", "pyarrow", parquet, "the columns needed, row group by row group", head=False),
-    Kind("`.arrow`, `.feather`", "pyarrow", feather, "the columns needed, mapped into memory", head=False),
+    Kind("`.parquet`", "pyarrow", parquet, "the columns needed, row group by row group", head="beside it"),
+    Kind("`.arrow`, `.feather`", "pyarrow", feather, "the columns needed, mapped into memory", head="beside it"),
     Kind("`.pt`, `.pth`", "`torch.save` of a dictionary of tensors", checkpoint, "mapped into memory; nothing in it is run"),
     Kind("list of files", "`numpy.savez`", listed, "one after the other, in the order of the list"),
     Kind("pattern", "`numpy.savez`", pattern, "in the order of the names"),
     Kind("folder of parts", "`numpy.savez`", folder_of_parts, "in the order of the names"),
     Kind("`-00001-of-00003`", "safetensors", numbered_of, "in the order of the numbers"),
-    Kind("folder of `save_to_disk`", "datasets", hugging_face, "in the order of its `state.json`", head=False),
-    Kind("folder of Arrow files", "pyarrow", arrow_folder, "files and streams", head=False),
-    Kind("partitioned Parquet", "`pyarrow.dataset`", partitioned, "`epoch=3` is an epoch, other keys are columns", head=False),
-    Kind("mapping of arrays", "NumPy, memory-mapped", mapping, "sliced"),
-    Kind("mapping of tensors", "PyTorch", tensors, "sliced, and copied to the host"),
-    Kind("`datasets.Dataset`", "datasets", hugging_face_dataset, "the columns needed", head=False, given=True),
-    Kind("`pyarrow.dataset.Dataset`", "pyarrow", arrow_dataset, "the columns needed", head=False, given=True),
-    Kind("`pyarrow.Table`", "pyarrow", arrow_table, "the columns needed", head=False, given=True),
+    Kind("folder of `save_to_disk`", "datasets", hugging_face, "in the order of its `state.json`", head="beside it"),
+    Kind("folder of Arrow files", "pyarrow", arrow_folder, "files and streams", head="beside it"),
+    Kind("partitioned Parquet", "`pyarrow.dataset`", partitioned, "`epoch=3` is an epoch, other keys are columns", head="beside it"),
+    Kind("mapping of arrays", "NumPy, memory-mapped", mapping, "sliced", on_disk=False),
+    Kind("mapping of tensors", "PyTorch", tensors, "sliced, and copied to the host", on_disk=False),
+    Kind("`datasets.Dataset`", "datasets", hugging_face_dataset, "the columns needed", head="given", on_disk=False),
+    Kind("`pyarrow.dataset.Dataset`", "pyarrow", arrow_dataset, "the columns needed", head="given", on_disk=False),
+    Kind("`pyarrow.Table`", "pyarrow", arrow_table, "the columns needed", head="given", on_disk=False),
 ]  # fmt: skip

@@ -24,7 +24,7 @@ def whole(tmp_path_factory):
 
 
 def opened(kind, folder, arrays):
-    given = {name: arrays[name] for name in ("weight", "bias")} if kind.given else {}
+    given = {name: arrays[name] for name in ("weight", "bias")} if kind.head == "given" else {}
     return open_features(kind.write(folder, arrays), **given)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from gwa_offline.files.arrays import Held, LazyArray, Openers
 from gwa_offline.files.checks import to_numpy
-from gwa_offline.files.errors import FeaturesError, reading
+from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.tables import is_table, open_table
 
 
@@ -40,8 +40,9 @@ class Sliced:
             yield self._read(start, start + rows)
 
     def _read(self, start: int, stop: int) -> NDArray[Any]:
-        with reading():
-            block = on_host(self.name, self.array[start:stop])
+        with blame(f"`{self.name}`"), reading():
+            piece = self.array[start:stop]
+        block = on_host(self.name, piece)
         return np.ascontiguousarray(block.astype(block.dtype.newbyteorder("="), copy=False))
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from distributed import Client
+from distributed.protocol.pickle import dumps
 from numpy.typing import NDArray
 
 from gwa_core import Moments, Rule, __version__
@@ -31,6 +32,8 @@ __all__ = ["analyse"]
 
 # Tasks that wait at a time: enough for a large cluster, few enough for its scheduler.
 WAITING = 1 << 12
+# Bytes of a task, which holds places in files.
+LARGEST = 1 << 18
 
 
 def analyse(
@@ -97,7 +100,7 @@ def analyse(
     >>> folder = tempfile.TemporaryDirectory()
     >>> file = folder.name + "/features.npz"
     >>> np.savez(file, latents=np.eye(4), weight=np.eye(2, 4), targets=np.arange(4) % 2)
-    >>> with Client(n_workers=1, processes=False, dashboard_address=None) as client:
+    >>> with Client(n_workers=1, processes=False, dashboard_address=":0") as client:
     ...     report = analyse(file, client=client, folder=folder.name + "/run")
     >>> report.epochs[0].summary.count, report.scores.shape
     (4, (4,))
@@ -194,22 +197,26 @@ class _Writer:
         return _Job(epoch, rows, fingerprint, tasks, None, moments)
 
     def _tasks(self, epoch: int, features: Features) -> list[Task]:
-        kept = {name: self.staging.keep(array) for name, array in features.stored.items()}
-        features.stored.update({name: array for name, (array, _) in kept.items()})
+        marks = {}
+        for name, array in features.stored.items():
+            # Tasks hold places in files, and no numbers.
+            if isinstance(array, Held) or not features.files:
+                features.stored[name], marks[name] = self.staging.keep(array)
         about = fingerprint_of(
-            self._options,
-            features.columns,
-            [(name, mark) for name, (_, mark) in kept.items()],
-            features.weight,
-            features.bias,
+            self._options, features.columns, marks, features.weight, features.bias
         )
         token, version = self.staging.token, __version__
         tasks = []
         for part in parts_of(features, num_samples=self.source.num_samples):
-            places = [str(file.absolute()) for file in part.files]
+            places = [file.absolute() if isinstance(file, Path) else file for file in part.files]
             mark = fingerprint_of(about, part.start, part.stop, places, part.stamps)
             file = self.staging.part(epoch, part.start, mark)
             tasks.append(Task(part, file, token, self._smoothing, self._weights, version))
+        if (size := len(dumps(tasks[0]))) > LARGEST:
+            raise FeaturesError(
+                f"{tasks[0].part}: a task is {size / 1e6:.3g} MB, as some of its rows are in memory; save "
+                "them to files that the workers see"
+            )
         return tasks
 
     def _report(self, rows: int) -> None:

@@ -35,7 +35,7 @@ def connected(client: Client | None) -> Iterator[Client]:
             cores = os.cpu_count() or 1
             with (
                 LocalCluster(
-                    n_workers=cores, threads_per_worker=1, dashboard_address=None
+                    n_workers=cores, threads_per_worker=1, dashboard_address=":0"
                 ) as local,
                 Client(local) as client,
             ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable
@@ -16,10 +17,13 @@ from numpy.typing import NDArray
 
 from gwa_core import Moments
 from gwa_offline.analysis.scoring import PartScores
-from gwa_offline.files.arrays import Held, LazyArray
+from gwa_offline.files.arrays import LazyArray
 from gwa_offline.files.formats import open_npy
 
 __all__ = ["PartFile", "Staging", "fingerprint_of"]
+
+# Bytes of an array that are written at a time.
+BLOCK = 1 << 24
 
 
 def fingerprint_of(*facts: object) -> str:
@@ -80,7 +84,8 @@ class PartFile(NamedTuple):
 
     def _read(self, *names: str) -> list[NDArray[Any]] | None:
         try:
-            with np.load(self.path, allow_pickle=False) as file:
+            # NumPy leaves a damaged file open.
+            with self.path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
                 if str(file["fingerprint"]) == self.fingerprint:
                     return [file[name] for name in names]
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
@@ -120,14 +125,22 @@ class Staging:
         return PartFile(self.folder / f"{epoch:06d}-{start:012d}.npz", fingerprint)
 
     def keep(self, array: LazyArray) -> tuple[LazyArray, str]:
-        """Return an array that tasks may hold, and its fingerprint where it is not of a file."""
-        if not isinstance(array, Held):
-            return array, ""
-        name = fingerprint_of(array.array)
-        path = self.folder / f"array-{name}.npy"
-        if not path.exists():
-            _write_whole(path, lambda file: np.save(file, array.array))
-        return open_npy(path), name
+        """Put an array of this process into a file, and return that and the fingerprint of it."""
+        temporary = self.folder / f".array-{uuid4().hex}.tmp"
+        found = hashlib.blake2b(digest_size=16)
+        shape, kind = array.shape, np.dtype(array.dtype)
+        rows = max(BLOCK // max(math.prod(shape[1:]) * kind.itemsize, 1), 1)
+        with temporary.open("wb") as file:
+            header = {"descr": kind.str, "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            found.update(repr(header).encode())
+            for block in array.chunks(rows):
+                data = np.ascontiguousarray(block, kind).reshape(-1).view(np.uint8).data
+                found.update(data)
+                file.write(data)
+        path = self.folder / f"array-{found.hexdigest()}.npy"
+        temporary.replace(path)
+        return open_npy(path), found.hexdigest()
 
     def note(self, epoch: int, fingerprint: str, moments: Moments) -> None:
         """Say of which files the scores are that the run is about to have for an epoch."""

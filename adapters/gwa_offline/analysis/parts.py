@@ -6,15 +6,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from pathlib import Path
 
 from gwa_offline.analysis.scoring import block_rows
 from gwa_offline.files.arrays import LazyArray
 from gwa_offline.files.ranges import Count, cut, seeks
+from gwa_offline.files.urls import Place, Url
 from gwa_offline.readers import Features
 from gwa_offline.store import FeaturesError
 
 __all__ = ["Part", "parts_of", "stamp_of"]
+
+# What storages call the length and the age of a file.
+_AGES = {"ETag", "LastModified", "created", "etag", "last_modified", "mtime", "size", "updated"}
 
 # Rows of a part where they can be chosen: some seconds of work.
 PART_ROWS = 1 << 16
@@ -42,7 +45,7 @@ class Part:
 
     start: int
     stop: int
-    files: tuple[Path, ...]
+    files: tuple[Place, ...]
     stamps: tuple[str, ...]
     arrays: Mapping[str, LazyArray]
     loss: str
@@ -76,7 +79,7 @@ class Part:
                 )
                 raise FeaturesError(f"{file}: {what}")
         return Features(
-            Path(str(self)),
+            str(self),
             self.arrays,
             loss=self.loss,
             num_samples=self.num_samples,
@@ -149,11 +152,17 @@ def parts_of(features: Features, *, num_samples: int, rows: int | None = None) -
     return found
 
 
-def stamp_of(file: Path) -> str:
+def stamp_of(file: Place) -> str:
     """Return how long and how old a file is, or the files of a folder; empty if it is not there."""
-    files = sorted(file.glob("*.npy")) if file.is_dir() else [file] if file.exists() else []
-    stats = [path.stat() for path in files]
-    return ", ".join(f"{stat.st_size} bytes at {stat.st_mtime_ns}" for stat in stats)
+    if isinstance(file, Url):
+        info = file.info or {}
+        return ", ".join(f"{key} {info[key]}" for key in sorted(info) if key in _AGES)
+    if file.is_dir():
+        return "; ".join(f"{path.name}: {stamp_of(path)}" for path in sorted(file.glob("*.*")))
+    if not file.exists():
+        return ""
+    stat = file.stat()
+    return f"{stat.st_size} bytes at {stat.st_mtime_ns}"
 
 
 def _edges(features: Features, rows: int) -> Iterator[int]:

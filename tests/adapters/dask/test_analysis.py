@@ -1,0 +1,225 @@
+"""The analysis on a cluster against the analysis in one process."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import numpy as np
+import pytest
+from backends import require
+
+distributed = pytest.importorskip("distributed")
+
+import gwa_offline
+from gwa_core import GWATracker
+from gwa_dask import analyse
+from gwa_offline import FeaturesError, RunFolder, open_features
+
+pytestmark = pytest.mark.usefixtures("small_parts")
+N, C, EPOCHS = 9000, 4, 3
+
+
+def check_same(found, want):
+    """Scores to the last bit, what is made of moments to 1e-9, and the same decisions."""
+    for field in fields(want):
+        ours, theirs = getattr(found, field.name), getattr(want, field.name)
+        if field.name in ("label_quality", "average_shares", "class_gwa", "class_mean"):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-12)
+        elif isinstance(theirs, np.ndarray):
+            np.testing.assert_array_equal(ours, theirs)
+            assert ours.dtype == theirs.dtype
+        elif field.name not in ("epochs", "selection"):
+            assert ours == theirs
+    assert found.selection.step == want.selection.step
+    assert found.selection.reason == want.selection.reason
+    for ours, theirs in zip(found.epochs, want.epochs, strict=True):
+        assert (ours.source, ours.metrics) == (theirs.source, theirs.metrics)
+        if theirs.glass_delta is not None:
+            assert ours.glass_delta == pytest.approx(theirs.glass_delta, rel=1e-9)
+        for name, value in theirs.summary._asdict().items():
+            same = value if value is None else pytest.approx(value, rel=1e-9, nan_ok=True)
+            assert getattr(ours.summary, name) == same
+    for by in ("label_quality", "scores"):
+        np.testing.assert_array_equal(found.rank(200, by=by), want.rank(200, by=by))
+
+
+def without(*names):
+    return lambda arrays: {name: x for name, x in arrays.items() if name not in names}
+
+
+def in_order(arrays):
+    """Rows in the order of the samples, which need no ids."""
+    order = np.argsort(arrays["ids"])
+    heads = ("weight", "bias")
+    kept = {name: x if name in heads else x[order] for name, x in arrays.items()}
+    return without("ids")(kept)
+
+
+def soft(arrays):
+    classes = np.eye(C, dtype=np.float32)[arrays["targets"]]
+    return arrays | {"targets": 0.9 * classes + 0.1 / C}
+
+
+def with_logits(arrays):
+    return arrays | {"logits": arrays["latents"] @ arrays["weight"].T + arrays["bias"]}
+
+
+def some_missing(arrays):
+    """A tenth of the samples, and latents that are not finite."""
+    latents = arrays["latents"].copy()
+    latents[::1000] = np.nan
+    return {
+        name: x if name in ("weight", "bias") else x[::10]
+        for name, x in (arrays | {"latents": latents}).items()
+    }
+
+
+CHANGES = {
+    "one file": (1, dict),
+    "parts": (5, dict),
+    "many small parts": (40, dict),
+    "no ids": (5, in_order),
+    "no bias": (3, without("bias")),
+    "soft targets": (3, soft),
+    "saved logits": (3, with_logits),
+    "half precision": (3, lambda arrays: arrays | {"latents": arrays["latents"].astype("f2")}),
+}
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_the_numbers_are_those_of_one_process(client, save_epochs, tmp_path, case):
+    parts, change = CHANGES[case]
+    folder = save_epochs(parts, change)
+    done = []
+    found = analyse(
+        folder, client=client, folder=tmp_path / "run", progress=lambda *x: done.append(x)
+    )
+    check_same(found, gwa_offline.analyse(folder))
+    assert len(done) > EPOCHS
+    assert done[-1] == (EPOCHS * N, EPOCHS * N)
+    left = sorted(path.name for path in (tmp_path / "run" / "parts").iterdir())
+    assert left == ["000000.json", "000001.json", "000002.json"]
+
+
+def test_compressed_files(client, save_epochs):
+    folder = save_epochs(3, write=np.savez_compressed)
+    check_same(analyse(folder, client=client), gwa_offline.analyse(folder))
+
+
+def test_samples_that_are_missing_or_not_finite(client, save_epochs):
+    folder = save_epochs(1, some_missing)
+    found = analyse(folder, client=client)
+    assert found.epochs[0].summary.omitted > 0
+    check_same(found, gwa_offline.analyse(folder))
+
+
+def test_parquet(client, tmp_path):
+    pa = require("pyarrow")
+    parquet = require("pyarrow.parquet")
+    rng = np.random.default_rng(0)
+    latents = rng.normal(size=(N, 3)).astype(np.float32)
+    (tmp_path / "epoch_0").mkdir()
+    for part, rows in enumerate(np.array_split(np.arange(N), 3)):
+        table = {"latents": pa.array(list(latents[rows])), "targets": rows % 2}
+        parquet.write_table(pa.table(table), tmp_path / "epoch_0" / f"part-{part}.parquet")
+    source = open_features(tmp_path, weight=rng.normal(size=(2, 3)))
+    check_same(analyse(source, client=client), gwa_offline.analyse(source))
+
+
+def test_options_and_what_is_given_beside_the_files(client, save_epochs):
+    folder = save_epochs(2, without("targets", "weight", "bias"))
+    rng = np.random.default_rng(0)
+    given = {"weight": rng.normal(size=(C, 6)), "targets": rng.integers(0, C, N)}
+    source = open_features(folder, **given)
+    options = {"label_smoothing": 0.1, "class_weights": np.arange(1.0, C + 1)}
+    found = analyse(source, client=client, **options)
+    check_same(found, gwa_offline.analyse(source, **options))
+    plain = gwa_offline.analyse(source)
+    assert not np.array_equal(found.scores, plain.scores)
+
+
+def test_one_output_with_a_sigmoid(client, save_epochs):
+    def binary(arrays):
+        changed = {"weight": arrays["weight"][:1], "targets": arrays["targets"] % 2}
+        return without("bias")(arrays | changed)
+
+    folder = save_epochs(2, binary)
+    source = open_features(folder, loss="binary_cross_entropy")
+    check_same(analyse(source, client=client), gwa_offline.analyse(source))
+
+
+def test_a_run_with_scores_of_its_training(client, tmp_path):
+    rng = np.random.default_rng(0)
+    weight, targets = rng.normal(size=(C, 6)), np.arange(N) % C
+    run = RunFolder.create(
+        tmp_path / "run", num_samples=N, num_classes=C, adapter="test", targets=targets
+    )
+    tracker = GWATracker(N)
+    for epoch in range(4):
+        latents = rng.normal(size=(N, 6)) + 0.3 * epoch * weight[targets]
+        tracker.update(np.tanh(rng.normal(size=N) + 0.1 * epoch), ids=np.arange(N))
+        # Not every epoch keeps its features.
+        kept = {"latents": latents, "weight": weight, "targets": targets} if epoch % 2 else None
+        run.write_epoch(
+            tracker.end_epoch(), scores=tracker.scores, features=kept, metrics={"acc": epoch}
+        )
+    want = gwa_offline.analyse(tmp_path / "run")
+    assert [record.glass_delta is None for record in want.epochs] == [True, False, True, False]
+    for _ in range(2):  # the second call finds all there
+        check_same(analyse(tmp_path / "run", client=client, folder=tmp_path / "out"), want)
+    run.truncate(3)
+    tracker.update(np.tanh(rng.normal(size=N)), ids=np.arange(N))
+    run.write_epoch(tracker.end_epoch()._replace(epoch=3), scores=tracker.scores)
+    want = gwa_offline.analyse(tmp_path / "run")
+    check_same(analyse(tmp_path / "run", client=client, folder=tmp_path / "out"), want)
+
+
+def test_the_folder_is_a_run_that_other_tools_read(client, save_epochs, tmp_path):
+    folder = save_epochs(2)
+    found = analyse(folder, client=client, folder=tmp_path / "run")
+    again = gwa_offline.analyse(tmp_path / "run")
+    check_same(
+        replace(
+            again,
+            name=found.name,
+            epochs=tuple(replace(record, source="offline") for record in again.epochs),
+        ),
+        found,
+    )
+
+
+def test_the_current_client_is_the_default(client, save_epochs):
+    folder = save_epochs()
+    assert distributed.Client.current() is client
+    check_same(analyse(folder), gwa_offline.analyse(folder))
+
+
+def test_a_folder_of_another_source_is_refused(client, save_epochs, tmp_path):
+    analyse(save_epochs(1), client=client, folder=tmp_path / "run")
+    other = save_epochs(1, lambda arrays: some_missing(in_order(arrays)), name="other")
+    with pytest.raises(FeaturesError, match="has the run of another source: `num_samples` is 9000"):
+        analyse(other, client=client, folder=tmp_path / "run")
+    RunFolder.create(tmp_path / "mine", num_samples=N, num_classes=C, adapter="test")
+    with pytest.raises(FeaturesError, match="`adapter` is 'test' there and 'dask' here"):
+        analyse(tmp_path / "features", client=client, folder=tmp_path / "mine")
+
+
+def test_a_damaged_part_is_named(client, save_epochs, tmp_path):
+    def probabilities(arrays):
+        logits = arrays["latents"] @ arrays["weight"].T
+        return arrays | {"logits": np.exp(logits) / np.exp(logits).sum(1, keepdims=True)}
+
+    folder = save_epochs(3, probabilities)
+    with pytest.raises(FeaturesError, match=r"part-\d\.npz.*, rows \d+ to \d+: .*before the softmax"):
+        analyse(folder, client=client, folder=tmp_path / "run")
+
+
+def test_class_weights_that_do_not_fit(client, save_epochs):
+    with pytest.raises(ValueError, match=r"`class_weights` must be \(C,\) = \(4,\)"):
+        analyse(save_epochs(), client=client, class_weights=np.ones(3))
+
+
+def test_rows_in_memory_go_to_the_workers_by_a_file(client):
+    rng = np.random.default_rng(0)
+    data = {"latents": rng.normal(size=(N, 3)), "weight": np.eye(2, 3), "targets": np.arange(N) % 2}
+    check_same(analyse(open_features(data), client=client), gwa_offline.analyse(data))

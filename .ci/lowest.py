@@ -33,6 +33,17 @@ def offline():
     same(report.scores, report.epochs[0].summary)
 
 
+def dask():
+    from distributed import Client
+
+    import gwa_dask
+
+    np.savez("cluster.npz", latents=x, weight=weight, bias=bias, targets=y)
+    with Client(n_workers=1, processes=False, dashboard_address=":0") as client:
+        report = gwa_dask.analyse("cluster.npz", client=client)
+    same(report.scores, report.epochs[0].summary)
+
+
 def sklearn():
     from sklearn.linear_model import LogisticRegression, SGDClassifier
 
@@ -106,7 +117,7 @@ def torch():
     assert label_quality(monitor.scores[None].numpy()).shape == (N,)
 
 
-TESTS = [offline, sklearn, jax, flax, torch]
+TESTS = [offline, dask, sklearn, jax, flax, torch]
 for test in TESTS:
     if test is torch and find_spec("torch") is None:
         print("gwa_torch: torch is not installed")

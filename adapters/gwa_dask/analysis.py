@@ -281,7 +281,7 @@ class _Writer:
 
 def _open_run(folder: Path, source: Source) -> RunFolder:
     """Open the run of an earlier call, or begin one."""
-    about = {
+    about: dict[str, Any] = {
         "num_samples": source.num_samples,
         "num_classes": source.num_classes,
         "beta": source.beta,

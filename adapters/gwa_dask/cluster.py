@@ -10,7 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 from distributed import Client, LocalCluster, as_completed
-from distributed.comm import CommClosedError
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from gwa_core import Moments
@@ -68,7 +68,7 @@ class Batch:
             level = [client.submit(merge_moments, group, **options) for group in groups]
         self._root = level[0]
 
-    def wait(self, done: Callable[[int], None]) -> Moments:
+    def wait(self, done: Callable[[int], object]) -> Moments:
         """Return the moments of the epoch.
 
         Parameters

@@ -101,7 +101,7 @@ def pack(moments: Moments) -> NDArray[np.float64]:
 def unpack(packed: NDArray[np.float64]) -> Moments:
     """Return the moments of a vector."""
     last = len(Moments._fields) - 1
-    return Moments(*packed[:last], packed[last:])
+    return Moments._make([*packed[:last], packed[last:]])
 
 
 class Staging:

@@ -44,11 +44,17 @@ class LazyArray(Protocol):
 Openers = Mapping[str, Callable[[], LazyArray]]
 
 
+def refuse_inflating(array: LazyArray) -> None:
+    """Refuse what inflates to more than it may before it is read whole."""
+    for part in [part for _, part in array.parts] if isinstance(array, Joined) else [array]:
+        check = getattr(part, "check_inflated", None)
+        if check is not None:
+            check()
+
+
 def read_all(array: LazyArray) -> NDArray[Any]:
     """Read a whole array."""
-    for part in [part for _, part in array.parts] if isinstance(array, Joined) else [array]:
-        if isinstance(part, Packed):
-            part.check_inflated()
+    refuse_inflating(array)
     blocks = list(array.chunks(max(1, array.shape[0])))
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 

@@ -21,6 +21,8 @@ _DAMAGE: tuple[type[Exception], ...] = (
     zipfile.BadZipFile,
 )
 
+_LONGEST = 400  # characters of what a library says; some repeat the bytes that they read
+
 
 class FeaturesError(ValueError):
     """Saved features or a run folder that cannot be used, with the reason and the usual cause.
@@ -57,5 +59,5 @@ def reading(*also: type[Exception]) -> Iterator[None]:
     except MemoryError as error:
         raise FeaturesError(f"does not fit into memory ({error})") from error
     except _DAMAGE + also as error:
-        reason = str(error).strip() or type(error).__name__
+        reason = " ".join(str(error).split())[:_LONGEST] or type(error).__name__
         raise FeaturesError(f"cannot be read, is it truncated or damaged? ({reason})") from error

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_offline.files.arrays import LazyArray, Openers
+from gwa_offline.files.arrow import FILE, count_rows
 from gwa_offline.files.errors import FeaturesError, reading
 from gwa_offline.files.urls import Place, handle, size_of
 
@@ -24,8 +25,8 @@ Batches = Callable[[int, int], Iterator[Any]]
 # Mapped pages count as memory of the process, so a map is given back after as many bytes.
 _MAPPED = 2**26
 
-# What an Arrow file begins with, and a stream ends with.
-_FILE, _END = b"ARROW1", b"\xff\xff\xff\xff\x00\x00\x00\x00"
+# Bytes that a column read whole may be, and how many times its file beyond them.
+_INFLATED, _RATIO = 2**25, 64
 
 
 @dataclass(frozen=True)
@@ -36,17 +37,29 @@ class Column:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     batches: Callable[[int], Iterator[Any]]
+    packed: int | None = None  # bytes of its file
+    optional: bool = False  # may have missing values: None, of floats nan
     streams = True
+
+    def check_inflated(self) -> None:
+        """Refuse a few bytes that say that they are many rows."""
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if self.packed is not None and needed > max(_INFLATED, _RATIO * self.packed):
+            raise FeaturesError(
+                f"`{self.name}` inflates from a file of {self.packed / 1e6:.3g} MB to "
+                f"{needed / 1e9:.3g} GB, which numbers that were measured do not"
+            )
 
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
         """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
         row_shape, found = self.shape[1:], 0
         parts: list[NDArray[Any]] = []
-        for values, count in _flat(self.name, self.batches(rows)):
+        for values, count in _flat(self.name, self.batches(rows), optional=self.optional):
             if len(values) != count * math.prod(row_shape):
                 raise FeaturesError(f"`{self.name}` must have lists of one length, {row_shape[0]}")
             # Batches may end early at a row group.
-            parts.append(values.reshape(count, *row_shape).astype(self.dtype, copy=False))
+            dtype = values.dtype if self.optional else self.dtype
+            parts.append(values.reshape(count, *row_shape).astype(dtype, copy=False))
             found += count
             joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
             while len(joined) >= rows:
@@ -58,34 +71,53 @@ class Column:
             raise FeaturesError(f"has {found} of {self.shape[0]} rows; the file is damaged")
 
 
-def _flat(name: str, batches: Iterator[Any]) -> Iterator[tuple[NDArray[Any], int]]:
+def _flat(
+    name: str, batches: Iterator[Any], *, optional: bool = False
+) -> Iterator[tuple[NDArray[Any], int]]:
     """Yield the flat values and the number of rows of each batch."""
     with reading(_arrow().ArrowException):
         for column in batches:
+            if _arrow().types.is_dictionary(column.type):
+                column = column.dictionary_decode()
             values = column.flatten() if column.type.num_fields else column
-            if column.null_count or values.null_count:
+            missing = column.null_count or values.null_count
+            if missing and optional:
+                yield np.array(values.to_pylist(), dtype=object), len(column)
+                continue
+            if missing:
                 raise FeaturesError(f"`{name}` has missing values (null)")
             # A copy, so that nothing stays mapped.
             yield np.array(values.to_numpy(zero_copy_only=False)), len(column)
 
 
-def _open_columns(schema: Any, rows: int, batches: Batches) -> Openers:
-    return {
-        field.name: partial(_open_column, field.name, field.type, rows, partial(batches, i))
-        for i, field in enumerate(schema)
-    }
+def _open_columns(schema: Any, rows: int, batches: Batches, packed: int | None = None) -> Openers:
+    with reading():  # a damaged name is no text
+        return {
+            field.name: partial(
+                _open_column, field.name, field.type, rows, partial(batches, i), packed
+            )
+            for i, field in enumerate(schema)
+        }
 
 
 def _open_column(
-    name: str, kind: Any, rows: int, batches: Callable[[int], Iterator[Any]]
+    name: str,
+    kind: Any,
+    rows: int,
+    batches: Callable[[int], Iterator[Any]],
+    packed: int | None,
 ) -> LazyArray:
     pa = _arrow()
     types = pa.types
     fixed = types.is_fixed_size_list(kind)
     nested = fixed or types.is_list(kind) or types.is_large_list(kind)
-    value = kind.value_type if nested else kind
-    if not (types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)):
-        raise FeaturesError(f"has type {kind}; a column of numbers or of lists of numbers is read")
+    value = kind.value_type if nested or types.is_dictionary(kind) else kind
+    if not (types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)) and (
+        nested or not (types.is_string(value) or types.is_large_string(value))
+    ):
+        raise FeaturesError(
+            f"has type {kind}; a column of numbers, of strings or of lists of numbers is read"
+        )
     shape: tuple[int, ...] = (rows,)
     if fixed:
         shape = (rows, kind.list_size)
@@ -94,7 +126,7 @@ def _open_column(
         shape = (rows, len(first[0]) if first else 0)
     # What `to_pandas_dtype` gives, for which older releases import pandas.
     dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
-    return Column(name, shape, dtype, batches)
+    return Column(name, shape, dtype, batches, packed)
 
 
 def _arrow(file: Place | None = None) -> Any:
@@ -125,7 +157,7 @@ def open_parquet(path: Place) -> Openers:
             for batch in file.iter_batches(rows, columns=[name], use_threads=False):
                 yield batch.column(0)
 
-    return _open_columns(schema, rows, batches)
+    return _open_columns(schema, rows, batches, size_of(path))
 
 
 # --- Arrow's own files --------------------------------------------------------------------------
@@ -135,14 +167,9 @@ def open_ipc(path: Place) -> Openers:
     """Return what opens each column of an Arrow or Feather file, or of a stream in a file."""
     pa = _arrow(path)
     with reading(pa.ArrowException):
-        _check_ends(path)
+        rows = count_rows(path)
         with _record_batches(path, None) as (schema, _):
-            if not len(schema):
-                raise FeaturesError("has no column")
-        # The narrowest column has the rows of all.
-        narrowest = min(range(len(schema)), key=lambda i: _bits(schema.field(i).type))
-        with _record_batches(path, narrowest) as (_, found):
-            rows = sum(batch.num_rows for batch in found)
+            pass
 
     def batches(column: int, rows: int) -> Iterator[Any]:
         done, ended = 0, False
@@ -160,20 +187,7 @@ def open_ipc(path: Place) -> Openers:
                 else:
                     ended = True
 
-    return _open_columns(schema, rows, batches)
-
-
-def _check_ends(path: Place) -> None:
-    """Refuse an old format, and a stream that a process has not finished."""
-    with path.open("rb", buffering=0) as stream:
-        head = stream.read(6)
-        if head[:4] == b"FEA1":
-            raise FeaturesError(
-                "is Feather of version 1; write it anew by pyarrow.feather.write_feather"
-            )
-        stream.seek(max(size_of(path) - len(_END), 0))
-        if head != _FILE and stream.read(len(_END)) != _END:
-            raise FeaturesError("is no Arrow file, or a stream that was not written to its end")
+    return _open_columns(schema, rows, batches, size_of(path))
 
 
 @contextmanager
@@ -183,9 +197,9 @@ def _record_batches(path: Place, column: int | None) -> Iterator[tuple[Any, Iter
     options = pa.ipc.IpcReadOptions(included_fields=None if column is None else [column])
     local = isinstance(path, Path)
     with pa.memory_map(str(path)) if local else pa.PythonFile(handle(path)) as source:
-        head = source.read(len(_FILE))
+        head = source.read(len(FILE))
         source.seek(0)
-        if head == _FILE:
+        if head == FILE:
             file = pa.ipc.open_file(source, options=options)
             yield file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
         else:
@@ -200,14 +214,6 @@ def _slices(found: Iterator[Any], rows: int, start: int) -> Iterator[Any]:
         for at in range(max(0, start - first), batch.num_rows, rows):
             yield batch.column(0).slice(at, rows)
         first += batch.num_rows
-
-
-def _bits(kind: Any) -> int:
-    """Return the bits of a row of a column; many where rows differ."""
-    try:
-        return int(kind.bit_width)
-    except (ValueError, AttributeError):
-        return 2**40
 
 
 # --- in memory ----------------------------------------------------------------------------------

@@ -1,0 +1,123 @@
+"""Damaged sources of every kind: one error, in little memory, and no wrong number.
+
+`GWA_FUZZ=10000 python -m pytest tests/adapters/offline/test_fuzz.py` tries ten thousand of them.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from adapters.offline import sources
+from adapters.offline.sources import KINDS, make_epoch
+from adapters.offline.test_readers import bend, little_memory, read_all, write_compressed, write_run
+
+from gwa_offline import open_features
+from gwa_offline.files.given import read_head
+from gwa_offline.store import FeaturesError
+
+__all__ = ["little_memory"]
+
+if sys.platform != "linux":
+    pytest.skip("memory is limited and measured through Linux's /proc", allow_module_level=True)
+
+LARGEST = 300 * 2**20  # bytes that a refusal may take
+
+
+def run_folder(folder, arrays):
+    from adapters.offline import test_readers
+
+    return write_run(folder / "x", test_readers.make_arrays())
+
+
+def head(folder, arrays):
+    """Weight and bias of a checkpoint."""
+    import torch
+
+    layers = {f"fc.{name}": torch.as_tensor(arrays[name]) for name in ("weight", "bias")}
+    torch.save({"model": layers, "epoch": 3}, folder / "x.pt")
+    return folder / "x.pt"
+
+
+def read_source(source):
+    return read_all(open_features(source))
+
+
+def read_layer(file):
+    return [read_head(f"{file}:model.fc")]
+
+
+def read_remote(source):
+    """Read what lies in the memory of fsspec."""
+    fsspec = pytest.importorskip("fsspec")
+    system = fsspec.filesystem("memory")
+    system.store.clear()
+    for path in source.parent.rglob("*"):
+        if path.is_file():
+            system.pipe_file(f"/x/{path.relative_to(source.parent)}", path.read_bytes())
+    return read_all(open_features(f"memory://x/{source.name}"))
+
+
+READERS = {
+    **{kind.write.__name__: (kind.write, read_source) for kind in KINDS if kind.on_disk},
+    "compressed": (lambda folder, arrays: write_compressed(folder / "x", arrays), read_source),
+    "run_folder": (run_folder, read_source),
+    "head": (head, read_layer),
+    "remote_npz": (sources.npz, read_remote),
+    "remote_parquet": (sources.parquet, read_remote),
+    "remote_feather": (sources.feather, read_remote),
+}
+EACH = -(-int(os.environ.get("GWA_FUZZ", "500")) // len(READERS))
+
+
+def memory(field):
+    """Bytes of this process: `VmRSS` now, `VmHWM` at most since the peak was cleared."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+
+
+def tried(read, source):
+    """Read a source; return the error if there is one, and the memory that it took at most."""
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    error = None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*last line is incomplete")
+        try:
+            read(source)
+        except FeaturesError as found:
+            error = str(found)
+    return error, memory("VmHWM") - before
+
+
+@pytest.mark.parametrize(("write", "read"), READERS.values(), ids=READERS)
+def test_damage_is_one_error_in_little_memory(tmp_path, little_memory, write, read):
+    source = write(tmp_path, make_epoch())
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    good = {file: file.read_bytes() for file in files}
+    good = {file: data for file, data in good.items() if data}
+    assert tried(read, source)[0] is None
+    rng = np.random.default_rng(11)
+    errors = 0
+    for _ in range(EACH):
+        file = list(good)[rng.integers(len(good))]
+        file.write_bytes(bend(good[file], rng))
+        error, grown = tried(read, source)
+        errors += error is not None
+        assert grown <= LARGEST, error
+        if error is not None:
+            assert len(error) < 2000
+            assert "\n" not in error
+        file.write_bytes(good[file])
+    assert errors > EACH // 4
+    assert tried(read, source)[0] is None
+
+
+def test_the_measurement_sees_what_was_given_back():
+    error, grown = tried(lambda size: np.ones(size, np.uint8).sum(), 2**26)
+    assert error is None
+    assert 2**25 < grown < 2**27

@@ -155,6 +155,16 @@ def batch_scores(
     return scores
 
 
+def predicted(logits: Array | None, axes: int) -> Array:
+    """Return the classes of largest logit of a batch whose scores have so many axes."""
+    if logits is None or axes > 1:
+        raise ValueError(
+            "`logits` must be those of samples (N, C) for a state with predictions, got "
+            f"{'none' if logits is None else 'those of tokens'}; leave out init(predictions=True)"
+        )
+    return logits[:, 0] > 0 if logits.shape[1] == 1 else jnp.argmax(logits, axis=1)
+
+
 def check_batch(
     latents: Array,
     kernel: Array,

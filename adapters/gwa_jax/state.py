@@ -24,7 +24,7 @@ from gwa_jax._sequences import (
     token_parts,
 )
 from gwa_jax._tracing import automatic, everywhere, lenient, spec
-from gwa_jax.scoring import Array, Loss, batch_scores, check_batch
+from gwa_jax.scoring import Array, Loss, batch_scores, check_batch, predicted
 
 __all__ = ["State", "add", "empty", "init", "merge", "update"]
 
@@ -261,31 +261,13 @@ def update(
     if logits is not None and _begins(state):
         check_on_host(latents, kernel, logits, bias, where)
     if state.predictions is not None:
-        return _add_classes(state, found, logits, ids, where, axis_name)
+        added: State = _add(state, found, ids, where, axis_name, predicted(logits, found.ndim))
+        return added
     if state.sequences is not None and logit_gradients is not None:
         # A token that the loss does not see has a gradient of 0.
         seen_by_loss = jnp.any(logit_gradients != 0, axis=-1)
         where = seen_by_loss if where is None else where & seen_by_loss
     return add(state, found, ids=ids, where=where, axis_name=axis_name)
-
-
-def _add_classes(
-    state: State,
-    scores: Array,
-    logits: Array | None,
-    ids: Array | None,
-    where: Array | None,
-    axis_name: Any,
-) -> State:
-    """Take in scores and the classes of largest logit."""
-    if logits is None or scores.ndim > 1:
-        raise ValueError(
-            "`logits` must be those of samples (N, C) for a state with predictions, got "
-            f"{'none' if logits is None else 'those of tokens'}; leave out init(predictions=True)"
-        )
-    classes = (logits[:, 0] > 0) if logits.shape[1] == 1 else jnp.argmax(logits, axis=1)
-    new: State = _add(state, scores, ids, where, axis_name, classes)
-    return new
 
 
 def _begins(state: State) -> bool:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_core import EpochSummary
+from gwa_offline.files.arrays import Held
 from gwa_offline.files.checks import (
     FIELDS,
     LOSSES,
@@ -31,6 +32,8 @@ from gwa_offline.files.places import (
     is_pattern,
     name_of,
 )
+from gwa_offline.files.rows import carried, check_keep
+from gwa_offline.files.strings import Strings, is_text
 from gwa_offline.files.urls import Url, place_of
 from gwa_offline.store import RunFolder
 
@@ -96,6 +99,9 @@ class Source:
         Given labels by sample id, -1 where unknown; for soft targets the likeliest class.
     epochs : tuple of Epoch
         In order of epochs; one for a single file.
+    kept : mapping of str to array of shape (N,)
+        What is carried along by sample id: ``name`` where the ids are strings, and the columns of `keep`
+        and `index`. Objects, None where unknown; numbers where none is missing.
     """
 
     name: str
@@ -106,6 +112,7 @@ class Source:
     loss: str
     targets: NDArray[np.int64] | None
     epochs: tuple[Epoch, ...]
+    kept: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
 
 def open_features(
@@ -117,6 +124,8 @@ def open_features(
     loss: str | None = None,
     class_names: Sequence[str] | None = None,
     columns: Mapping[str, str] | None = None,
+    keep: Sequence[str] = (),
+    index: str | os.PathLike[str] | None = None,
 ) -> Source:
     """Open saved features, or a run folder.
 
@@ -141,6 +150,11 @@ def open_features(
         C names, for sources without them.
     columns : mapping of str to str, optional
         What the files call an array: ``{"latents": "embedding", "targets": "y"}``.
+    keep : sequence of str
+        Further columns of the files, one number or string a row, that tables of samples show:
+        ``["path", "url"]``.
+    index : path, optional
+        A ``.csv`` file or a table with the column ``id``, whose other columns are kept.
 
     Returns
     -------
@@ -159,6 +173,11 @@ def open_features(
 
     Parts are joined by their ``ids``. Without them the rows count from the first part to the last, in
     the order of the names, where ``part-2`` is before ``part-10``, or in that of the list.
+
+    Labels may be strings: the classes are then `class_names`, or else the labels of the first epoch in
+    sorted order, which must be as many as the head has outputs. Ids may be strings, such as names of
+    files: rows are numbered in the order in which they come first, epochs join by the strings, and
+    `Source.kept` has them as ``name``.
 
     Examples
     --------
@@ -183,7 +202,8 @@ def open_features(
         raise FeaturesError(f"`loss` must be one of {', '.join(LOSSES)}, got {loss!r}")
     if wrong := [name for name in columns or {} if name not in FIELDS]:
         raise FeaturesError(f"`columns` must name {', '.join(FIELDS)}, got {wrong[0]!r}")
-    told = _Told(given, columns, class_names, loss)
+    names = None if class_names is None else check_class_names(class_names, len(class_names))
+    told = _Told(given, columns, names, loss, check_keep(keep), index)
     place: Any = path
     try:
         if isinstance(path, str | os.PathLike | Url):
@@ -223,8 +243,10 @@ class _Told(NamedTuple):
 
     arrays: Mapping[str, NDArray[Any]]
     columns: Mapping[str, str] | None
-    class_names: Sequence[str] | None
+    class_names: tuple[str, ...] | None
     loss: str | None
+    keep: tuple[str, ...]
+    table: str | os.PathLike[str] | None  # by id
 
     def names(self, num_classes: int) -> tuple[str, ...] | None:
         return (
@@ -248,6 +270,11 @@ def _open_run(run: RunFolder, told: _Told) -> Source:
         if labels is not None:
             raise FeaturesError(f"`targets` was given, but {run.path} has its own; drop one")
         targets, n = given["targets"], run.num_samples
+        if is_text(targets):
+            strings = Strings(run.class_names or told.class_names)
+            targets = strings.targets(Held(targets), run.num_classes)
+            if run.class_names is None:
+                told = told._replace(class_names=strings.class_names)
         labels = likeliest_labels(targets, n, run.num_classes, loss)
     if told.class_names is not None and run.class_names is not None:
         raise FeaturesError(f"`class_names` was given, but {run.path} has its own; drop one")
@@ -259,6 +286,7 @@ def _open_run(run: RunFolder, told: _Told) -> Source:
         loss=loss,
         num_samples=run.num_samples,
         num_classes=run.num_classes,
+        keep=told.keep,
     )
     epochs: list[Epoch] = []
     openers: dict[Snapshot, Callable[[], Features]] = {}
@@ -289,6 +317,10 @@ def _open_run(run: RunFolder, told: _Told) -> Source:
         raise FeaturesError(
             f"`{unused[0]}` was given, but {run.path} has no features to use it for"
         )
+    if not openers and told.keep:
+        raise FeaturesError(
+            f"`keep` was given, but {run.path} has no features with columns; give a table by `index`"
+        )
     _, labels = _survey(openers, labels)
     return Source(
         name=run.path.resolve().name,
@@ -299,6 +331,7 @@ def _open_run(run: RunFolder, told: _Told) -> Source:
         loss=loss,
         targets=labels,
         epochs=tuple(epochs),
+        kept=carried(openers.values(), told.keep, told.table, Strings(), run.num_samples),
     )
 
 
@@ -306,13 +339,23 @@ def _open_files(path: Any, name: str, told: _Told) -> Source:
     snapshots = find_snapshots(path)
     targets, loss = told.arrays.get("targets"), told.loss or LOSSES[0]
     n = None if targets is None or targets.ndim == 0 else len(targets)
+    given, strings = dict(told.arrays), Strings(told.class_names)
+    if targets is not None and is_text(targets):
+        given["targets"] = targets = strings.targets(Held(targets))
     opener = partial(
-        open_snapshot, given=told.arrays, columns=told.columns, loss=loss, num_samples=n
+        open_snapshot,
+        given=given,
+        columns=told.columns,
+        loss=loss,
+        num_samples=n,
+        strings=strings,
+        keep=told.keep,
     )
     # The first one says how many classes the others must have.
     num_classes = opener(snapshots[0]).num_classes
     openers = {found: partial(opener, found, num_classes=num_classes) for found in snapshots}
-    labels = None
+    class_names, labels = told.names(num_classes), None
+    strings.check_outputs(num_classes)
     if targets is not None:
         labels = likeliest_labels(targets, len(targets), num_classes, loss)
     _refuse_shards(openers)
@@ -321,7 +364,7 @@ def _open_files(path: Any, name: str, told: _Told) -> Source:
         name=name,
         num_samples=num_samples,
         num_classes=num_classes,
-        class_names=told.names(num_classes),
+        class_names=class_names or strings.class_names,
         beta=1.2,
         loss=loss,
         targets=labels,
@@ -329,6 +372,7 @@ def _open_files(path: Any, name: str, told: _Told) -> Source:
             Epoch(epoch=found.epoch, step=found.epoch, _features=openers[found])
             for found in snapshots
         ),
+        kept=carried(openers.values(), told.keep, told.table, strings, num_samples),
     )
 
 

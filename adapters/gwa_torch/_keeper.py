@@ -12,10 +12,10 @@ from gwa_core.history import expected_samples
 from gwa_torch._checks import check_count
 from gwa_torch._distributed import gather, position
 from gwa_torch._epoch import BySample, ByStream
-from gwa_torch._predictions import Predictions
+from gwa_torch._predictions import Predictions, one_class
 from gwa_torch._sequences import BySequence
 from gwa_torch._signals import Followed, made_of_arrays, made_of_tensors
-from gwa_torch._targets import Flat
+from gwa_torch._targets import Flat, LossOptions
 from gwa_torch.heads import Head, head_device
 
 __all__ = ["Keeper", "NoScoresError"]
@@ -115,14 +115,18 @@ class Keeper:
         epoch.add(scores, flat.ids, flat.where, self.group)  # type: ignore[arg-type]
         self.epoch, self.ended, self._whole = epoch, False, False
 
-    def predict(self, logits: torch.Tensor, flat: Flat) -> None:
-        """Add the outputs (B, C) of a batch whose scores are added."""
-        if self._predictions is None:
-            assert self.num_samples is not None  # noqa: S101  # the batch has ids
-            self._predictions = Predictions(self.num_samples, logits.device)
-        if self._predictions.device != logits.device:
-            self._predictions.to(logits.device)
-        self._predictions.add_logits(logits, flat, self.group)
+    def predict(self, parts: list[tuple[torch.Tensor, Flat]], options: LossOptions) -> None:
+        """Add the outputs of the head in the passes of a batch, where predictions are kept."""
+        if not self.predicts or self.num_samples is None:
+            return
+        for logits, flat in parts:
+            if not one_class(flat, options):
+                return
+            if self._predictions is None:
+                self._predictions = Predictions(self.num_samples, logits.device)
+            if self._predictions.device != logits.device:
+                self._predictions.to(logits.device)
+            self._predictions.add_logits(logits, flat, self.group)
 
     @property
     def predictions(self) -> torch.Tensor | None:

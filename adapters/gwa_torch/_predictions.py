@@ -26,7 +26,8 @@ class Predictions(BySample):
     """
 
     def add_logits(self, logits: torch.Tensor, flat: Flat, group: Any = None) -> None:
-        """Add the outputs of the head (B, C) for the rows of a batch."""
+        """Add the outputs of the head for the rows of a batch, classes last."""
+        logits = logits.reshape(-1, logits.shape[-1])
         one = logits.shape[1] == 1
         classes = (logits[:, 0] > 0) if one else logits.argmax(dim=1)
         flat = flat.to(logits.device)

@@ -16,7 +16,6 @@ from gwa_torch._capture import Capture, Forward
 from gwa_torch._evidence import Evidence, compare
 from gwa_torch._gradients import Arrival
 from gwa_torch._keeper import Keeper
-from gwa_torch._predictions import one_class
 from gwa_torch._stage import Stage
 from gwa_torch._targets import Flat, LossOptions
 
@@ -154,19 +153,11 @@ class Residuals:
             parts.append((forward, part))
             start += forward.samples
         self._count(flat.samples)
-        self._predict(parts, flat)
         closed = self._by_formula(parts, flat) if self.used == "formula" else None
+        self._keeper.predict([(made.logits, part) for made, part in parts], self._options())
         if self._taps(due=self._capture.tapping):
             self._wait(parts, flat, closed)
         self._capture.tapping = self._taps(due=self._is_due())
-
-    def _predict(self, parts: list[tuple[Forward, Flat]], flat: Flat) -> None:
-        """Keep the classes of largest logit, where a run folder is written."""
-        if self._keeper.predicts and one_class(flat, self._options()):
-            # Rows that wait came before.
-            self.flush()
-            for forward, part in parts:
-                self._keeper.predict(forward.logits.reshape(-1, forward.logits.shape[-1]), part)
 
     def _count(self, rows: int) -> None:
         self._keeper.count(rows)
@@ -228,11 +219,7 @@ class Residuals:
     def flush(self) -> None:
         """Score the rows that wait for others, to be scored together."""
         if self._stage.rows:
-            logits = self._stage.logits
-            scores, flat = self._stage.take()
-            self._keeper.add(scores, flat)
-            if self._keeper.predicts and one_class(flat, self._options()):
-                self._keeper.predict(logits, flat)
+            self._stage.give(self._keeper)
 
     def settle(self, *, newest: bool = False, last: bool = False) -> None:
         """Take the scores of the backward passes that have come.

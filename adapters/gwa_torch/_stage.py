@@ -11,6 +11,7 @@ import torch
 from gwa_core import alignment_from_logits
 from gwa_torch._capture import Forward
 from gwa_torch._host import BYTES
+from gwa_torch._keeper import Keeper
 from gwa_torch._targets import Flat, LossOptions
 
 __all__ = ["Stage"]
@@ -80,11 +81,6 @@ class Stage:
         short = self.rows + forward.logits.shape[0] > self._buffers["targets"].shape[0]
         return short or self._has_bias != (forward.bias is not None)
 
-    @property
-    def logits(self) -> torch.Tensor:
-        """Outputs of the head for the rows that wait, until the next `put`."""
-        return torch.from_numpy(self._buffers["logits"][: self.rows])
-
     def state_dict(self) -> dict[str, Any] | None:
         """Return what waits, so that a resumed run scores the very same rows together."""
         if not self.rows:
@@ -103,8 +99,14 @@ class Stage:
             buffer[: self.rows] = state[name].numpy()
         self._has_bias = state["has_bias"]
 
-    def take(self) -> tuple[torch.Tensor, Flat]:
-        """Return the scores of all rows, and begin again."""
+    def give(self, keeper: Keeper) -> None:
+        """Score all rows, hand them over, and begin again."""
+        logits = torch.from_numpy(self._buffers["logits"][: self.rows])
+        scores, flat = self._take()
+        keeper.add(scores, flat)
+        keeper.predict([(logits, flat)], self._options())
+
+    def _take(self) -> tuple[torch.Tensor, Flat]:
         part = {name: x[: self.rows] for name, x in self._buffers.items()}
         self.rows = 0
         targets, options = part["targets"], self._options()

@@ -43,6 +43,8 @@ def analyse(
     rule: Rule | None = None,
     label_smoothing: float = 0.0,
     class_weights: NDArray[Any] | None = None,
+    keep: Sequence[str] = (),
+    index: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Analyse saved features or a run: which epoch to keep, which labels to check.
@@ -58,13 +60,15 @@ def analyse(
         In [0, 1), as in the training; used for scores computed from features.
     class_weights : array of shape (C,), optional
         As in the training, for softmax cross-entropy; used like `label_smoothing`.
+    keep, index
+        See `open_features`; a source that is open has them already.
     progress : callable, optional
         Called as ``progress(done, total)`` with the number of rows read.
 
     Returns
     -------
     Report
-        Numbers only.
+        Numbers, and what is kept of each sample.
 
     Raises
     ------
@@ -95,7 +99,9 @@ def analyse(
     >>> folder.cleanup()
     """
     if not isinstance(source, Source):
-        source = open_features(source)
+        source = open_features(source, keep=keep, index=index)
+    elif keep or index is not None:
+        raise ValueError("`keep` and `index` must go to `open_features`, got a source that is open")
     reader = _Reader(source, label_smoothing, class_weights, progress)
     records, scores = [], []
     for epoch in source.epochs:
@@ -233,6 +239,7 @@ def conclude(
         histogram_edges=edges,
         histograms=histograms,
         messages=messages_of(records, rows, rule, best),
+        kept=source.kept,
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from gwa_offline.store import FeaturesError
 # Classes whose numbers at every epoch go into the JSON text.
 MAX_CLASSES = 1000
 
-__all__ = ["sample_columns", "to_json", "write_csv", "write_parquet"]
+__all__ = ["sample_columns", "to_frame", "to_json", "write_csv", "write_parquet"]
 
 
 def to_json(report: Findings) -> str:
@@ -72,7 +74,8 @@ def sample_columns(report: Findings) -> dict[str, Any]:
         columns["target"] = report.targets
     if report.predictions is not None:
         columns["prediction"] = report.predictions
-    return {**columns, "alignment": report.scores, "label_quality": report.label_quality}
+    columns |= {"alignment": report.scores, "label_quality": report.label_quality}
+    return {**columns, **report.kept}
 
 
 def write_csv(report: Findings, folder: str | os.PathLike[str]) -> list[Path]:
@@ -88,8 +91,12 @@ def write_csv(report: Findings, folder: str | os.PathLike[str]) -> list[Path]:
     columns = sample_columns(report)
     with samples.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
-        table.writerow(columns)
-        table.writerows(zip(*(values.tolist() for values in columns.values()), strict=True))
+        table.writerow(_cell(name) for name in columns)
+        cells = [values.tolist() for values in columns.values()]
+        for name, at in zip(columns, range(len(cells)), strict=True):
+            if name in report.kept:
+                cells[at] = [_cell(value) for value in cells[at]]
+        table.writerows(zip(*cells, strict=True))
     return [epochs, samples]
 
 
@@ -98,6 +105,29 @@ def _cell(value: Any) -> Any:
     if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
         return f"'{value}"
     return value
+
+
+def to_frame(report: Findings) -> Any:
+    """Return the samples as a data frame of pandas; see `Report.to_frame`."""
+    try:
+        import pandas as pd
+    except ImportError as error:
+        raise ImportError(
+            "a data frame needs pandas: pip install pandas; `to_csv` and `to_parquet` do not"
+        ) from error
+    columns: dict[str, Any] = {"id": np.arange(report.num_samples)}
+    classes = pd.CategoricalDtype(_distinct(report.class_names))
+    for name, labels in {"label": report.targets, "prediction": report.predictions}.items():
+        if labels is not None:
+            columns[name] = pd.Categorical.from_codes(labels, dtype=classes)
+    columns |= {"alignment": report.scores, "label_quality": report.label_quality}
+    return pd.DataFrame({**columns, **report.kept})
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Return names that are all different: those that come again have their class number."""
+    often = Counter(names)
+    return [f"{name} ({i})" if often[name] > 1 else name for i, name in enumerate(names)]
 
 
 def write_parquet(report: Findings, folder: str | os.PathLike[str]) -> list[Path]:

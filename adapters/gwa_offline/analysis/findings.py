@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,6 +84,8 @@ class Findings:
     messages : tuple of str
         Sentences the user should read: unhealthy epochs, epochs cut short, memorisation, omitted
         scores.
+    kept : mapping of str to array of shape (N,)
+        What the source carries along by sample id: names of rows, and the columns that were kept.
     """
 
     name: str
@@ -106,6 +108,7 @@ class Findings:
     histogram_edges: NDArray[np.float64]
     histograms: NDArray[np.int64]
     messages: tuple[str, ...] = ()
+    kept: Mapping[str, NDArray[Any]] = field(default_factory=dict)
 
     @property
     def best_epoch(self) -> int | None:

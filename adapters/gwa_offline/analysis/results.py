@@ -23,6 +23,40 @@ class Report(Findings):
         """Return the whole report as JSON text, nan as null."""
         return export.to_json(self)
 
+    def to_frame(self) -> Any:
+        """Return the samples as a data frame of pandas, one row a sample.
+
+        Returns
+        -------
+        pandas.DataFrame
+            With the columns ``id``, ``label`` and ``prediction`` (categories of class names, where they
+            are known), ``alignment`` and ``label_quality``, and those that were kept.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed; no other method needs it.
+
+        Notes
+        -----
+        Cost: O(N).
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> import numpy as np
+        >>> from gwa_offline import analyse
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> file = folder.name + "/features.npz"
+        >>> arrays = {"latents": np.eye(3), "weight": np.eye(2, 3), "targets": ["cat", "dog", "dog"]}
+        >>> np.savez(file, **arrays, path=["a.png", "b.png", "c.png"])
+        >>> frame = analyse(file, keep=["path"]).to_frame()
+        >>> frame[["id", "label", "prediction", "path"]].values.tolist()
+        [[0, 'cat', 'cat', 'a.png'], [1, 'dog', 'dog', 'b.png'], [2, 'dog', 'cat', 'c.png']]
+        >>> folder.cleanup()
+        """
+        return export.to_frame(self)
+
     def to_csv(self, folder: str | os.PathLike[str]) -> list[Path]:
         """Write ``epochs.csv`` and ``samples.csv`` into a folder and return their paths."""
         return export.write_csv(self, folder)

@@ -47,9 +47,8 @@ Openers = Mapping[str, Callable[[], LazyArray]]
 def refuse_inflating(array: LazyArray) -> None:
     """Refuse what inflates to more than it may before it is read whole."""
     for part in [part for _, part in array.parts] if isinstance(array, Joined) else [array]:
-        check = getattr(part, "check_inflated", None)
-        if check is not None:
-            check()
+        if isinstance(part, Packed):
+            part.check_inflated()
 
 
 def read_all(array: LazyArray) -> NDArray[Any]:
@@ -234,7 +233,8 @@ class Joined:
         for name, array in self.parts:
             with blame(name):
                 for block in array.chunks(rows):
-                    block = block.astype(self.dtype, copy=False)
+                    if block.dtype.kind != "O":  # with missing values it is of objects
+                        block = block.astype(self.dtype, copy=False)
                     if held is not None:
                         block = np.concatenate([held, block])
                     while len(block) >= rows:

@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from gwa_offline.files.arrays import Held, LazyArray, read_all
 from gwa_offline.files.checks import check_ids, check_snapshot, index
 from gwa_offline.files.errors import FeaturesError, blame
-from gwa_offline.files.formats import KEY, open_arrays, open_npy
+from gwa_offline.files.formats import KEPT, KEY, open_arrays, open_npy
 from gwa_offline.files.memory import InMemory
 from gwa_offline.files.parts import join
 from gwa_offline.files.places import Snapshot, prefix_of
+from gwa_offline.files.strings import Strings, is_text
 from gwa_offline.files.urls import Place
 
 
@@ -63,6 +64,8 @@ class Features:
         Each file and its number of rows.
     columns : mapping of str to str, optional
         What the files call an array.
+    kept : mapping of str to lazy array, optional
+        Further columns, one value a row.
 
     Attributes
     ----------
@@ -82,8 +85,10 @@ class Features:
         Labels as int64; of soft targets the likeliest class; None where neither makes sense.
     ids : array of shape (n,) or None
         Sample ids.
+    kept : mapping of str to lazy array
+        Further columns, one value a row.
     stored : mapping of str to lazy array
-        The arrays as they were opened.
+        The arrays as they were opened; of strings their numbers.
     """
 
     def __init__(
@@ -96,6 +101,7 @@ class Features:
         num_classes: int | None = None,
         files: Sequence[tuple[Place, int]] = (),
         columns: Mapping[str, str] | None = None,
+        kept: Mapping[str, LazyArray] | None = None,
     ) -> None:
         with blame(path):
             layout, self.targets, self.ids = check_snapshot(
@@ -106,6 +112,7 @@ class Features:
         self.has_logits = "logits" in arrays
         self.soft = len(arrays["targets"].shape) == 2
         self.path, self.loss = path, loss
+        self.kept = dict(kept or {})
         self.files, self.columns, self.stored = tuple(files), dict(columns or {}), dict(arrays)
         checked = {"targets": None if self.soft else self.targets, "ids": self.ids}
         self._arrays = {
@@ -174,15 +181,24 @@ def open_snapshot(
     num_samples: int | None = None,
     num_classes: int | None = None,
     labels: NDArray[np.int64] | None = None,
+    strings: Strings | None = None,
+    keep: Sequence[str] = (),
 ) -> Features:
-    """Open one epoch; `given` arrays and the `labels` of the run are for what the files lack."""
+    """Open one epoch; `given` arrays and the `labels` of the run are for what the files lack.
+
+    `strings` numbers ids and labels that are some; without it they are refused. The columns to `keep`
+    are `kept` by the features.
+    """
     with blame(snapshot):
         opened = []
         for path in snapshot.parts:
             with nullcontext() if len(snapshot.parts) == 1 else blame(path.name):
-                opened.append((path, open_arrays(path, columns)))
+                opened.append((path, open_arrays(path, columns, keep)))
         arrays = join([(path, found) for path, (found, _) in opened])
         names = opened[0][1][1]
+        kept = {name: arrays.pop(KEPT + name) for name in keep}
+        if strings is not None and (rows_by_name := strings.ids(arrays.get("ids"))) is not None:
+            arrays["ids"] = Held(rows_by_name)
         for name in given:
             if name in arrays:
                 raise FeaturesError(f"`{name}` was given, but the file has its own; drop one")
@@ -198,6 +214,9 @@ def open_snapshot(
             arrays["targets"] = Held(_pick(by_id, arrays, num_samples))
         if missing := [name for name in ("latents", "weight", "targets") if name not in arrays]:
             raise FeaturesError(_missing(missing[0], names, snapshot.parts[0]))
+        if strings is not None and is_text(arrays["targets"]) and len(arrays["weight"].shape) == 2:
+            classes = arrays["weight"].shape[0]
+            arrays["targets"] = Held(strings.targets(arrays["targets"], classes))
     rows = [
         (path, math.prod(found["latents"].shape[:1]))
         for path, (found, _) in opened
@@ -211,6 +230,7 @@ def open_snapshot(
         num_classes=num_classes,
         files=rows,
         columns=columns,
+        kept=kept,
     )
 
 

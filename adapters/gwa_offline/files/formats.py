@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import IO, Any
 
@@ -19,13 +20,15 @@ from gwa_offline.files.checkpoints import open_checkpoint
 from gwa_offline.files.checks import FIELDS
 from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.memory import InMemory
-from gwa_offline.files.tables import open_ipc, open_parquet
+from gwa_offline.files.tables import Column, open_ipc, open_parquet
 from gwa_offline.files.tensors import open_safetensors
 from gwa_offline.files.urls import Place, handle, size_of
 
 # Names that data sets commonly use for the same thing.
 ALIASES = {"target": "targets", "label": "targets", "labels": "targets", "id": "ids"}
 _NPY_DTYPES = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
+# Strings of a fixed length, the longest that a path can have.
+_STRINGS = re.compile("U[1-9][0-9]{0,3}")
 _NPY_HEADER_LIMIT = 2**16
 # Deflate cannot pack more than 1032 bytes into one, so a larger claim is a damaged size.
 _MAX_DEFLATE = 1032
@@ -59,7 +62,8 @@ def _read_npy_header(stream: IO[bytes]) -> tuple[int, tuple[int, ...], np.dtype[
             "holds pickled Python objects; these are refused, as reading them can run any code. "
             "Save a plain array of numbers (a ragged list has become an object array)"
         )
-    if descr is None or order is None or shape is None or descr[2] not in _NPY_DTYPES:
+    known = descr is not None and (descr[2] in _NPY_DTYPES or _STRINGS.fullmatch(descr[2]))
+    if descr is None or order is None or shape is None or not known:
         raise FeaturesError(
             f"has the .npy header {text.strip()[:120]!r}; only integers and floats of 2, 4 or 8 "
             "bytes are read (bfloat16 can be saved as float32, or as .safetensors)"
@@ -147,17 +151,20 @@ FORMATS: Mapping[str, Callable[[Place], Openers]] = {
 }
 
 
+# Before the names of columns that are carried along, as no field begins.
+KEPT = "kept "
+
 # A partition, such as the folder ``label=3``.
 KEY = re.compile(r"^([A-Za-z_]\w*)=(.*)$")
 
 
 def open_arrays(
-    part: Place | InMemory, columns: Mapping[str, str] | None = None
+    part: Place | InMemory, columns: Mapping[str, str] | None = None, keep: Sequence[str] = ()
 ) -> tuple[dict[str, LazyArray], list[str]]:
     """Open the known arrays of a file or of a folder of .npy files; also list all names in it.
 
     `columns` says which names the file has for fields that it calls otherwise. The folders around a
-    file may be partitions, which are columns too.
+    file may be partitions, which are columns too. The columns to `keep` have KEPT before their names.
     """
     arrays: dict[str, LazyArray] = {}
     if isinstance(part, InMemory):
@@ -179,7 +186,19 @@ def open_arrays(
         if name in openers:
             with blame(f"`{name}`"):
                 arrays[field] = openers[name]()
+    for name in keep:
+        if name not in openers:
+            raise FeaturesError(
+                f"`keep` names {name!r}, there is {', '.join(openers) or 'nothing'}"
+            )
+        with blame(f"`{name}`"):
+            arrays[KEPT + name] = open_kept(openers[name]())
     return arrays, list(openers)
+
+
+def open_kept(array: LazyArray) -> LazyArray:
+    """Return a column that is carried along, which may have missing values."""
+    return replace(array, optional=True) if isinstance(array, Column) else array
 
 
 def _keys(file: Place, arrays: Mapping[str, LazyArray]) -> Openers:

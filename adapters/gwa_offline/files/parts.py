@@ -10,6 +10,7 @@ from gwa_offline.files.arrays import Joined, LazyArray
 from gwa_offline.files.checks import FIELDS
 from gwa_offline.files.errors import FeaturesError, blame
 from gwa_offline.files.memory import InMemory
+from gwa_offline.files.strings import is_text
 from gwa_offline.files.urls import Place
 
 # Elements of a head that are compared between parts; one step of an optimiser changes all rows.
@@ -37,7 +38,9 @@ def join(parts: Sequence[tuple[Place | InMemory, dict[str, LazyArray]]]) -> dict
     if len(parts) == 1:
         return parts[0][1]
     joined: dict[str, LazyArray] = {}
-    for field in FIELDS:
+    # The columns that are carried along are rows, too.
+    kept = [name for name in parts[0][1] if name not in FIELDS]
+    for field in [*FIELDS, *kept]:
         found = [(path, arrays[field]) for path, arrays in parts if field in arrays]
         if not found:
             continue
@@ -53,6 +56,11 @@ def join(parts: Sequence[tuple[Place | InMemory, dict[str, LazyArray]]]) -> dict
                 "of an epoch must have the same arrays"
             )
         first = found[0][1]
+        texts = {is_text(array): path.name for path, array in found}
+        if len(texts) > 1:
+            raise FeaturesError(
+                f"`{field}` of {texts[True]} are strings, and those of {texts[False]} are numbers"
+            )
         for path, array in found:
             if array.shape[1:] != first.shape[1:] or not array.shape:
                 raise FeaturesError(

@@ -431,8 +431,8 @@ def no_pyarrow(folder):
         open_features(file)
 
 
-def write_text_column(folder):
-    pq.write_table(pa.table({"label": ["cat"], "latents": [[1.0]]}), folder / "x.parquet")
+def write_bytes_column(folder):
+    pq.write_table(pa.table({"label": [b"cat"], "latents": [[1.0]]}), folder / "x.parquet")
     open_features(folder / "x.parquet")
 
 
@@ -522,7 +522,7 @@ CASES = [
     ("safetensors of 3 bytes", named_file("x.safetensors"), "has 4 bytes and a header"),
     ("parquet truncated", truncated(write_parquet, 0.6), "truncated or damaged"),
     ("float8", opening(write_safetensors, latents=np.ones((N, D), ml_dtypes.float8_e4m3fn)), "`latents`: has dtype F8_E4M3; save it as F32"),
-    ("column of text", write_text_column, "`label`: has type string; a column of numbers"),
+    ("column of bytes", write_bytes_column, "`label`: has type binary; a column of numbers"),
     ("ragged lists", write_ragged, "`latents` must have lists of one length, 2"),
     ("missing values", write_nulls, "has missing values"),
     ("no pyarrow", no_pyarrow, re.escape("pip install 'gwa-core[formats]'")),

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_offline.files.arrays import LazyArray, Openers
+from gwa_offline.files.arrow import FILE, count_rows
 from gwa_offline.files.errors import FeaturesError, reading
 from gwa_offline.files.urls import Place, handle, size_of
 
@@ -24,8 +25,8 @@ Batches = Callable[[int, int], Iterator[Any]]
 # Mapped pages count as memory of the process, so a map is given back after as many bytes.
 _MAPPED = 2**26
 
-# What an Arrow file begins with, and a stream ends with.
-_FILE, _END = b"ARROW1", b"\xff\xff\xff\xff\x00\x00\x00\x00"
+# Bytes that a column read whole may be, and how many times its file beyond them.
+_INFLATED, _RATIO = 2**25, 64
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,18 @@ class Column:
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     batches: Callable[[int], Iterator[Any]]
+    packed: int | None = None  # bytes of its file
     optional: bool = False  # may have missing values: None, of floats nan
     streams = True
+
+    def check_inflated(self) -> None:
+        """Refuse a few bytes that say that they are many rows."""
+        needed = math.prod(self.shape) * self.dtype.itemsize
+        if self.packed is not None and needed > max(_INFLATED, _RATIO * self.packed):
+            raise FeaturesError(
+                f"`{self.name}` inflates from a file of {self.packed / 1e6:.3g} MB to "
+                f"{needed / 1e9:.3g} GB, which numbers that were measured do not"
+            )
 
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
         """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
@@ -79,15 +90,22 @@ def _flat(
             yield np.array(values.to_numpy(zero_copy_only=False)), len(column)
 
 
-def _open_columns(schema: Any, rows: int, batches: Batches) -> Openers:
-    return {
-        field.name: partial(_open_column, field.name, field.type, rows, partial(batches, i))
-        for i, field in enumerate(schema)
-    }
+def _open_columns(schema: Any, rows: int, batches: Batches, packed: int | None = None) -> Openers:
+    with reading():  # a damaged name is no text
+        return {
+            field.name: partial(
+                _open_column, field.name, field.type, rows, partial(batches, i), packed
+            )
+            for i, field in enumerate(schema)
+        }
 
 
 def _open_column(
-    name: str, kind: Any, rows: int, batches: Callable[[int], Iterator[Any]]
+    name: str,
+    kind: Any,
+    rows: int,
+    batches: Callable[[int], Iterator[Any]],
+    packed: int | None,
 ) -> LazyArray:
     pa = _arrow()
     types = pa.types
@@ -108,7 +126,7 @@ def _open_column(
         shape = (rows, len(first[0]) if first else 0)
     # What `to_pandas_dtype` gives, for which older releases import pandas.
     dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
-    return Column(name, shape, dtype, batches)
+    return Column(name, shape, dtype, batches, packed)
 
 
 def _arrow(file: Place | None = None) -> Any:
@@ -139,7 +157,7 @@ def open_parquet(path: Place) -> Openers:
             for batch in file.iter_batches(rows, columns=[name], use_threads=False):
                 yield batch.column(0)
 
-    return _open_columns(schema, rows, batches)
+    return _open_columns(schema, rows, batches, size_of(path))
 
 
 # --- Arrow's own files --------------------------------------------------------------------------
@@ -149,14 +167,9 @@ def open_ipc(path: Place) -> Openers:
     """Return what opens each column of an Arrow or Feather file, or of a stream in a file."""
     pa = _arrow(path)
     with reading(pa.ArrowException):
-        _check_ends(path)
+        rows = count_rows(path)
         with _record_batches(path, None) as (schema, _):
-            if not len(schema):
-                raise FeaturesError("has no column")
-        # The narrowest column has the rows of all.
-        narrowest = min(range(len(schema)), key=lambda i: _bits(schema.field(i).type))
-        with _record_batches(path, narrowest) as (_, found):
-            rows = sum(batch.num_rows for batch in found)
+            pass
 
     def batches(column: int, rows: int) -> Iterator[Any]:
         done, ended = 0, False
@@ -174,20 +187,7 @@ def open_ipc(path: Place) -> Openers:
                 else:
                     ended = True
 
-    return _open_columns(schema, rows, batches)
-
-
-def _check_ends(path: Place) -> None:
-    """Refuse an old format, and a stream that a process has not finished."""
-    with path.open("rb", buffering=0) as stream:
-        head = stream.read(6)
-        if head[:4] == b"FEA1":
-            raise FeaturesError(
-                "is Feather of version 1; write it anew by pyarrow.feather.write_feather"
-            )
-        stream.seek(max(size_of(path) - len(_END), 0))
-        if head != _FILE and stream.read(len(_END)) != _END:
-            raise FeaturesError("is no Arrow file, or a stream that was not written to its end")
+    return _open_columns(schema, rows, batches, size_of(path))
 
 
 @contextmanager
@@ -197,9 +197,9 @@ def _record_batches(path: Place, column: int | None) -> Iterator[tuple[Any, Iter
     options = pa.ipc.IpcReadOptions(included_fields=None if column is None else [column])
     local = isinstance(path, Path)
     with pa.memory_map(str(path)) if local else pa.PythonFile(handle(path)) as source:
-        head = source.read(len(_FILE))
+        head = source.read(len(FILE))
         source.seek(0)
-        if head == _FILE:
+        if head == FILE:
             file = pa.ipc.open_file(source, options=options)
             yield file.schema, (file.get_batch(i) for i in range(file.num_record_batches))
         else:
@@ -214,14 +214,6 @@ def _slices(found: Iterator[Any], rows: int, start: int) -> Iterator[Any]:
         for at in range(max(0, start - first), batch.num_rows, rows):
             yield batch.column(0).slice(at, rows)
         first += batch.num_rows
-
-
-def _bits(kind: Any) -> int:
-    """Return the bits of a row of a column; many where rows differ."""
-    try:
-        return int(kind.bit_width)
-    except (ValueError, AttributeError):
-        return 2**40
 
 
 # --- in memory ----------------------------------------------------------------------------------

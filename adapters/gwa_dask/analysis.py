@@ -25,6 +25,7 @@ from gwa_offline.analysis.analysis import conclude, record_of
 from gwa_offline.analysis.parts import parts_of
 from gwa_offline.analysis.scoring import check_class_weights
 from gwa_offline.files.arrays import Held
+from gwa_offline.files.urls import place_of
 from gwa_offline.readers import Epoch, Features, Source, open_features
 from gwa_offline.store import FeaturesError, RunFolder
 
@@ -37,7 +38,7 @@ LARGEST = 1 << 18
 
 
 def analyse(
-    source: Source | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Any,
     *,
     client: Client | None = None,
     folder: str | os.PathLike[str] | None = None,
@@ -107,7 +108,7 @@ def analyse(
     >>> folder.cleanup()
     """
     if not isinstance(source, Source):
-        source = open_features(source)
+        source = open_features(_absolute(source))
     weights = check_class_weights(class_weights, loss=source.loss, num_classes=source.num_classes)
     with ExitStack() as stack:
         if folder is None:
@@ -120,6 +121,16 @@ def analyse(
         )
         writer.staging.clear()
     return report
+
+
+def _absolute(source: Any) -> Any:
+    """Return paths that mean the same in the folder of another process."""
+    if isinstance(source, str | os.PathLike):
+        place = place_of(source)
+        return place.absolute() if isinstance(place, Path) and source != "" else source
+    if isinstance(source, list | tuple):
+        return [_absolute(part) for part in source]
+    return source
 
 
 class _Job(NamedTuple):

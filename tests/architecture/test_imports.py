@@ -24,7 +24,7 @@ from source import (
 from gwa_core import GWATracker
 from gwa_core.signals import TrackedSignals
 
-FOREIGN = ("torch", "jax", "sklearn", "scipy", "matplotlib", "pandas", "plotly")
+FOREIGN = ("torch", "jax", "sklearn", "scipy", "matplotlib", "pandas", "plotly", "distributed")
 CORE_FILES = python_files(CORE)
 ADAPTER_FILES = python_files(ADAPTERS)
 PACKAGES = [CORE, *sorted(path.parent for path in ADAPTERS.glob("*/__init__.py"))]
@@ -77,17 +77,51 @@ def test_plumbing_does_not_know_the_house(path):
     assert all(name.startswith("gwa_core._lib") for name in used)
 
 
+# gwa_dask runs gwa_offline on a cluster. The command line of gwa_offline asks for it by name.
+ABOVE = {"gwa_dask": {"gwa_offline"}}
+COMMANDS = ADAPTERS / "gwa_offline" / "app" / "clusters.py"
+
+
+def may_import(path, name):
+    """Whether a file of an adapter may import a module of this house."""
+    own, top = path.relative_to(ADAPTERS).parts[0], name.partition(".")[0]
+    if not top.startswith("gwa_") or top in ("gwa_core", own) or top in ABOVE.get(own, ()):
+        return True
+    # Anyone may write a run folder; its module needs NumPy alone.
+    return name.startswith("gwa_offline.store") or (path == COMMANDS and name == "gwa_dask")
+
+
 @pytest.mark.parametrize("path", ADAPTER_FILES, ids=name_of)
 def test_an_adapter_knows_the_core_and_itself(path):
-    own = path.relative_to(ADAPTERS).parts[0]
     for name, line in imports(parse(path)):
         top = name.partition(".")[0]
-        if top.startswith("gwa_") and top not in ("gwa_core", own):
-            # Anyone may write a run folder; its module needs NumPy alone.
-            assert name.startswith("gwa_offline.store"), f"{name_of(path)}:{line} imports {name}"
+        assert may_import(path, name), f"{name_of(path)}:{line} imports {name}"
         if top == "gwa_core":
             private = "._" in name and name != "gwa_core.__version__"
             assert not private, f"{name_of(path)}:{line} imports {name}"
+
+
+def test_who_may_import_whom():
+    torch, dask = (ADAPTERS / name / "a.py" for name in ("gwa_torch", "gwa_dask"))
+    offline = ADAPTERS / "gwa_offline" / "readers.py"
+    assert may_import(torch, "gwa_offline.store")
+    assert not may_import(torch, "gwa_offline.readers")
+    assert may_import(dask, "gwa_offline.readers")
+    assert not may_import(dask, "gwa_torch.monitor")
+    assert not may_import(offline, "gwa_dask")
+    assert may_import(COMMANDS, "gwa_dask")
+    assert not may_import(COMMANDS, "gwa_dask.cluster")
+
+
+def test_what_stands_on_another_adapter_is_imported_when_it_is_asked_for():
+    top = [
+        alias.name
+        for node in parse(COMMANDS).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    ]
+    assert "gwa_dask" not in top
+    assert "gwa_dask" in {name for name, _ in imports(parse(COMMANDS))}
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.name)

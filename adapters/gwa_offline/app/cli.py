@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +14,7 @@ from gwa_offline.analysis import analyse as run_analysis
 from gwa_offline.analysis import average_checkpoints
 from gwa_offline.analysis.comparison import compare as run_comparison
 from gwa_offline.analysis.results import Report
+from gwa_offline.app.clusters import ClusterOptions
 from gwa_offline.app.demo import run_demo
 from gwa_offline.app.follow import watch
 from gwa_offline.app.options import (
@@ -70,6 +71,7 @@ def analyse(
     paths: Paths,
     rules: RuleOptions,
     options: SourceOptions,
+    clusters: ClusterOptions,
     out: Annotated[
         Path | None,
         FileOption("Folder for report.json, epochs.csv, samples.csv (and Parquet)."),
@@ -82,15 +84,16 @@ def analyse(
     terminal = Terminal(json=json, quiet=quiet)
     reports = []
     rule = rules.make()
-    for source in _open(paths, options):
-        report = _report(source, rule, terminal, options)
-        reports.append(report)
-        terminal.report(report)
-        if out is not None:
-            folder = out if len(paths) == 1 else out / report.name
-            written = report.to_csv(folder) + (report.to_parquet(folder) if parquet else [])
-            (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
-            terminal.wrote([folder / "report.json", *written])
+    with clusters.connect() as analysis_in:
+        for source in _open(clusters.places(paths), options):
+            folder = out if out is None or len(paths) == 1 else out / source.name
+            report = _report(source, rule, terminal, options, analysis_in(folder))
+            reports.append(report)
+            terminal.report(report)
+            if folder is not None:
+                written = report.to_csv(folder) + (report.to_parquet(folder) if parquet else [])
+                (folder / "report.json").write_text(report.to_json(), encoding="utf-8")
+                terminal.wrote([folder / "report.json", *written])
     terminal.json([report.to_json() for report in reports])
 
 
@@ -262,7 +265,13 @@ def _open(paths: Sequence[Path], options: SourceOptions) -> Iterator[Source]:
         yield replace(options.open(parts if len(parts) > 1 else parts[0]), name=name)
 
 
-def _report(source: Source, rule: Rule, terminal: Terminal, options: SourceOptions) -> Report:
+def _report(
+    source: Source,
+    rule: Rule,
+    terminal: Terminal,
+    options: SourceOptions,
+    analysis: Callable[..., Report] = run_analysis,
+) -> Report:
     smoothing = options.label_smoothing
     with terminal.progress(f"reading {source.name}") as progress:
-        return run_analysis(source, rule=rule, label_smoothing=smoothing, progress=progress)
+        return analysis(source, rule=rule, label_smoothing=smoothing, progress=progress)

@@ -210,7 +210,9 @@ def test_a_damaged_part_is_named(client, save_epochs, tmp_path):
         return arrays | {"logits": np.exp(logits) / np.exp(logits).sum(1, keepdims=True)}
 
     folder = save_epochs(3, probabilities)
-    with pytest.raises(FeaturesError, match=r"part-\d\.npz.*, rows \d+ to \d+: .*before the softmax"):
+    with pytest.raises(
+        FeaturesError, match=r"part-\d\.npz.*, rows \d+ to \d+: .*before the softmax"
+    ):
         analyse(folder, client=client, folder=tmp_path / "run")
 
 

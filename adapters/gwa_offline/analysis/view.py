@@ -23,6 +23,7 @@ __all__ = [
     "format_number",
     "healthy_epochs",
     "is_window",
+    "kept_of",
     "lowest_classes",
     "metric_names",
     "metric_values",
@@ -156,6 +157,12 @@ def class_ends(report: Findings, *, limit: int, k: int) -> list[ClassEnds]:
         if n:
             found.append(ClassEnds(name, len(ids), ids[:n], ids[::-1][:n]))
     return found
+
+
+def kept_of(report: Findings, sample: int) -> dict[str, Any]:
+    """Return what is carried along of a sample: plain values, None where unknown."""
+    found = {name: values[sample] for name, values in report.kept.items()}
+    return {name: x.item() if isinstance(x, np.generic) else x for name, x in found.items()}
 
 
 def occupied_bins(histograms: NDArray[np.int64]) -> slice:

@@ -149,6 +149,12 @@ class SourceOptions:
     columns: Annotated[
         str | None, typer.Option(help="Names in the files: latents=embedding,targets=y.")
     ] = None
+    keep: Annotated[
+        str | None, typer.Option(help="Columns of the files to show beside samples: path,url.")
+    ] = None
+    index: Annotated[
+        Path | None, FileOption("Columns to show beside samples: .csv or .parquet with an id.")
+    ] = None
 
     def open(self, path: Place | Sequence[Place]) -> Source:
         """Open a source with what the options add to it."""
@@ -165,7 +171,11 @@ class SourceOptions:
             given |= read_head(self.head)
         if self.class_names is not None:
             given["class_names"] = read_names(self.class_names)
-        return open_features(path, loss=self.loss, columns=self._columns(), **given)
+        if self.keep is not None:
+            given["keep"] = [name.strip() for name in self.keep.split(",")]
+        return open_features(
+            path, loss=self.loss, columns=self._columns(), index=self.index, **given
+        )
 
     def _columns(self) -> dict[str, str] | None:
         if self.columns is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
 import os
@@ -20,12 +18,15 @@ from gwa_offline.analysis.view import (
     class_ends,
     epoch_numbers,
     format_number,
+    kept_of,
     metric_names,
     percent,
     unit,
 )
+from gwa_offline.app.links import data_uri, shown
 from gwa_offline.figures.images import Images, ImageSource, match_images
 from gwa_offline.figures.interactive import BARS, make_figures
+from gwa_offline.files.rows import NAME
 
 try:
     import jinja2
@@ -80,6 +81,10 @@ def write_html(
 
     Notes
     -----
+    What the report carries along of each sample is in the table of labels: a web address (``http`` or
+    ``https``) and the relative path of an image as links. Paths count from the folder of the page, and an
+    image that lies under it is shown.
+
     The page contains plotly.js (4.6 MB) and loads nothing from the network. The same report gives
     the same bytes. The file is written whole or not at all. It lists at most 200 suspicious labels
     and shows at most 20 classes with images: size and time grow with T and C, not with N.
@@ -108,8 +113,8 @@ def write_html(
     found = None if images is None else match_images(images, report.num_samples)
     if metric is not None and metric not in metric_names(report):
         raise ValueError(f"`metric` must be one of {metric_names(report)}, got {metric!r}")
-    page = _render(report, found, metric, mode)
     path = Path(path)
+    page = _render(report, found, metric, mode, path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -121,12 +126,16 @@ def write_html(
 
 
 def _render(
-    report: Findings, images: Images | None, metric: str | None, mode: Literal["max", "min"]
+    report: Findings,
+    images: Images | None,
+    metric: str | None,
+    mode: Literal["max", "min"],
+    folder: Path,
 ) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"number": format_number, "percent": percent, "thumbnail": _thumbnail}
+    environment.filters |= {"number": format_number, "percent": percent, "thumbnail": data_uri}
     template = resources.files("gwa_offline.app").joinpath("report.html.jinja")
     shown = report.shown
     several = len(report.epochs) > 1
@@ -153,7 +162,10 @@ def _render(
         figures={name: json.loads(figure.to_json()) for name, figure in figures.items()},
         bars=BARS,
         classes=_class_samples(report),
-        suspicious=_suspicious(report),
+        suspicious=_suspicious(report, folder),
+        kept={
+            name: "number" if x.dtype.kind in "iuf" else "text" for name, x in report.kept.items()
+        },
         plotly_js=get_plotlyjs(),
     )
 
@@ -168,12 +180,6 @@ def _measure(value: float, error: float) -> str:
     return f"{value:.{decimals}f} ± {error:.{decimals}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _thumbnail(images: Images, sample: int) -> str:
-    data = io.BytesIO()
-    images.thumbnail(sample).save(data, format="PNG")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode("ascii")
-
-
 def _sample(report: Findings, sample: int) -> dict[str, Any]:
     """Describe one sample to the template."""
     given, predicted = (
@@ -182,6 +188,7 @@ def _sample(report: Findings, sample: int) -> dict[str, Any]:
     )
     return {
         "id": sample,
+        "name": kept_of(report, sample).get(NAME),
         "given": report.class_names[given] if given >= 0 else None,
         "predicted": report.class_names[predicted] if predicted >= 0 else None,
         "disagrees": min(given, predicted) >= 0 and given != predicted,
@@ -190,10 +197,13 @@ def _sample(report: Findings, sample: int) -> dict[str, Any]:
     }
 
 
-def _suspicious(report: Findings) -> list[dict[str, Any]]:
+def _suspicious(report: Findings, folder: Path) -> list[dict[str, Any]]:
     order = np.argsort(report.label_quality, kind="stable")  # puts nan last
     known = order[~np.isnan(report.label_quality[order])]
-    return [_sample(report, int(sample)) for sample in known[:_SUSPICIOUS]]
+    found = [_sample(report, int(sample)) for sample in known[:_SUSPICIOUS]]
+    for sample in found:
+        sample["kept"] = [shown(x, folder) for x in kept_of(report, sample["id"]).values()]
+    return found
 
 
 def _class_samples(report: Findings) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from rich.cells import cell_len
 
 __all__ = ["NAMES", "clean", "fitting"]
 
-# Columns of names, which are folded where they are long, to no less than this.
+# Columns of words, which are folded where they are long, to no less than this.
 NAMES = ("label", "model says", "run", "checkpoint", "signal")
 SHORTEST_NAME = 12
 
@@ -23,7 +23,11 @@ def clean(text: str) -> str:
 
 
 def fitting(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], width: int, less: Sequence[str]
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    width: int,
+    less: Sequence[str],
+    words: Sequence[str] = NAMES,
 ) -> list[int]:
     """Return the positions of the columns of a table that fit beside each other, in order.
 
@@ -37,6 +41,8 @@ def fitting(
         Characters of a line.
     less : sequence of str
         Columns that may go, the first one first.
+    words : sequence of str
+        Columns that may be folded.
 
     Returns
     -------
@@ -46,7 +52,7 @@ def fitting(
     sizes = []
     for i, column in enumerate(columns):
         size = max(cell_len(cell) for cell in [column, *(row[i] for row in rows)])
-        sizes.append(min(size, max(SHORTEST_NAME, cell_len(column))) if column in NAMES else size)
+        sizes.append(min(size, max(SHORTEST_NAME, cell_len(column))) if column in words else size)
     kept = list(range(len(columns)))
     for column in less:
         # Three spaces between columns, and two at both ends.

@@ -24,6 +24,7 @@ from gwa_offline.analysis.results import Report
 from gwa_offline.analysis.view import (
     average_sentence,
     epoch_numbers,
+    kept_of,
     lowest_classes,
     percent,
     position,
@@ -94,8 +95,12 @@ class Terminal:
         rows: Sequence[Sequence[str]],
         *,
         less: Sequence[str] = (),
+        words: Sequence[str] = (),
     ) -> None:
-        """Print a table; where it is too wide, the columns in `less` go, the first one first."""
+        """Print a table; where it is too wide, the columns in `less` go, the first one first.
+
+        Columns of words may be folded, beside those of names.
+        """
         if self._json:
             return
         rows = [[clean(cell) for cell in row] for row in rows]
@@ -105,12 +110,13 @@ class Terminal:
             for row in rows:
                 print("\t".join(row))
             return
-        kept = fitting(columns, rows, self._out.width, less)
+        less, words = [clean(column) for column in less], [*NAMES, *map(clean, words)]
+        kept = fitting(columns, rows, self._out.width, less, words)
         table = Table(title=Text(clean(title)), box=box.SIMPLE_HEAD, title_justify="left")
         for i in kept:
             # Names may be cut, numbers never.
-            words = columns[i] in NAMES
-            table.add_column(Text(columns[i]), justify="right", no_wrap=not words)
+            no_wrap = columns[i] not in words
+            table.add_column(Text(columns[i]), justify="right", no_wrap=no_wrap, overflow="fold")
         for row in rows:
             table.add_row(*(Text(row[i]) for i in kept))
         self._out.print(table)
@@ -232,16 +238,18 @@ class Terminal:
                     found = found[lowest_classes(report, SHOWN_CLASSES)]
                 ids += [int(i) for i in found.ravel() if i >= 0]
         rows = [_sample(report, i) for i in ids]
-        columns = ["id", "label", "model says", "label quality", "alignment"]
-        less = ["alignment", "label quality", "model says"]
-        self._table(f"{report.name}: samples to look at", columns, rows, less=less)
+        kept = list(report.kept)
+        columns = ["id", *kept, "label", "model says", "label quality", "alignment"]
+        less = ["alignment", *reversed(kept[1:]), "label quality", "model says", *kept[:1]]
+        title = f"{report.name}: samples to look at"
+        self._table(title, columns, rows, less=less, words=kept)
         if few:
             self._line(
                 f"These are of the {SHOWN_CLASSES} classes of lowest mean alignment, of "
                 f"{report.num_classes} classes; --json has all."
             )
-        names = ["id", "label", "prediction", "label_quality", "alignment"]
-        values = [[i, *_facts(report, i)] for i in ids]
+        names = ["id", "label", "prediction", "label_quality", "alignment", *kept]
+        values = [[i, *_facts(report, i), *kept_of(report, i).values()] for i in ids]
         self.json([dict(zip(names, row, strict=True)) for row in values])
 
     def comparison(self, comparison: Comparison) -> None:
@@ -340,4 +348,5 @@ def _facts(report: Report, sample: int) -> list[Any]:
 def _sample(report: Report, sample: int) -> list[str]:
     label, prediction, quality, score = _facts(report, sample)
     numbers = [significant(quality, around=0.5), significant(score, sign="+")]
-    return [str(sample), label or "-", prediction or "-", *numbers]
+    kept = ["-" if x is None else str(x) for x in kept_of(report, sample).values()]
+    return [str(sample), *kept, label or "-", prediction or "-", *numbers]

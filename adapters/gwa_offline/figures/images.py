@@ -17,9 +17,10 @@ try:
 except ImportError as error:
     raise ImportError("images need pillow: pip install 'gwa-core[report]'") from error
 
-__all__ = ["ImageSource", "Images", "match_images", "open_images"]
+__all__ = ["SUFFIXES", "ImageSource", "Images", "match_images", "open_images"]
 
-_SUFFIXES = frozenset(
+# Of the files that are taken for images.
+SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 
@@ -229,14 +230,14 @@ def _open_folder(folder: Path) -> Images:
         (
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in _SUFFIXES and not path.name.startswith(".")
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
         ),
         # Part by part, so that classes in subfolders come in torchvision's ImageFolder order.
         key=lambda path: path.relative_to(folder).parts,
     )
     if not files:
         raise FeaturesError(
-            f"`source` must be a folder of image files ({', '.join(sorted(_SUFFIXES))}), "
+            f"`source` must be a folder of image files ({', '.join(sorted(SUFFIXES))}), "
             f"got {folder} without any"
         )
     stems = [path.stem for path in files]

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from adapters.offline.reports import BEST, NAMES, SICK, UNSCORED, UNSEEN, N, make_report
 from adapters.offline.test_curves import COLUMNS, run
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from gwa_core import Selection
 from gwa_offline.analysis.curves import signal_curves
 from gwa_offline.analysis.view import average_sentence
+from gwa_offline.app.links import address_of
 from gwa_offline.app.report import write_html
 from gwa_offline.store import FeaturesError
 
@@ -243,6 +245,92 @@ def test_download_holds_the_rows_shown(open_page: Open, html: Path, tmp_path: Pa
         # No spreadsheet may run a class name as a formula.
         assert row["given_label"].removeprefix("'") == NAMES[report.targets[i]]
         assert not row["given_label"].startswith("=")
+
+
+HOSTILE = (
+    "javascript:alert(1)",
+    "JavaScript:alert(1)//x.png",
+    "data:text/html,<script>alert(1)</script>",
+    "//example.org/x.png",
+    "\\\\example.org\\x.png",
+    "/etc/x.png",
+    "C:/x.png",
+    "file:///etc/x.png",
+    "vbscript:x.png",
+    "http:x.png",
+    "https://",
+    "http://[/x",
+    "https://example.org/\njavascript:alert(1)",
+    "\tjavascript:alert(1)//x.png",
+    '"><script>alert(1)</script>',
+)
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_what_is_no_address_is_no_link(text: str) -> None:
+    assert address_of(text) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("https://example.org/a?b=1&c=2#d", "https://example.org/a?b=1&c=2#d"),
+        ("HTTP://example.org", "HTTP://example.org"),
+        ("img/1.png", "img/1.png"),
+        ("../a b/50%#1?.JPEG", "../a%20b/50%25%231%3F.JPEG"),
+        (" javascript.png", "%20javascript.png"),
+        ("a/b:c.png", "a/b%3Ac.png"),
+        ("x.pdf", None),
+        ("cat", None),
+    ],
+)
+def test_addresses_and_paths_of_images_are_links(text: str, address: str | None) -> None:
+    assert address_of(text) == address
+
+
+def test_what_is_kept_is_shown_with_links_and_pictures(open_page: Open, tmp_path: Path) -> None:
+    first, second, third = lowest()[:3]
+    values = np.full(N, None, object)
+    values[: len(HOSTILE)] = HOSTILE
+    values[[first, second, third]] = ["img/a b.png", "https://example.org/?a=1&b=<2>", "../x.png"]
+    places = tmp_path / "out" / "img"
+    places.mkdir(parents=True)
+    for file in (places / "a b.png", tmp_path / "x.png"):  # the second is outside of the folder
+        Image.fromarray(IMAGES[0]).save(file)
+    width = np.arange(N) * 10
+    report = make_report(kept={"<b>place</b>, etc": values, "width": width})
+    page = open_page(write_html(report, tmp_path / "out" / "r.html"))
+    assert column(page, "width") == [str(10 * i) for i in lowest()]
+    assert column(page, "<b>place</b>, etc")[:3] == list(values[[first, second, third]])
+    links = page.locator("#suspicious td a")
+    assert links.evaluate_all("links => links.map(a => a.getAttribute('href'))") == [
+        "img/a%20b.png", "https://example.org/?a=1&b=<2>", "../x.png"
+    ]  # fmt: skip
+    pictures = page.locator("#suspicious td a img")
+    assert pictures.count() == 1
+    assert pictures.evaluate("image => [image.naturalWidth, image.clientWidth]") == [12, 44]
+    assert links.first.evaluate("a => new URL(a.href).protocol") == "file:"
+    head = page.locator("th[data-key=width] button")
+    head.click()
+    head.click()
+    assert column(page, "width") == [str(10 * i) for i in sorted(lowest(), reverse=True)]
+    page.locator("#filter").fill("EXAMPLE.org/?")
+    assert column(page, "id") == [str(second)]
+    with page.expect_download() as download:
+        page.locator("#download").click()
+    download.value.save_as(tmp_path / "labels.csv")
+    with (tmp_path / "labels.csv").open(newline="", encoding="utf-8") as file:
+        (row,) = csv.DictReader(file)
+    assert (row["<b>place</b>, etc"], row["width"]) == (values[second], str(10 * second))
+    assert row["given_label"]
+    assert row["predicted_label"]
+
+
+def test_names_of_rows_are_beside_the_images(html: Path, tmp_path: Path) -> None:
+    assert 'class="id" title=' not in html.read_text(encoding="utf-8")
+    names = np.array([f"<{i}>.png" for i in range(N)], object)
+    page = write_html(make_report(kept={"name": names}), tmp_path / "r.html", images=IMAGES)
+    assert 'class="id" title="&lt;' in page.read_text(encoding="utf-8")
 
 
 def test_colours_follow_the_scheme_and_print_is_light(open_page: Open, html: Path) -> None:

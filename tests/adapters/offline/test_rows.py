@@ -11,7 +11,13 @@ import pyarrow.feather as feather
 import pyarrow.parquet as pq
 import pytest
 
+pytest.importorskip("typer")
+
+from adapters.offline.test_cli import gwa
+
 from gwa_offline import RunFolder, analyse, open_features
+from gwa_offline.app.tables import NAMES as NAMES_OF_COLUMNS
+from gwa_offline.app.tables import fitting
 from gwa_offline.store import FeaturesError
 
 N, C, D = 40, 3, 5
@@ -450,6 +456,42 @@ def test_files_have_what_was_kept(report, tmp_path):
     assert found["note"] == report.kept["note"].tolist()
     value = json.loads(report.to_json())
     assert value["kept"] == {name: x.tolist() for name, x in report.kept.items()}
+
+
+def test_commands_take_what_to_keep(tmp_path):
+    file = write_npz(tmp_path / "a", NAMED | COLUMNS)
+    index = write_index(tmp_path / "rows.csv", FILES, note=[f"[/]{i}" for i in range(N)])
+    options = ("--keep", "path, width", "--index", index, "--lowest", 3)
+    done = gwa("samples", file, *options)
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert rows[0] == [
+        "id", "name", "path", "width", "note", "label", "model says", "label quality", "alignment"
+    ]  # fmt: skip
+    worst = analyse(file).rank(3)
+    for row, i in zip(rows[1:], worst, strict=True):
+        assert row[:5] == [str(i), FILES[i], FILES[i], str(COLUMNS["width"][i]), f"[/]{i}"]
+        assert {row[5], row[6]} <= set(NAMES)
+    found = json.loads(gwa("samples", file, *options, "--json").stdout)
+    assert [row["note"] for row in found] == [f"[/]{i}" for i in worst]
+    assert [row["width"] for row in found] == [int(COLUMNS["width"][i]) for i in worst]
+    done = gwa("analyse", file, *options[:-2], "--out", tmp_path / "out", "--parquet")
+    assert done.returncode == 0, done.stderr
+    assert pq.read_table(tmp_path / "out" / "samples.parquet")["path"].to_pylist() == FILES.tolist()
+    for command in ("stop", "report"):
+        where = ("--out", tmp_path / "r.html") if command == "report" else ()
+        done = gwa(command, file, *options[:-2], *where)
+        assert done.returncode == 0, done.stderr
+    done = gwa("samples", file, "--keep", "nothing")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "`keep` names 'nothing'" in done.stderr
+
+
+def test_on_a_narrow_terminal_columns_go_and_paths_are_folded(report):
+    columns = ["id", *report.kept, "label"]
+    rows = [["1", "img/" + "x" * 60, "12345", "a" * 40, "dog"]]
+    words = [*NAMES_OF_COLUMNS, *report.kept]
+    assert fitting(columns, rows, 70, ["note", "width"], words) == [0, 1, 2, 3, 4]
+    assert fitting(columns, rows, 45, ["note", "width"], words) == [0, 1, 2, 4]
 
 
 def test_a_frame_has_the_samples(report):

@@ -7,7 +7,8 @@ A page holds its own prose, and a place for each table:
 
 The tables of `backends.md` come from tests/backends.py. Those of `bad-input.md` come from the tables
 called CASES in tests/core and tests/adapters, whose rows begin with a name and a function that raises;
-the message shown is the one it raised. Those of `torch/situations.md` and `torch/losses.md` are what
+the message shown is the one it raised. That of `formats.md` is in
+tests/adapters/offline/sources.py. Those of `torch/situations.md` and `torch/losses.md` are what
 their tests run. What was measured is in measured.py. A test compares the committed pages with these.
 """
 
@@ -197,9 +198,22 @@ def losses_tables() -> dict[str, str]:
     }
 
 
+def sources_tables() -> dict[str, str]:
+    """Return the kinds of source that are tested."""
+    from adapters.offline import sources
+
+    head = ["source", "written by", "rows", "its head", "behind an address"]
+    kinds = (
+        [kind.name, kind.written, kind.about, kind.head, "yes" if kind.remote else "no"]
+        for kind in sources.KINDS
+    )
+    return {"sources": table(head, kinds)}
+
+
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "backends.md": backends_tables,
     "bad-input.md": bad_input_tables,
+    "formats.md": sources_tables,
     "results/index.md": measured.results_tables,
     "sklearn/cleanlab.md": measured.labels_tables,
     "torch/losses.md": losses_tables,

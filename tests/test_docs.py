@@ -12,6 +12,7 @@ import pytest
 from backends import require
 
 import gwa_core
+import gwa_dask
 import gwa_jax
 import gwa_offline
 import gwa_sklearn
@@ -21,12 +22,13 @@ from gwa_offline import analysis, app, figures
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PACKAGES = [gwa_core, signals, gwa_jax, gwa_offline, gwa_sklearn, gwa_torch]
+PACKAGES = [gwa_core, signals, gwa_dask, gwa_jax, gwa_offline, gwa_sklearn, gwa_torch]
 WINGS = [analysis, figures, app]
 FOLDERS = {"gwa_core": "", "gwa_core.signals": "signals"}
 GENERATED = {
     "backends.md",
     "bad-input.md",
+    "formats.md",
     "sklearn/cleanlab.md",
     "torch/losses.md",
     "torch/situations.md",

@@ -131,12 +131,15 @@ def open_features(
 
     Parameters
     ----------
-    path : path, or sequence of path
-        A ``.npz``, ``.safetensors`` or ``.parquet`` file; a folder of ``.npy`` files
-        (``latents.npy``, ``weight.npy``, ``targets.npy``); a folder of such snapshots whose names
-        have the number of the epoch (``epoch_3.npz``); or a run folder. A list, a pattern
-        (``"epoch_3/part-*.parquet"``) and a folder of parts are one epoch in several files. The arrays
-        are ``latents`` (n, D), ``weight`` (C, D), ``targets`` (n,) or (n, C), and optionally
+    path : path, address, mapping, table, or sequence of them
+        A ``.npz``, ``.safetensors``, ``.parquet``, ``.arrow``, ``.feather`` or ``.pt`` file; a folder of
+        ``.npy`` files (``latents.npy``, ``weight.npy``, ``targets.npy``), or one that Hugging Face
+        saved; a folder of such snapshots whose names have the number of the epoch (``epoch_3.npz``), or
+        of partitions; or a run folder. A list, a pattern (``"epoch_3/part-*.parquet"``) and a folder of
+        parts are one epoch in several files. An address such as ``"s3://bucket/epoch_3"`` stands for a
+        path. A mapping has arrays of any library by name, or epochs by number; a table is of Arrow,
+        pandas, Polars or Hugging Face. The arrays are ``latents`` (n, D), ``weight`` (C, D),
+        ``targets`` (n,) or (n, C), and optionally
         ``logits`` (n, C), ``bias`` (C,) and ``ids`` (n,).
     weight : array of shape (C, D), optional
         For files without it. Beside ``x.parquet`` a file ``x.weight.npy`` does the same.
@@ -169,7 +172,8 @@ def open_features(
     Notes
     -----
     Reads the headers, targets and ids of all epochs; latents and logits are read by
-    `Features.blocks`, in blocks. Compressed ``.npz`` files are inflated as they are read.
+    `Features.blocks`, in blocks. Compressed ``.npz`` files are inflated as they are read. Files behind
+    an address are fetched by ranges.
 
     Parts are joined by their ``ids``. Without them the rows count from the first part to the last, in
     the order of the names, where ``part-2`` is before ``part-10``, or in that of the list.

@@ -38,7 +38,7 @@ __all__ = ["analyse", "conclude", "record_of"]
 
 
 def analyse(
-    source: Source | str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    source: Any,
     *,
     rule: Rule | None = None,
     label_smoothing: float = 0.0,
@@ -51,7 +51,7 @@ def analyse(
 
     Parameters
     ----------
-    source : Source, path or sequence of path
+    source : Source, or what `open_features` takes
         What `open_features` returned or takes.
     rule : gwa_core.Rule, optional
         The stopping rule, default ``MaxSeparation()``. A message says where the paper's rule,

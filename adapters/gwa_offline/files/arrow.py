@@ -60,9 +60,16 @@ class _Table(NamedTuple):
             yield struct.unpack_from("<" + kind, self.data, start + 4 + i * struct.calcsize(kind))
 
 
-def count_rows(path: Place) -> int:
-    """Return the rows of all batches; refuse a file that is not whole, or inflates beyond reason."""
-    size, rows = size_of(path), 0
+class Contents(NamedTuple):
+    """What the batches of a file hold."""
+
+    rows: int
+    compressed: bool
+
+
+def read_contents(path: Place) -> Contents:
+    """Look at all batches; refuse a file that is not whole, or inflates beyond reason."""
+    size, rows, compressed = size_of(path), 0, False
     with path.open("rb", buffering=0) as stream:
         head = _read(stream, 0, len(FILE))
         if head[:4] == b"FEA1":
@@ -77,8 +84,12 @@ def count_rows(path: Place) -> int:
             raise FeaturesError("is no Arrow file, or a stream that was not written to its end")
         for place in places:
             message, body = _message(stream, place)
-            rows += _check_batch(stream, message, body)
-    return rows
+            if not 0 <= message.number(3, "q") <= size - body:
+                raise FeaturesError("has a batch that is longer than the file; it is truncated")
+            found = _check_batch(stream, message, body)
+            rows += found.rows
+            compressed |= found.compressed
+    return Contents(rows, compressed)
 
 
 def _read(stream: IO[bytes], start: int, size: int) -> bytes:
@@ -94,7 +105,10 @@ def _places_in_file(stream: IO[bytes], size: int) -> Iterator[int]:
     data = _read(stream, size - 10 - length, length)
     footer = _Table(data, struct.unpack_from("<I", data)[0])
     for number in (2, 3):  # dictionaries, batches
-        yield from (place for place, _, _ in footer.structs(number, "qi4xq"))
+        for place, table, body in footer.structs(number, "qi4xq"):
+            if min(place, table, body) < 0 or place + table + body > size:
+                raise FeaturesError("has a batch that is longer than the file; it is truncated")
+            yield place
 
 
 def _places_in_stream(stream: IO[bytes], size: int) -> Iterator[int]:
@@ -103,18 +117,17 @@ def _places_in_stream(stream: IO[bytes], size: int) -> Iterator[int]:
     while place + 8 < size:
         message, body = _message(stream, place)
         if message.at == 0:
+            if place + 8 < size:
+                raise FeaturesError(
+                    "has data behind its end, as streams have that were put together"
+                )
             return
         yield place
-        length = message.number(3, "q")
-        if not 0 <= length <= size - body:
-            raise FeaturesError("has a message that is longer than the file; it is truncated")
-        place = body + length
+        place = body + message.number(3, "q")
 
 
 def _message(stream: IO[bytes], place: int) -> tuple[_Table, int]:
     """Return a message, and where its body is; at 0 the end of a stream."""
-    if place < 0:
-        raise FeaturesError("has a message before its beginning; the file is damaged")
     mark, length = struct.unpack("<Ii", _read(stream, place, 8))
     start = place + 8
     if mark != 0xFFFFFFFF:  # as it was before Arrow 0.15
@@ -125,14 +138,15 @@ def _message(stream: IO[bytes], place: int) -> tuple[_Table, int]:
     return _Table(data, struct.unpack_from("<I", data)[0] if length else 0), start + length
 
 
-def _check_batch(stream: IO[bytes], message: _Table, body: int) -> int:
-    """Return the rows of a batch; 0 for other messages."""
+def _check_batch(stream: IO[bytes], message: _Table, body: int) -> Contents:
+    """Return what a batch holds; other messages hold nothing."""
     kind, batch = message.number(1, "B"), message.table(2)
     if kind == _DICTIONARY and batch is not None:
         batch = batch.table(1)
     if batch is None or kind not in (_DICTIONARY, _BATCH):
-        return 0
-    if batch.field(3) is not None:  # compressed: each buffer says first what it inflates to
+        return Contents(0, compressed=False)
+    compressed = batch.field(3) is not None
+    if compressed:  # each buffer says first what it inflates to
         packed = inflated = 0
         for offset, length in batch.structs(2, "qq"):
             if length >= 8:
@@ -146,4 +160,4 @@ def _check_batch(stream: IO[bytes], message: _Table, body: int) -> int:
     rows = batch.number(0, "q")
     if rows < 0:
         raise FeaturesError(f"has a batch of {rows} rows; the file is damaged")
-    return rows if kind == _BATCH else 0
+    return Contents(rows if kind == _BATCH else 0, compressed)

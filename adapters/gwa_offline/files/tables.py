@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_offline.files.arrays import LazyArray, Openers
-from gwa_offline.files.arrow import FILE, count_rows
+from gwa_offline.files.arrow import FILE, read_contents
 from gwa_offline.files.errors import FeaturesError, reading
 from gwa_offline.files.urls import Place, handle, size_of
 
@@ -167,36 +167,37 @@ def open_ipc(path: Place) -> Openers:
     """Return what opens each column of an Arrow or Feather file, or of a stream in a file."""
     pa = _arrow(path)
     with reading(pa.ArrowException):
-        rows = count_rows(path)
-        with _record_batches(path, None) as (schema, _):
+        contents = read_contents(path)
+        with _record_batches(path) as (schema, _):
             pass
+    # Arrow copies where it reads some columns only, and inflates all where it reads all.
+    mapped = isinstance(path, Path)
+    alone = contents.compressed or not mapped
 
     def batches(column: int, rows: int) -> Iterator[Any]:
         done, ended = 0, False
         while not ended:
-            start = done
-            with _record_batches(path, column) as (_, found):
-                for array in _slices(found, rows, start):
+            touched, start = 0, done
+            with _record_batches(path, column if alone else None) as (_, found):
+                for array in _slices(found, 0 if alone else column, rows, start):
                     array.validate(full=True)  # a file may say anything of its buffers
-                    done += len(array)
+                    done, touched = done + len(array), touched + array.nbytes
                     yield array
-                    if isinstance(path, Path) and (done - start) * array.nbytes > _MAPPED * len(
-                        array
-                    ):
+                    if mapped and touched > _MAPPED:
                         break
                 else:
                     ended = True
 
-    return _open_columns(schema, rows, batches, size_of(path))
+    return _open_columns(schema, contents.rows, batches, size_of(path))
 
 
 @contextmanager
-def _record_batches(path: Place, column: int | None) -> Iterator[tuple[Any, Iterator[Any]]]:
-    """Open a file, and give its schema and record batches, of one column only."""
+def _record_batches(path: Place, only: int | None = None) -> Iterator[tuple[Any, Iterator[Any]]]:
+    """Open a file, and give its schema and record batches, of all columns or of one only."""
     pa = _arrow(path)
-    options = pa.ipc.IpcReadOptions(included_fields=None if column is None else [column])
-    local = isinstance(path, Path)
-    with pa.memory_map(str(path)) if local else pa.PythonFile(handle(path)) as source:
+    options = pa.ipc.IpcReadOptions(included_fields=None if only is None else [only])
+    mapped = isinstance(path, Path)
+    with pa.memory_map(str(path)) if mapped else pa.PythonFile(handle(path)) as source:
         head = source.read(len(FILE))
         source.seek(0)
         if head == FILE:
@@ -207,12 +208,12 @@ def _record_batches(path: Place, column: int | None) -> Iterator[tuple[Any, Iter
             yield stream.schema, iter(stream)
 
 
-def _slices(found: Iterator[Any], rows: int, start: int) -> Iterator[Any]:
-    """Yield the column of record batches from a row on, in pieces of at most some rows."""
+def _slices(found: Iterator[Any], column: int, rows: int, start: int) -> Iterator[Any]:
+    """Yield a column of record batches from a row on, in pieces of at most some rows."""
     first = 0
     for batch in found:
         for at in range(max(0, start - first), batch.num_rows, rows):
-            yield batch.column(0).slice(at, rows)
+            yield batch.column(column).slice(at, rows)
         first += batch.num_rows
 
 

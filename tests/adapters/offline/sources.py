@@ -287,6 +287,11 @@ class Kind(NamedTuple):
     head: str = "in it"
     on_disk: bool = True
 
+    @property
+    def remote(self):
+        """Whether it is read behind an address."""
+        return self.on_disk and self.write is not checkpoint
+
 
 KINDS = [
     Kind("`.npz`", "`numpy.savez`", npz, "blocks of rows; a compressed one from its beginning"),

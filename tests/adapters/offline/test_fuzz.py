@@ -6,11 +6,14 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from adapters.offline import sources
 from adapters.offline.sources import KINDS, make_epoch
@@ -115,6 +118,59 @@ def test_damage_is_one_error_in_little_memory(tmp_path, little_memory, write, re
         file.write_bytes(good[file])
     assert errors > EACH // 4
     assert tried(read, source)[0] is None
+
+
+def many_rows(folder):
+    """Little bytes that say truly that they are many rows."""
+    n = 2**23
+    latents = pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(n, np.float32)), 1)
+    columns = {"latents": latents, "targets": np.zeros(n, int), "ids": np.zeros(n, int)}
+    np.save(folder / "x.weight.npy", np.ones((2, 1)))
+    return pa.table(columns)
+
+
+def parquet_bomb(folder):
+    pq.write_table(many_rows(folder), folder / "x.parquet", compression="zstd")
+    return folder / "x.parquet"
+
+
+def arrow_bomb(folder, new=pa.ipc.new_file):
+    table, options = many_rows(folder), pa.ipc.IpcWriteOptions(compression="zstd")
+    file = folder / "x.arrow"
+    with pa.OSFile(str(file), "wb") as sink, new(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return file
+
+
+def stream_bomb(folder):
+    return arrow_bomb(folder, pa.ipc.new_stream)
+
+
+def repeated_tensor(folder):
+    torch = pytest.importorskip("torch")
+    ones = torch.ones(1, 1)
+    arrays = {"latents": ones.expand(10**9, 8), "targets": ones.int()[0].expand(10**9)}
+    torch.save({**arrays, "weight": ones.expand(2, 8)}, folder / "x.pt")
+    return folder / "x.pt"
+
+
+@pytest.mark.parametrize("write", [parquet_bomb, arrow_bomb, stream_bomb, repeated_tensor])
+def test_what_inflates_beyond_reason_is_refused_before_it(tmp_path, write):
+    source = write(tmp_path)
+    assert source.stat().st_size < 3e5
+    error, grown = tried(read_source, source)
+    assert re.search(r"inflates (a batch )?from|that are repeated to", error)
+    assert grown < 100 * 2**20
+
+
+def test_streams_that_were_put_together_are_not_read_in_half(tmp_path):
+    table = sources.table_of(make_epoch())
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    (tmp_path / "x.arrow").write_bytes(2 * sink.getvalue().to_pybytes())
+    with pytest.raises(FeaturesError, match=r"x\.arrow: has data behind its end"):
+        open_features(tmp_path / "x.arrow")
 
 
 def test_the_measurement_sees_what_was_given_back():

@@ -24,7 +24,7 @@ from gwa_offline.store import FeaturesError
 
 fsspec = pytest.importorskip("fsspec")
 
-FILES = [kind for kind in KINDS if kind.on_disk and kind.write is not sources.checkpoint]
+FILES = [kind for kind in KINDS if kind.remote]
 all_files = pytest.mark.parametrize("kind", FILES, ids=lambda kind: kind.write.__name__)
 
 

@@ -35,7 +35,7 @@ class Sliced:
         return self._read(0, 0).dtype
 
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
-        """Yield blocks of `rows` rows, the last one shorter."""
+        """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
         for start in range(0, self.shape[0], rows):
             yield self._read(start, start + rows)
 
@@ -43,7 +43,8 @@ class Sliced:
         with blame(f"`{self.name}`"), reading():
             piece = self.array[start:stop]
         block = on_host(self.name, piece)
-        return np.ascontiguousarray(block.astype(block.dtype.newbyteorder("="), copy=False))
+        # A copy: what it was cut from is the user's.
+        return np.array(block, dtype=block.dtype.newbyteorder("="), order="C")
 
 
 def on_host(name: str, array: Any) -> NDArray[Any]:

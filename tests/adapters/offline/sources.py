@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from backends import require
 
 N, C, D = 61, 3, 5
 CUTS = [0, 7, 7 + 30, N]
@@ -39,8 +40,7 @@ def parts_of(arrays, cuts=CUTS):
 
 def table_of(arrays):
     """The rows as a table of Arrow; the head is no column."""
-    import pyarrow as pa
-
+    pa = require("pyarrow")
     flat = pa.array(arrays["latents"].reshape(-1))
     latents = pa.FixedSizeListArray.from_arrays(flat, arrays["latents"].shape[1])
     return pa.table({"latents": latents, "targets": arrays["targets"], "ids": arrays["ids"]})
@@ -67,31 +67,26 @@ def npy_folder(folder, arrays):
 
 
 def safetensors(folder, arrays):
-    from safetensors.numpy import save_file
-
+    save_file = require("safetensors.numpy").save_file
     save_file(arrays, folder / "x.safetensors")
     return folder / "x.safetensors"
 
 
 def parquet(folder, arrays):
-    import pyarrow.parquet as pq
-
+    pq = require("pyarrow.parquet")
     pq.write_table(table_of(arrays), folder / "x.parquet", row_group_size=13)
     save_head(arrays, folder / "x")
     return folder / "x.parquet"
 
 
 def feather(folder, arrays):
-    import pyarrow.feather
-
-    pyarrow.feather.write_feather(table_of(arrays), folder / "x.feather", chunksize=13)
+    require("pyarrow.feather").write_feather(table_of(arrays), folder / "x.feather", chunksize=13)
     save_head(arrays, folder / "x")
     return folder / "x.feather"
 
 
 def checkpoint(folder, arrays):
-    import torch
-
+    torch = require("torch")
     torch.save({name: torch.as_tensor(x) for name, x in arrays.items()}, folder / "x.pt")
     return folder / "x.pt"
 
@@ -121,8 +116,7 @@ def folder_of_parts(folder, arrays):
 
 
 def numbered_of(folder, arrays):
-    from safetensors.numpy import save_file
-
+    save_file = require("safetensors.numpy").save_file
     (folder / "x").mkdir()
     for i, part in enumerate(parts_of(arrays)):
         part = {name: np.ascontiguousarray(x) for name, x in part.items()}
@@ -131,8 +125,7 @@ def numbered_of(folder, arrays):
 
 
 def hugging_face(folder, arrays):
-    import datasets
-
+    datasets = require("datasets")
     data = hugging_face_dataset(folder, arrays)
     datasets.disable_progress_bars()
     data.save_to_disk(folder / "x", num_shards=3)
@@ -143,8 +136,7 @@ def hugging_face(folder, arrays):
 
 
 def arrow_folder(folder, arrays):
-    import pyarrow as pa
-
+    pa = require("pyarrow")
     (folder / "epoch_0").mkdir()
     for i, part in enumerate(parts_of(arrays)):
         table = table_of(part)
@@ -158,9 +150,7 @@ def arrow_folder(folder, arrays):
 
 
 def partitioned(folder, arrays):
-    import pyarrow as pa
-    import pyarrow.dataset as ds
-
+    pa, ds = require("pyarrow"), require("pyarrow.dataset")
     table = table_of(arrays).append_column("epoch", pa.array(np.zeros(len(arrays["ids"]), int)))
     keys = pa.schema([table.schema.field("epoch"), table.schema.field("targets")])
     ds.write_dataset(
@@ -179,23 +169,20 @@ def mapping(folder, arrays):
 
 
 def tensors(folder, arrays):
-    import torch
-
+    torch = require("torch")
     found: dict[str, Any] = {name: torch.as_tensor(array) for name, array in arrays.items()}
     found["weight"].requires_grad_()
     return found
 
 
 def hugging_face_dataset(folder, arrays):
-    import datasets
-
+    datasets = require("datasets")
     columns = {name: arrays[name] for name in ("latents", "targets", "ids")}
     return datasets.Dataset.from_dict(columns)
 
 
 def arrow_dataset(folder, arrays):
-    import pyarrow.dataset as ds
-
+    ds = require("pyarrow.dataset")
     return ds.dataset(parquet(folder, arrays))
 
 

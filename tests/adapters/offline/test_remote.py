@@ -17,14 +17,16 @@ from adapters.offline.runs import ABOUT, write
 from adapters.offline.sources import KINDS, make_epoch, serving
 from adapters.offline.test_cli import gwa
 from adapters.offline.test_sources import check_same
+from backends import require
 
 from gwa_offline import RunFolder, analyse, open_features
 from gwa_offline.files.urls import Url, place_of
 from gwa_offline.store import FeaturesError
 
-fsspec = pytest.importorskip("fsspec")
+fsspec = require("fsspec")
 
 FILES = [kind for kind in KINDS if kind.remote]
+QUICK = (sources.npz, sources.parquet, sources.pattern, sources.hugging_face)
 all_files = pytest.mark.parametrize("kind", FILES, ids=lambda kind: kind.write.__name__)
 
 
@@ -35,7 +37,7 @@ def whole(tmp_path_factory):
 
 @pytest.fixture
 def server(tmp_path):
-    pytest.importorskip("aiohttp")
+    require("aiohttp")
     with serving(tmp_path) as found:
         yield found
 
@@ -114,7 +116,7 @@ def test_blocks_are_fetched_as_they_are_read(tmp_path, server):
 
 
 def test_a_server_that_sends_no_ranges(tmp_path):
-    pytest.importorskip("aiohttp")
+    require("aiohttp")
     file = sources.npz(tmp_path, make_epoch(n=20_000))
     with serving(tmp_path, ranges=False) as server:
         with pytest.raises(FeaturesError, match="sends the whole file where a range is asked for"):
@@ -207,8 +209,8 @@ def test_a_place_goes_to_another_process(tmp_path):
 @pytest.fixture(scope="module")
 def s3():
     """A server that speaks S3, in a process of its own, and how to reach it."""
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto.server")
+    require("s3fs")
+    require("moto.server")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -239,7 +241,15 @@ def bucket(s3, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-@all_files
+@pytest.mark.parametrize(
+    "kind",
+    [
+        # Each way of asking for names and for bytes; the others go them again.
+        pytest.param(kind, marks=() if kind.write in QUICK else pytest.mark.slow)
+        for kind in FILES
+    ],
+    ids=lambda kind: kind.write.__name__,
+)
 def test_s3_gives_what_the_disk_gives(tmp_path, bucket, whole, kind):
     system, address = bucket
     source = kind.write(tmp_path, make_epoch())

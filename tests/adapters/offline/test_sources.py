@@ -6,8 +6,6 @@ import inspect
 import sys
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.dataset as ds
 import pytest
 from adapters.offline.sources import (
     KINDS,
@@ -22,11 +20,15 @@ from adapters.offline.sources import (
     parts_of,
     table_of,
 )
+from backends import require
 
 from gwa_offline import analyse, open_features
 from gwa_offline.files import tables
 from gwa_offline.files.given import read_given, read_head
 from gwa_offline.store import FeaturesError
+
+pa = pytest.importorskip("pyarrow")
+ds = pytest.importorskip("pyarrow.dataset")
 
 
 def check_same(found, whole):
@@ -91,7 +93,7 @@ def open_and_analyse(source, arrays):
 
 @pytest.mark.parametrize("library", ["pandas", "h5py", "zarr", "jax", "lists", "torch"])
 def test_arrays_of_other_libraries(tmp_path, whole, library):
-    module = pytest.importorskip(library) if library != "lists" else None
+    module = require(library) if library != "lists" else None
     arrays = source = make_epoch()
     if library == "pandas":
         columns = {name: list(arrays[name]) for name in ("latents", "targets", "ids")}
@@ -123,7 +125,7 @@ def test_arrays_of_other_libraries(tmp_path, whole, library):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_checkpoints_of_any_floats(tmp_path, dtype):
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     arrays = {name: torch.as_tensor(array) for name, array in make_epoch().items()}
     for name in ("latents", "weight", "bias"):
         arrays[name] = arrays[name].to(getattr(torch, dtype))
@@ -138,7 +140,7 @@ def test_checkpoints_of_any_floats(tmp_path, dtype):
 
 
 def test_a_head_from_a_checkpoint_of_pytorch(tmp_path, whole):
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     arrays = make_epoch()
     rows = {name: arrays[name] for name in ("latents", "targets", "ids")}
     np.savez(tmp_path / "rows.npz", **rows)
@@ -199,7 +201,7 @@ def test_keys_of_partitions_are_columns_and_epochs(tmp_path):
 
 
 def several_splits(folder):
-    datasets = pytest.importorskip("datasets")
+    datasets = require("datasets")
     datasets.disable_progress_bars()
     data = hugging_face_dataset(folder, make_epoch())
     datasets.DatasetDict(train=data, test=data).save_to_disk(folder / "x")
@@ -207,7 +209,7 @@ def several_splits(folder):
 
 
 def several_splits_in_memory(folder):
-    datasets = pytest.importorskip("datasets")
+    datasets = require("datasets")
     data = hugging_face_dataset(folder, make_epoch())
     open_features(datasets.DatasetDict(train=data, test=data))
 
@@ -238,7 +240,7 @@ def partitions_of_words(folder):
 
 
 def saved_module(folder):
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     torch.save(torch.nn.Linear(2, 2), folder / "x.pt")
     open_features(folder / "x.pt")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import count
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -76,10 +76,9 @@ class Strings:
             twice = next(name for name in self._given if self._given.count(name) > 1)
             raise FeaturesError(f"`class_names` must be different, {twice!r} is there twice")
         if self._classes:
-            return _numbers(array, "targets", self._class)
+            return _numbers(array, "targets", self._classes, self._refuse)
         seen: dict[str, int] = {}
-        new = count()
-        found = _numbers(array, "targets", lambda name: _known(seen, name, new))
+        found = _numbers(array, "targets", seen)
         self._classes = {name: i for i, name in enumerate(sorted(seen))}
         if num_classes is not None:
             self.check_outputs(num_classes)
@@ -95,14 +94,11 @@ class Strings:
                 f"C = {num_classes} outputs{more}"
             )
 
-    def _class(self, name: str) -> int:
-        number = self._classes.get(name)
-        if number is None:
-            where = "the first epoch" if self._given is None else "`class_names`"
-            raise FeaturesError(
-                f"`targets` has the label {name!r}, and {where} has {_listed(list(self._classes))}"
-            )
-        return number
+    def _refuse(self, name: str) -> None:
+        where = "the first epoch" if self._given is None else "`class_names`"
+        raise FeaturesError(
+            f"`targets` has the label {name!r}, and {where} has {_listed(list(self._classes))}"
+        )
 
     def ids(self, array: LazyArray | None) -> NDArray[np.int64] | None:
         """Return (n,) row numbers of strings, or None where the ids are none.
@@ -122,8 +118,7 @@ class Strings:
         assert array is not None  # noqa: S101  (missing is another kind)
         if len(array.shape) != 1:
             raise FeaturesError(f"`ids` must be (n,), got strings of shape {array.shape}")
-        new = count(len(self._rows))
-        found = _numbers(array, "ids", lambda name: _known(self._rows, name, new))
+        found = _numbers(array, "ids", self._rows)
         often = np.bincount(found, minlength=1)
         if often.max() > 1:
             twice = list(self._rows)[int((often > 1).argmax())]
@@ -142,23 +137,30 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
 
 
-def _known(seen: dict[str, int], name: str, new: Iterator[int]) -> int:
-    number = seen.get(name)
-    if number is None:
-        number = seen[name] = next(new)
-    return number
-
-
-def _numbers(array: LazyArray, field: str, number: Callable[[str], int]) -> NDArray[np.int64]:
+def _numbers(
+    array: LazyArray,
+    field: str,
+    known: dict[str, int],
+    refuse: Callable[[str], None] | None = None,
+) -> NDArray[np.int64]:
+    """Return the numbers of strings; new ones get the next number, unless they are refused."""
     found = np.empty(array.shape[0], np.int64)
     start = 0
     for block in text_blocks(array):
-        for name in block:
+        try:
+            numbers = np.fromiter(map(known.get, block, repeat(-1)), np.int64, len(block))
+        except TypeError:  # lists and the like cannot be looked up
+            numbers = np.full(len(block), -1)
+        for i in np.flatnonzero(numbers < 0).tolist():
+            name = block[i]
             if not isinstance(name, str):
                 raise FeaturesError(
                     f"`{field}` must be strings or whole numbers, got {type(name).__name__} "
-                    f"{str(name)[:40]!r} in row {start}"
+                    f"{str(name)[:40]!r} in row {start + i}"
                 )
-            found[start] = number(name)
-            start += 1
+            if refuse is not None:
+                refuse(name)
+            numbers[i] = known.setdefault(name, len(known))
+        found[start : start + len(block)] = numbers
+        start += len(block)
     return found

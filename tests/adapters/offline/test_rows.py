@@ -252,9 +252,13 @@ def test_what_does_not_fit_is_refused(case, tmp_path):
 
 
 def test_objects_that_are_no_strings_are_refused():
-    mixed = np.array([*FILES[:-1], 7], object)
-    with pytest.raises(FeaturesError, match="`ids` must be strings or whole numbers, got int '7'"):
-        open_features(NAMED | {"ids": mixed})
+    for wrong, shown in ((7, "int '7'"), ([1], r"list '\[1\]'"), (b"x", "bytes")):
+        mixed = np.array([*FILES[:-1], None], object)
+        mixed[-1] = wrong
+        with pytest.raises(
+            FeaturesError, match=f"`ids` must be strings or .*, got {shown}.* row 39"
+        ):
+            open_features(NAMED | {"ids": mixed})
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -224,6 +224,7 @@ OPTIONS = {
     "class weights": {"label_smoothing": 0.1, "class_weights": torch.linspace(0.5, 2.0, 5)},
     "sigmoid": {"loss": "binary_cross_entropy"},
     "accumulated": {"parts": 2},
+    "predictions": {"predicts": True},
 }
 
 
@@ -235,7 +236,9 @@ def test_an_epoch_never_waits_for_the_device(name, no_waiting, monkeypatch):
     stream, parts = options.pop("stream", False), options.pop("parts", 1)
     model = network().cuda()
     options["residual"] = "formula"
+    predicts = options.pop("predicts", False)
     monitor = GWAMonitor(model.head, None if stream else 240, **options)
+    monitor._keeper.predicts = predicts  # as where a run folder is written
     x, y = (t.cuda() for t in batch(240))
     targets = y
     if options.get("loss"):
@@ -255,6 +258,28 @@ def test_an_epoch_never_waits_for_the_device(name, no_waiting, monkeypatch):
             monitor.update(targets[rows], None if stream else ids[rows])
         no_waiting.off()
         assert monitor.end_epoch().count == 240
+        assert (monitor._keeper.predictions is not None) == predicts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_predictions_are_the_classes_of_largest_logit(dtype):
+    classes = 1001
+    model = torch.nn.Linear(16, classes).cuda().to(dtype)
+    monitor = GWAMonitor(model, 400, residual="formula")
+    monitor._keeper.predicts = True
+    rng = np.random.default_rng(0)
+    want = torch.full((400,), -1)
+    for _ in range(4):
+        ids = torch.as_tensor(rng.integers(0, 380, 300))
+        x = torch.as_tensor(rng.normal(size=(300, 16))).to("cuda", dtype)
+        found = model(x).argmax(1).cpu()
+        monitor.update(torch.zeros(300, dtype=torch.long, device="cuda"), ids)
+        for i, label in zip(ids.tolist(), found.tolist(), strict=True):
+            want[i] = label if want[i] < 0 else want[i]
+    monitor.end_epoch()
+    # Class numbers are denormal as floats, and no kernel may make zeros of them.
+    assert want.max() > 900
+    assert torch.equal(monitor._keeper.predictions.long(), want)
 
 
 OTHER = "ignore:the closed form of:UserWarning"

@@ -33,8 +33,8 @@ __all__ = ["analyse"]
 
 # Tasks that wait at a time: enough for a large cluster, few enough for its scheduler.
 WAITING = 1 << 12
-# Bytes of a task, which holds places in files.
-LARGEST = 1 << 18
+# Bytes of a task, which holds places in files, and what each of its files may add.
+LARGEST, EACH = 1 << 18, 1 << 12
 
 
 def analyse(
@@ -115,12 +115,28 @@ def analyse(
             folder = stack.enter_context(TemporaryDirectory(prefix="gwa-"))
         writer = _Writer(source, Path(folder).absolute(), label_smoothing, weights)
         run = writer.measure(stack.enter_context(connected(client)), progress)
-        scores = [run.scores(epoch.epoch) for epoch in source.epochs]
         report = conclude(
-            source, writer.records, scores, lambda epoch: run.predictions(epoch.epoch), rule=rule
+            source,
+            writer.records,
+            _Stored(run, source.epochs),
+            lambda epoch: run.predictions(epoch.epoch),
+            rule=rule,
         )
         writer.staging.clear()
     return report
+
+
+class _Stored(Sequence[NDArray[np.float32] | None]):
+    """The scores of the epochs of a run, each mapped while it is looked at."""
+
+    def __init__(self, run: RunFolder, epochs: Sequence[Epoch]) -> None:
+        self._run, self._epochs = run, epochs
+
+    def __len__(self) -> int:
+        return len(self._epochs)
+
+    def __getitem__(self, place: Any) -> Any:
+        return self._run.scores(self._epochs[place].epoch)
 
 
 def _absolute(source: Any) -> Any:
@@ -223,7 +239,7 @@ class _Writer:
             mark = fingerprint_of(about, part.start, part.stop, places, part.stamps)
             file = self.staging.part(epoch, part.start, mark)
             tasks.append(Task(part, file, token, self._smoothing, self._weights, version))
-        if (size := len(dumps(tasks[0]))) > LARGEST:
+        if (size := len(dumps(tasks[0]))) > LARGEST + EACH * len(tasks[0].part.files):
             raise FeaturesError(
                 f"{tasks[0].part}: a task is {size / 1e6:.3g} MB, as some of its rows are in memory; save "
                 "them to files that the workers see"

@@ -14,6 +14,7 @@ import gwa_offline
 from gwa_core import GWATracker
 from gwa_dask import analyse
 from gwa_offline import FeaturesError, RunFolder, open_features
+from gwa_offline.analysis import parts
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 N, C, EPOCHS = 9000, 4, 3
@@ -99,6 +100,12 @@ def test_the_numbers_are_those_of_one_process(client, save_epochs, tmp_path, cas
     assert done[-1] == (EPOCHS * N, EPOCHS * N)
     left = sorted(path.name for path in (tmp_path / "run" / "parts").iterdir())
     assert left == ["000000.json", "000001.json", "000002.json"]
+
+
+def test_hundreds_of_files_in_one_task(client, save_epochs, monkeypatch):
+    monkeypatch.setattr(parts, "PART_ROWS", N)
+    folder = save_epochs(400)
+    check_same(analyse(folder, client=client), gwa_offline.analyse(folder))
 
 
 def test_compressed_files(client, save_epochs):
@@ -225,3 +232,16 @@ def test_rows_in_memory_go_to_the_workers_by_a_file(client):
     rng = np.random.default_rng(0)
     data = {"latents": rng.normal(size=(N, 3)), "weight": np.eye(2, 3), "targets": np.arange(N) % 2}
     check_same(analyse(open_features(data), client=client), gwa_offline.analyse(data))
+
+
+def test_rows_in_memory_beside_files_are_refused(client, save_epochs):
+    folder = save_epochs()
+    with np.load(folder / "epoch_0" / "part-0.npz") as loaded:
+        arrays = dict(loaded)
+    more = arrays | {"ids": arrays["ids"] + N}
+    source = open_features([folder / "epoch_0" / "part-0.npz", more])
+    assert source.num_samples == 2 * N
+    with pytest.raises(
+        FeaturesError, match=r"a task is 0\.\d+ MB, as some of its rows are in memory"
+    ):
+        analyse(source, client=client)

@@ -22,6 +22,7 @@ from gwa_core import (
     MaxSeparation,
     Rule,
 )
+from gwa_offline.files.errors import FeaturesError
 from gwa_offline.files.given import read_given, read_head, read_names
 from gwa_offline.files.urls import Place, is_url, place_of
 from gwa_offline.readers import Source, open_features
@@ -45,7 +46,12 @@ def _place(text: str) -> Path:
 
 
 def _source(text: str) -> Place:
-    return place_of(text) if is_url(text) else _place(text)
+    if not is_url(text):
+        return _place(text)
+    try:
+        return place_of(text)
+    except FeaturesError as error:  # Typer shows a ValueError as a wrong call
+        raise OSError(str(error)) from error
 
 
 _FILE: dict[str, Any] = {"parser": _place, "metavar": "PATH"}

@@ -82,11 +82,16 @@ class Url:
             raise FeaturesError(
                 f"{_shown(text)}: an address is read with fsspec: pip install 'gwa-core[remote]'"
             ) from error
-        with _asking(_shown(text)):
-            system, path = fsspec.core.url_to_fs(text)
-            system.invalidate_cache()  # of what an earlier call listed
-        prefix = text[: -len(path)] if text.endswith(path) else f"{_names_of(system)[0]}://"
-        return cls(system, path, prefix)
+        try:
+            with _asking(_shown(text)):
+                system, path = fsspec.core.url_to_fs(text)
+                system.invalidate_cache()  # of what an earlier call listed
+        except OSError as error:  # of an address within another one
+            raise FeaturesError(f"{_shown(text)}: there is no such file or folder") from error
+        if not path.strip("/"):
+            raise FeaturesError(f"{_shown(text)}: names no file or folder")
+        found = text.endswith(path)
+        return cls(system, path, text.removesuffix(path) if found else f"{_names_of(system)[0]}://")
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what is known of it behind: another process asks anew."""

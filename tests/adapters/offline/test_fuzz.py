@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from adapters.offline import sources
+from adapters.offline import sources, test_rows
 from adapters.offline.sources import KINDS, make_epoch
 from adapters.offline.test_readers import bend, little_memory, read_all, write_compressed, write_run
+from backends import require
 
 from gwa_offline import open_features
 from gwa_offline.files.given import read_head
@@ -39,8 +40,7 @@ def run_folder(folder, arrays):
 
 def head(folder, arrays):
     """Weight and bias of a checkpoint."""
-    import torch
-
+    torch = require("torch")
     layers = {f"fc.{name}": torch.as_tensor(arrays[name]) for name in ("weight", "bias")}
     torch.save({"model": layers, "epoch": 3}, folder / "x.pt")
     return folder / "x.pt"
@@ -56,7 +56,7 @@ def read_layer(file):
 
 def read_remote(source):
     """Read what lies in the memory of fsspec."""
-    fsspec = pytest.importorskip("fsspec")
+    fsspec = require("fsspec")
     system = fsspec.filesystem("memory")
     system.store.clear()
     for path in source.parent.rglob("*"):
@@ -65,7 +65,43 @@ def read_remote(source):
     return read_all(open_features(f"memory://x/{source.name}"))
 
 
+def named(write):
+    """A source whose labels and ids are strings, with a column that is kept."""
+
+    def write_named(folder, arrays):
+        names = {"targets": np.array(["cat", "dog", "öwl"])[arrays["targets"]]}
+        names["ids"] = np.array([f"img/{i}.png" for i in arrays["ids"]])
+        return write(folder / "x", arrays | names | {"path": names["ids"], "width": arrays["ids"]})
+
+    return write_named
+
+
+def read_named(source):
+    found = open_features(source, keep=["path", "width"])
+    assert [len(values) for values in found.kept.values()] == [found.num_samples] * 3
+    return read_all(found)
+
+
+def index(suffix):
+    def write(folder, arrays):
+        rows = pa.table({"id": arrays["ids"], "path": [f"img/{i}" for i in arrays["ids"]]})
+        rows.to_pandas().to_csv(folder / "rows.csv", index=False)
+        pq.write_table(rows, folder / "rows.parquet")
+        return folder / f"rows{suffix}"
+
+    return write
+
+
+def read_index(file):
+    return open_features(make_epoch(), index=file).kept
+
+
 READERS = {
+    **{
+        f"named_{name}": (named(test_rows.WRITERS[name]), read_named)
+        for name in ("npz", "compressed npz", "npy folder", "parquet", "dictionary", "feather")
+    },
+    **{f"index{suffix}": (index(suffix), read_index) for suffix in (".csv", ".parquet")},
     **{kind.write.__name__: (kind.write, read_source) for kind in KINDS if kind.on_disk},
     "compressed": (lambda folder, arrays: write_compressed(folder / "x", arrays), read_source),
     "run_folder": (run_folder, read_source),
@@ -75,6 +111,15 @@ READERS = {
     "remote_feather": (sources.feather, read_remote),
 }
 EACH = -(-int(os.environ.get("GWA_FUZZ", "500")) // len(READERS))
+
+
+@pytest.fixture(autouse=True)
+def system_memory():
+    """Have Arrow ask the system for what it needs; its own allocator reserves a gigabyte at once."""
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pa.system_memory_pool())
+    yield
+    pa.set_memory_pool(before)
 
 
 def memory(field):
@@ -147,7 +192,7 @@ def stream_bomb(folder):
 
 
 def repeated_tensor(folder):
-    torch = pytest.importorskip("torch")
+    torch = require("torch")
     ones = torch.ones(1, 1)
     arrays = {"latents": ones.expand(10**9, 8), "targets": ones.int()[0].expand(10**9)}
     torch.save({**arrays, "weight": ones.expand(2, 8)}, folder / "x.pt")

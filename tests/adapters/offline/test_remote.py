@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,13 @@ all_files = pytest.mark.parametrize("kind", FILES, ids=lambda kind: kind.write._
 @pytest.fixture
 def whole(tmp_path_factory):
     return analyse(sources.npz(tmp_path_factory.mktemp("whole"), make_epoch()))
+
+
+def test_a_file_in_an_archive_behind_an_address(tmp_path, server, whole):
+    file = sources.safetensors(tmp_path, make_epoch())
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(file, file.name)
+    check_same(analyse(f"zip://{file.name}::{server.address}/a.zip"), whole)
 
 
 @pytest.fixture
@@ -156,6 +164,8 @@ def test_what_fails_while_it_is_read(tmp_path, server):
         ("memory://none/*.npz", "no file fits the pattern"),
         ("http://127.0.0.1:9/x.npz", "there is no such file|cannot be reached"),
         (Path("memory://none/x.npz"), "an address is given as a string, which keeps both slashes"),
+        ("memory://", "memory://: names no file or folder"),
+        ("zip://x.npz::/none/a.zip", "a.zip: there is no such file or folder"),
         (["memory://none/x.npz"], "there is no such file or folder"),
     ],
 )
@@ -189,6 +199,9 @@ def test_addresses_on_the_command_line(tmp_path, server):
         done = gwa("stop", f"{server.address}/{address}")
         assert done.returncode == 0, done.stderr
         assert done.stdout == want
+    done = gwa("stop", "nothing://bucket/x.npz")
+    assert done.returncode == 2
+    assert done.stderr.startswith("gwa: nothing://bucket/x.npz: ")
 
 
 def test_a_place_goes_to_another_process(tmp_path):

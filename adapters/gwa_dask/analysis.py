@@ -18,14 +18,12 @@ from numpy.typing import NDArray
 
 from gwa_core import Moments, Rule, __version__
 from gwa_dask.cluster import Batch, connected
-from gwa_dask.staging import Staging, fingerprint_of
+from gwa_dask.staging import Staging
 from gwa_dask.tasks import Task
 from gwa_offline.analysis import EpochRecord, Report
 from gwa_offline.analysis.analysis import conclude, record_of
-from gwa_offline.analysis.parts import parts_of
+from gwa_offline.analysis.parts import fingerprint_of, parts_of
 from gwa_offline.analysis.scoring import check_class_weights
-from gwa_offline.files.arrays import Held
-from gwa_offline.files.urls import place_of
 from gwa_offline.readers import Epoch, Features, Source, open_features
 from gwa_offline.store import FeaturesError, RunFolder
 
@@ -141,11 +139,11 @@ class _Stored(Sequence[NDArray[np.float32] | None]):
 
 def _absolute(source: Any) -> Any:
     """Return paths that mean the same in the folder of another process."""
-    if isinstance(source, str | os.PathLike):
-        place = place_of(source)
-        return place.absolute() if isinstance(place, Path) and source != "" else source
     if isinstance(source, list | tuple):
         return [_absolute(part) for part in source]
+    is_address = isinstance(source, str) and (not source or ":" in source)
+    if isinstance(source, str | os.PathLike) and not is_address:
+        return Path(source).absolute()
     return source
 
 
@@ -181,10 +179,8 @@ class _Writer:
         self._smoothing = label_smoothing
         self._weights = None
         if class_weights is not None:
-            self._weights, _ = self.staging.keep(Held(class_weights))
-        self._options = fingerprint_of(
-            __version__, source.num_samples, source.loss, label_smoothing, class_weights
-        )
+            self._weights = self.staging.weights(class_weights)
+        self._options = fingerprint_of(__version__, label_smoothing, class_weights)
         self._done = self._total = 0
         self._progress: Callable[[int, int], None] | None = None
 
@@ -224,21 +220,15 @@ class _Writer:
         return _Job(epoch, rows, fingerprint, tasks, None, moments)
 
     def _tasks(self, epoch: int, features: Features) -> list[Task]:
-        marks = {}
-        for name, array in features.stored.items():
-            # Tasks hold places in files, and no numbers.
-            if isinstance(array, Held) or not features.files:
-                features.stored[name], marks[name] = self.staging.keep(array)
-        about = fingerprint_of(
-            self._options, features.columns, marks, features.weight, features.bias
-        )
-        token, version = self.staging.token, __version__
         tasks = []
-        for part in parts_of(features, num_samples=self.source.num_samples):
-            places = [file.absolute() if isinstance(file, Path) else file for file in part.files]
-            mark = fingerprint_of(about, part.start, part.stop, places, part.stamps)
-            file = self.staging.part(epoch, part.start, mark)
-            tasks.append(Task(part, file, token, self._smoothing, self._weights, version))
+        for part in parts_of(
+            features, num_samples=self.source.num_samples, folder=self.staging.folder
+        ):
+            fingerprint = fingerprint_of(self._options, part.fingerprint)
+            file = self.staging.part(epoch, part.start, fingerprint)
+            tasks.append(
+                Task(part, file, self.staging.token, self._smoothing, self._weights, __version__)
+            )
         if (size := len(dumps(tasks[0]))) > LARGEST + EACH * len(tasks[0].part.files):
             raise FeaturesError(
                 f"{tasks[0].part}: a task is {size / 1e6:.3g} MB, as some of its rows are in memory; save "

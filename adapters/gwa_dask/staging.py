@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
 import zipfile
 from collections.abc import Callable, Iterable
@@ -17,26 +15,8 @@ from numpy.typing import NDArray
 
 from gwa_core import Moments
 from gwa_offline.analysis.scoring import PartScores
-from gwa_offline.files.arrays import LazyArray
-from gwa_offline.files.formats import open_npy
 
-__all__ = ["PartFile", "Staging", "fingerprint_of"]
-
-# Bytes of an array that are written at a time.
-BLOCK = 1 << 24
-
-
-def fingerprint_of(*facts: object) -> str:
-    """Return a short text that differs where a fact does; arrays count by their numbers."""
-    found = hashlib.blake2b(digest_size=16)
-    for fact in facts:
-        if isinstance(fact, np.ndarray):
-            found.update(f"{fact.dtype.str} {fact.shape}".encode())
-            found.update(np.ascontiguousarray(fact).view(np.uint8).data if fact.size else b"")
-        else:
-            found.update(repr(fact).encode())
-        found.update(b"\0")
-    return found.hexdigest()
+__all__ = ["PartFile", "Staging"]
 
 
 class PartFile(NamedTuple):
@@ -124,23 +104,11 @@ class Staging:
         """Return the file of the part of an epoch that begins at a row."""
         return PartFile(self.folder / f"{epoch:06d}-{start:012d}.npz", fingerprint)
 
-    def keep(self, array: LazyArray) -> tuple[LazyArray, str]:
-        """Put an array of this process into a file, and return that and the fingerprint of it."""
-        temporary = self.folder / f".array-{uuid4().hex}.tmp"
-        found = hashlib.blake2b(digest_size=16)
-        shape, kind = array.shape, np.dtype(array.dtype)
-        rows = max(BLOCK // max(math.prod(shape[1:]) * kind.itemsize, 1), 1)
-        with temporary.open("wb") as file:
-            header = {"descr": kind.str, "fortran_order": False, "shape": shape}
-            np.lib.format.write_array_header_1_0(file, header)
-            found.update(repr(header).encode())
-            for block in array.chunks(rows):
-                data = np.ascontiguousarray(block, kind).reshape(-1).view(np.uint8).data
-                found.update(data)
-                file.write(data)
-        path = self.folder / f"array-{found.hexdigest()}.npy"
-        temporary.replace(path)
-        return open_npy(path), found.hexdigest()
+    def weights(self, class_weights: NDArray[np.float64]) -> Path:
+        """Put class weights into a file, and return it."""
+        path = self.folder / "class-weights.npy"
+        _write_whole(path, lambda file: np.save(file, class_weights))
+        return path
 
     def note(self, epoch: int, fingerprint: str, moments: Moments) -> None:
         """Say of which files the scores are that the run is about to have for an epoch."""

@@ -7,11 +7,12 @@ from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from gwa_core import Moments, __version__
 from gwa_dask.staging import PartFile
 from gwa_offline.analysis.parts import Part
 from gwa_offline.analysis.scoring import score_part
-from gwa_offline.files.arrays import LazyArray, read_all
 from gwa_offline.store import FeaturesError
 
 __all__ = ["Task", "merge_moments", "run_task"]
@@ -30,8 +31,8 @@ class Task(NamedTuple):
         A file that is there if the worker sees the folder of the run.
     label_smoothing : float
         As in the training.
-    class_weights : lazy array or None
-        (C,), as in the training.
+    class_weights : path or None
+        A file of (C,) numbers, as in the training.
     version : str
         Of gwa-core where the task was made.
     """
@@ -40,7 +41,7 @@ class Task(NamedTuple):
     file: PartFile
     token: Path
     label_smoothing: float
-    class_weights: LazyArray | None
+    class_weights: Path | None
     version: str
 
 
@@ -81,7 +82,7 @@ def run_task(task: Task) -> Moments:
         features = task.part.open()
     except FeaturesError as error:
         raise FeaturesError(f"{error}; on {_worker()}") from error
-    weights = None if task.class_weights is None else read_all(task.class_weights)
+    weights = None if task.class_weights is None else np.load(task.class_weights)
     # Dask runs as many tasks as the worker has threads.
     found = score_part(
         features, label_smoothing=task.label_smoothing, class_weights=weights, threads=1

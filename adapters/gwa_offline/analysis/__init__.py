@@ -10,13 +10,17 @@ from gwa_offline.analysis.curves import (
     stored_signals,
 )
 from gwa_offline.analysis.export import sample_columns, to_json, write_csv, write_parquet
+from gwa_offline.analysis.parts import Part, parts_of
 from gwa_offline.analysis.results import EpochRecord, Report
+from gwa_offline.analysis.scoring import PartScores, score_part
 
 __all__ = [
     "AveragedCheckpoints",
     "Comparison",
     "ComparisonRow",
     "EpochRecord",
+    "Part",
+    "PartScores",
     "Report",
     "SignalCurve",
     "SignalCurves",
@@ -24,7 +28,9 @@ __all__ = [
     "analyse",
     "average_checkpoints",
     "compare",
+    "parts_of",
     "sample_columns",
+    "score_part",
     "signal_curves",
     "stored_signals",
     "to_json",

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
 
 from gwa_offline.analysis.scoring import block_rows
-from gwa_offline.files.arrays import LazyArray
+from gwa_offline.files.arrays import Held, LazyArray
+from gwa_offline.files.copies import copy_array
 from gwa_offline.files.ranges import Count, cut, seeks
 from gwa_offline.files.urls import Place, Url
 from gwa_offline.readers import Features
 from gwa_offline.store import FeaturesError
 
-__all__ = ["Part", "parts_of", "stamp_of"]
+__all__ = ["Part", "fingerprint_of", "parts_of", "stamp_of"]
 
 # What storages call the length and the age of a file.
 _AGES = {"ETag", "LastModified", "created", "etag", "last_modified", "mtime", "size", "updated"}
@@ -41,6 +46,9 @@ class Part:
         Loss of the head.
     num_samples, num_classes : int
         N and C of the source.
+    fingerprint : str
+        Of all of these and of the numbers of the head: what the scores depend on, beside the options
+        of the training.
     """
 
     start: int
@@ -51,6 +59,7 @@ class Part:
     loss: str
     num_samples: int
     num_classes: int
+    fingerprint: str
 
     def __str__(self) -> str:
         more = len(self.files) - 1
@@ -87,7 +96,13 @@ class Part:
         )
 
 
-def parts_of(features: Features, *, num_samples: int, rows: int | None = None) -> list[Part]:
+def parts_of(
+    features: Features,
+    *,
+    num_samples: int,
+    rows: int | None = None,
+    folder: Path | None = None,
+) -> list[Part]:
     """Cut an epoch into parts.
 
     Parameters
@@ -98,6 +113,9 @@ def parts_of(features: Features, *, num_samples: int, rows: int | None = None) -
         N of the source.
     rows : int, optional
         Rows of a part at most, where they can be chosen; default 65,536.
+    folder : path, optional
+        Where arrays that are in memory are written, so that parts hold places in files. Default parts
+        hold the arrays themselves.
 
     Returns
     -------
@@ -108,7 +126,8 @@ def parts_of(features: Features, *, num_samples: int, rows: int | None = None) -
     Notes
     -----
     Small files go together. A file is cut in its middle where rows there are read without those before
-    them: ``.npy``, ``.npz`` that is not compressed, ``.safetensors``. Cost: O(parts); nothing is read.
+    them: ``.npy``, ``.npz`` that is not compressed, ``.safetensors``. Cost: O(parts); only the head is
+    read.
 
     Examples
     --------
@@ -123,7 +142,13 @@ def parts_of(features: Features, *, num_samples: int, rows: int | None = None) -
     [(0, 2048), (2048, 4096), (4096, 5000)]
     >>> folder.cleanup()
     """
-    stored = dict(features.stored)
+    stored, marks = dict(features.stored), {}
+    for name, array in features.stored.items():
+        if folder is not None and (isinstance(array, Held) or not features.files):
+            stored[name], marks[name] = copy_array(array, folder)
+    about = fingerprint_of(
+        features.loss, num_samples, features.columns, marks, features.weight, features.bias
+    )
     if "ids" not in stored:
         stored["ids"] = Count(0, features.num_samples)
     found: list[Part] = []
@@ -131,7 +156,7 @@ def parts_of(features: Features, *, num_samples: int, rows: int | None = None) -
     for path, count in features.files:
         spans.append((end, end + count, path, stamp_of(path)))
         end += count
-    for start, stop in pairwise(_edges(features, PART_ROWS if rows is None else rows)):
+    for start, stop in pairwise(_edges(features, stored, PART_ROWS if rows is None else rows)):
         inside = [span for span in spans if span[0] < stop and span[1] > start]
         arrays = {
             name: array if name in ("weight", "bias") else cut(array, start, stop)
@@ -147,9 +172,29 @@ def parts_of(features: Features, *, num_samples: int, rows: int | None = None) -
                 loss=features.loss,
                 num_samples=num_samples,
                 num_classes=features.num_classes,
+                fingerprint=fingerprint_of(
+                    about, start, stop, [(_absolute(span[2]), span[3]) for span in inside]
+                ),
             )
         )
     return found
+
+
+def fingerprint_of(*facts: object) -> str:
+    """Return a short text that differs where a fact does; arrays count by their numbers."""
+    found = hashlib.blake2b(digest_size=16)
+    for fact in facts:
+        if isinstance(fact, np.ndarray):
+            found.update(f"{fact.dtype.str} {fact.shape}".encode())
+            found.update(np.ascontiguousarray(fact).reshape(-1).view(np.uint8).data)
+        else:
+            found.update(repr(fact).encode())
+        found.update(b"\0")
+    return found.hexdigest()
+
+
+def _absolute(file: Place) -> str:
+    return str(file.absolute() if isinstance(file, Path) else file)
 
 
 def stamp_of(file: Place) -> str:
@@ -165,13 +210,11 @@ def stamp_of(file: Place) -> str:
     return f"{stat.st_size} bytes at {stat.st_mtime_ns}"
 
 
-def _edges(features: Features, rows: int) -> Iterator[int]:
+def _edges(features: Features, stored: Mapping[str, LazyArray], rows: int) -> Iterator[int]:
     """Yield where parts begin, and the end of the last one."""
     n, block = features.num_samples, block_rows(features.num_classes)
     most = max(rows // block * block, block)
-    middle = all(
-        seeks(array) for name, array in features.stored.items() if name not in ("weight", "bias")
-    )
+    middle = all(seeks(array) for name, array in stored.items() if name not in ("weight", "bias"))
     yield 0
     start = last = end = 0
     for _, count in features.files or ((features.path, n),):

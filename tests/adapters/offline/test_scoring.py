@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from dataclasses import replace
 from functools import reduce
@@ -135,3 +136,43 @@ def test_a_part_with_an_id_twice_is_named(features):
 def test_class_weights_of_another_head(features):
     with pytest.raises(ValueError, match=r"`class_weights` must be \(C,\) = \(3,\), got"):
         score_part(features, class_weights=np.ones(4))
+
+
+def test_a_fingerprint_is_of_all_that_scores_depend_on(tmp_path):
+    arrays = _arrays()
+    file = tmp_path / "f.npz"
+
+    def prints(num_samples=N, rows=None, **changes):
+        np.savez(file, **(arrays | changes))
+        os.utime(file, ns=(1, 1))
+        opened = open_features(file).epochs[0].features
+        parts = parts_of(opened, num_samples=num_samples, rows=rows)
+        return [part.fingerprint for part in parts]
+
+    (first,) = prints()
+    assert prints() == [first]
+    head = arrays["weight"] * np.float32(1 + 1e-6)
+    others = [*prints(num_samples=N + 1), *prints(rows=2048), *prints(weight=head)]
+    os.utime(file, ns=(2, 2))
+    opened = open_features(file).epochs[0].features
+    others += [part.fingerprint for part in parts_of(opened, num_samples=N)]
+    opened = open_features(file, columns={"latents": "latents"}).epochs[0].features
+    others += [part.fingerprint for part in parts_of(opened, num_samples=N)]
+    assert len({first, *others}) == 1 + len(others)
+
+
+def test_arrays_in_memory_go_into_files(tmp_path):
+    arrays = _arrays()
+    opened = open_features(arrays).epochs[0].features
+    parts = parts_of(opened, num_samples=N, rows=2048, folder=tmp_path)
+    assert len(parts) == 4
+    assert all(len(_dumps(part)) < 6000 for part in parts)
+    _same(reduce(PartScores.merge, [score_part(part.open()) for part in parts]), score_part(opened))
+    # The same numbers are the same file, and others another.
+    again = parts_of(open_features(arrays).epochs[0].features, num_samples=N, folder=tmp_path)
+    files = set(tmp_path.iterdir())
+    assert len(files) == len(arrays)
+    other = arrays | {"latents": arrays["latents"] + 1}
+    (changed,) = parts_of(open_features(other).epochs[0].features, num_samples=N, folder=tmp_path)
+    assert len(set(tmp_path.iterdir()) - files) == 1
+    assert changed.fingerprint != again[0].fingerprint

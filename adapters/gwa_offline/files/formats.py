@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import IO, Any
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -156,6 +157,7 @@ KEPT = "kept "
 
 # A partition, such as the folder ``label=3``.
 KEY = re.compile(r"^([A-Za-z_]\w*)=(.*)$")
+_NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def open_arrays(
@@ -213,7 +215,8 @@ def _keys(file: Place, arrays: Mapping[str, LazyArray]) -> Openers:
 
 
 def _repeated(name: str, value: str, arrays: Mapping[str, LazyArray]) -> LazyArray:
-    if not re.fullmatch("[0-9]{1,18}", value):
-        raise FeaturesError(f"the folder {name}={value} has no whole number, such as {name}=3")
+    if value == _NULL:
+        raise FeaturesError(f"the folder {name}={value} is of rows that have no {name}")
     rows = arrays["latents"].shape[:1] if "latents" in arrays else (0,)
-    return Held(np.full(rows, int(value)))
+    number = re.fullmatch("[0-9]{1,18}", value)
+    return Held(np.full(rows, int(value) if number else unquote(value)))

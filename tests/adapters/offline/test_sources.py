@@ -200,6 +200,17 @@ def test_keys_of_partitions_are_columns_and_epochs(tmp_path):
     check_same(analyse(found), analyse(want))
 
 
+def test_keys_of_partitions_may_be_words(tmp_path, whole):
+    arrays = make_epoch()
+    words = np.array(["a cat", "dog/wolf", "owl"])[arrays["targets"]]
+    table = table_of(arrays).drop_columns("targets").append_column("label", pa.array(words))
+    layout = ds.partitioning(pa.schema([("label", pa.string())]), flavor="hive")
+    ds.write_dataset(table, tmp_path / "x", format="parquet", partitioning=layout)
+    source = open_features(tmp_path / "x", weight=arrays["weight"], bias=arrays["bias"])
+    assert source.class_names == ("a cat", "dog/wolf", "owl")
+    check_same(analyse(source), whole)
+
+
 def several_splits(folder):
     datasets = require("datasets")
     datasets.disable_progress_bars()
@@ -231,9 +242,9 @@ def half_a_stream(folder):
     open_features(folder / "half.arrow", weight=make_epoch()["weight"])
 
 
-def partitions_of_words(folder):
+def partitions_of_nothing(folder):
     table = table_of(make_epoch()).drop_columns("targets")
-    table = table.append_column("label", pa.array(["cat"] * len(table)))
+    table = table.append_column("label", pa.nulls(len(table), pa.string()))
     layout = ds.partitioning(pa.schema([("label", pa.string())]), flavor="hive")
     ds.write_dataset(table, folder / "x", format="parquet", partitioning=layout)
     open_features(folder / "x", weight=make_epoch()["weight"])
@@ -280,7 +291,7 @@ CASES = [
     ("splits in memory", several_splits_in_memory, r"DatasetDict: holds the splits train, test; give one of them: data\['train'\]"),
     ("data set without a file", saved_without_a_file, "data-00001-of-00003.arrow: is missing, and state.json names it"),
     ("half-written Arrow", half_a_stream, r"half\.arrow: is no Arrow file, or a stream that was not written to its end"),
-    ("partition that is no number", partitions_of_words, "the folder label=cat has no whole number"),
+    ("partition of missing values", partitions_of_nothing, "is of rows that have no label"),
     ("pickled module", saved_module, r"holds pickled objects \(torch.nn.modules.linear.Linear\), which are read by running"),
     ("no PyTorch", no_torch, r"a \.pt file is read with PyTorch: pip install 'gwa-core\[torch\]', or save"),
     ("HDF5", named("x.h5"), r"HDF5 is opened by h5py, in Python: analyse\(h5py\.File\('x\.h5'\)\)"),

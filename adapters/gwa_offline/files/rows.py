@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.files.arrays import LazyArray
+from gwa_offline.files.arrays import LazyArray, refuse_inflating
 from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.features import Features
 from gwa_offline.files.formats import FORMATS, open_kept
@@ -110,6 +110,7 @@ def _values(array: LazyArray, rows: int) -> NDArray[Any]:
         raise FeaturesError(
             f"must be one number or string a row, ({rows},), got {array.dtype} of shape {array.shape}"
         )
+    refuse_inflating(array)
     values = np.empty(rows, object)
     start = 0
     for block in text_blocks(array):

@@ -30,9 +30,12 @@ def is_text(array: Any) -> bool:
 
 def text_blocks(array: LazyArray) -> Iterator[list[Any]]:
     """Yield the elements of a long array of strings, some at a time."""
-    refuse_inflating(array)
     rows = max(1, _BLOCK // max(array.dtype.itemsize, 64))
+    found = 0
     for block in array.chunks(rows):
+        found += len(block)
+        if found > array.shape[0]:
+            raise FeaturesError(f"has more than its {array.shape[0]} rows; the file is damaged")
         if block.dtype.kind == "U":
             points = np.ascontiguousarray(block).view(np.uint32)
             # NumPy takes them as they are, and Python breaks on them.
@@ -144,6 +147,7 @@ def _numbers(
     refuse: Callable[[str], None] | None = None,
 ) -> NDArray[np.int64]:
     """Return the numbers of strings; new ones get the next number, unless they are refused."""
+    refuse_inflating(array)
     found = np.empty(array.shape[0], np.int64)
     start = 0
     for block in text_blocks(array):

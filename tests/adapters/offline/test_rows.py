@@ -29,6 +29,12 @@ NAMES = np.array(["Katze", "dog", "öwl"])  # in sorted order
 FILES = np.array([f"img/{i}.png" for i in RNG.permutation(1000)[:N]])
 PLAIN = {"latents": LATENTS, "weight": WEIGHT, "targets": LABELS}
 NAMED = PLAIN | {"targets": NAMES[LABELS], "ids": FILES}
+COLUMNS = {
+    "path": FILES,
+    "width": RNG.integers(10, 90, N),
+    "share": RNG.random(N),
+    "seen": LABELS > 0,
+}
 
 
 def write_npz(place, arrays):
@@ -205,50 +211,140 @@ def test_a_run_folder_takes_labels_that_are_strings(tmp_path):
     np.testing.assert_array_equal(open_features(tmp_path, targets=NAMES[LABELS]).targets, LABELS)
 
 
-REFUSED = {
-    "two rows of one name": (
-        {"ids": np.append(FILES[:-1], FILES[0])},
-        {},
+def opening(changes=None, **options):
+    """Open the arrays with names after some changes."""
+
+    def build(folder):
+        open_features(write_npz(folder / "x", NAMED | (changes or {})), **options)
+
+    return build
+
+
+def indexed(text):
+    """Open the arrays with a table by id."""
+
+    def build(folder):
+        (folder / "rows.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+        file = write_npz(folder / "x", PLAIN | COLUMNS)
+        open_features(file, keep=["path"], index=folder / "rows.csv")
+
+    return build
+
+
+def epochs(first, second):
+    """Open two epochs."""
+
+    def build(folder):
+        for epoch, arrays in enumerate((first, second)):
+            write_npz(folder / f"epoch_{epoch}", arrays)
+        open_features(folder)
+
+    return build
+
+
+def kept(*names):
+    wide = {"wide": np.zeros((N, 2)), "label_quality": LABELS}
+    return opening({**COLUMNS, **wide}, keep=names)
+
+
+CASES = [
+    (
+        "string ids, one of them twice",
+        opening({"ids": np.append(FILES[:-1], FILES[0])}),
         rf"`ids` must be unique, '{FILES[0]}' is there 2 times",
     ),
-    "fewer labels than outputs": (
-        {"targets": NAMES[np.minimum(LABELS, 1)]},
-        {},
+    (
+        "string ids, and numbers in another epoch",
+        epochs(NAMED, NAMED | {"ids": np.arange(N)}),
+        "`ids` are numbers, and in another epoch they are strings",
+    ),
+    (
+        "string ids, and none in another epoch",
+        epochs(NAMED, PLAIN | {"targets": NAMES[LABELS]}),
+        "`ids` are missing, and in another epoch they are strings",
+    ),
+    (
+        "string labels, fewer than outputs",
+        opening({"targets": NAMES[np.minimum(LABELS, 1)]}),
         "`targets` has 2 different labels, 'Katze', 'dog', and .* C = 3 outputs; give `class_names`",
     ),
-    "more labels than outputs": (
-        {"targets": np.append(NAMES[LABELS][:-1], "zebra")},
-        {},
+    (
+        "string labels, more than outputs",
+        opening({"targets": np.append(NAMES[LABELS][:-1], "zebra")}),
         "`targets` has 4 different labels, .* do they belong to another head",
     ),
-    "a label without a name": (
-        {},
-        {"class_names": ["Katze", "dog", "owl"]},
+    (
+        "a string label without a name",
+        opening(class_names=["Katze", "dog", "owl"]),
         "`targets` has the label 'öwl', and `class_names` has 'Katze', 'dog', 'owl'",
     ),
-    "names that are equal": (
-        {},
-        {"class_names": ["Katze", "dog", "dog"]},
+    (
+        "string labels and names that are equal",
+        opening(class_names=["Katze", "dog", "dog"]),
         "`class_names` must be different, 'dog' is there twice",
     ),
-    "labels in two dimensions": (
-        {"targets": NAMES[LABELS][:, None]},
-        {},
+    (
+        "string labels in two dimensions",
+        opening({"targets": NAMES[LABELS][:, None]}),
         r"`targets` must be \(n,\) labels, got strings",
     ),
-    "latents of strings": (
-        {"latents": np.full((N, D), "x")},
-        {},
+    (
+        "latents that are strings",
+        opening({"latents": np.full((N, D), "x")}),
         "`latents` must be floating, got <U1",
     ),
-}
+    (
+        "a column to keep that is not there",
+        kept("nothing"),
+        "`keep` names 'nothing', there is latents",
+    ),
+    (
+        "a column to keep that results have",
+        kept("label_quality"),
+        "`keep` names 'label_quality', which results have of their own",
+    ),
+    ("a column to keep of vectors", kept("wide"), "`wide`: must be one number or string a row"),
+    ("an index without ids", indexed("key,x\n1,2\n"), "has no column `id`, there is key, x"),
+    ("an empty index", indexed(""), "has no column `id`, there is nothing"),
+    (
+        "an index by string for ids that are numbers",
+        indexed("id,x\n1,2\na.png,3\n"),
+        r"must be whole numbers as in the source, got 'a\.png' in row 1",
+    ),
+    (
+        "an index by fractions",
+        indexed("id,x\n1.5,2\n"),
+        r"must be whole numbers as in the source, got '1\.5' in row 0",
+    ),
+    (
+        "an index by digits of another script",
+        indexed("id,x\n٣,2\n"),
+        "must be whole numbers as in the source, got '٣' in row 0",
+    ),
+    ("an index with an id twice", indexed("id,x\n1,2\n1,3\n"), "must be unique, '1' is there 2"),
+    ("an index of other samples", indexed("id,x\n999,2\n"), "none of them is, got '999'"),
+    ("an index without rows", indexed("id,x\n"), "none of them is$"),
+    (
+        "an index with a ragged line",
+        indexed("id,x\n1,2\n2,3,4\n"),
+        "line 3 has 3 cells, the first one has 2",
+    ),
+    ("an index with equal names", indexed("id,x,x\n1,2,3\n"), "two columns of one name"),
+    (
+        "an index with a column of the source",
+        indexed("id,path\n1,2\n"),
+        "`path` is a column of the source and of the index",
+    ),
+    ("an index that is no UTF-8", indexed(b"id,x\n\xff\xfe,2\n"), "cannot be read"),
+]
 
 
-@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED)
-def test_what_does_not_fit_is_refused(case, tmp_path):
-    changes, options, message = case
-    with pytest.raises(FeaturesError, match=message):
-        open_features(write_npz(tmp_path / "a", NAMED | changes), **options)
+@pytest.mark.parametrize(("build", "message"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_what_does_not_fit_is_refused(build, message, tmp_path):
+    with pytest.raises(FeaturesError, match=message) as caught:
+        build(tmp_path)
+    if build.__qualname__.startswith("indexed"):
+        assert "rows.csv" in str(caught.value)
 
 
 def test_objects_that_are_no_strings_are_refused():
@@ -299,14 +395,6 @@ def test_strings_that_are_damaged_are_a_sentence(tmp_path):
 # --- columns that are carried along -------------------------------------------------------------
 
 
-COLUMNS = {
-    "path": FILES,
-    "width": RNG.integers(10, 90, N),
-    "share": RNG.random(N),
-    "seen": LABELS > 0,
-}
-
-
 @all_kinds
 def test_columns_are_kept_by_id(write, tmp_path):
     ids = RNG.permutation(N)
@@ -347,17 +435,10 @@ def test_missing_values_and_rows_are_none(tmp_path):
     assert source.kept["text"].tolist() == [None] * 20 + texts[20:]
 
 
-def test_columns_that_cannot_be_kept_are_refused(tmp_path):
-    wide = np.zeros((N, 2))
-    file = write_npz(tmp_path / "a", PLAIN | COLUMNS | {"label_quality": LABELS, "wide": wide})
-    for keep, message in {
-        "path": "`keep` must be names of columns",
-        ("nothing",): "`keep` names 'nothing', there is latents, weight",
-        ("label_quality",): "`keep` names 'label_quality', which results have of their own",
-        ("wide",): r"`wide`: must be one number or string a row",
-    }.items():
-        with pytest.raises(FeaturesError, match=message):
-            open_features(file, keep=keep)
+def test_keep_is_for_a_source_that_is_not_open(tmp_path):
+    file = write_npz(tmp_path / "a", PLAIN | COLUMNS)
+    with pytest.raises(FeaturesError, match="`keep` must be names of columns"):
+        open_features(file, keep="path")
     with pytest.raises(ValueError, match="`keep` and `index` must go to `open_features`"):
         analyse(open_features(file), keep=["path"])
 
@@ -406,34 +487,13 @@ def test_an_index_of_a_run_folder(tmp_path):
         open_features(run.path, keep=["path"])
 
 
-BAD = {
-    "has no column `id`, there is key, x": "key,x\n1,2\n",
-    "has no column `id`, there is nothing": "",
-    "must be whole numbers as in the source, got 'a.png' in row 1": "id,x\n1,2\na.png,3\n",
-    "must be whole numbers as in the source, got '1.5' in row 0": "id,x\n1.5,2\n",
-    "must be whole numbers as in the source, got '٣' in row 0": "id,x\n٣,2\n",
-    "must be unique, '1' is there 2 times": "id,x\n1,2\n1,3\n",
-    "none of them is, got '999'": "id,x\n999,2\n",
-    "none of them is$": "id,x\n",
-    "line 3 has 3 cells, the first one has 2": "id,x\n1,2\n2,3,4\n",
-    "two columns of one name": "id,x,x\n1,2,3\n",
-    "`path` is a column of the source and of the index": "id,path\n1,2\n",
-    "cannot be read": b"id,x\n\xff\xfe,2\n",
-}
-
-
-@pytest.mark.parametrize(("message", "text"), BAD.items())
-def test_an_index_that_does_not_fit_is_refused(message, text, tmp_path):
-    file = tmp_path / "rows.csv"
-    file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(FeaturesError, match=message) as caught:
-        open_features(write_npz(tmp_path / "a", PLAIN | COLUMNS), keep=["path"], index=file)
-    assert "rows.csv" in str(caught.value)
+def test_an_index_is_a_file_of_a_known_kind(tmp_path):
+    file = write_npz(tmp_path / "a", PLAIN)
     with pytest.raises(FeaturesError, match="there is no such file"):
-        open_features(tmp_path / "a.npz", index=tmp_path / "none.csv")
+        open_features(file, index=tmp_path / "none.csv")
     (tmp_path / "rows.txt").write_text("id")
     with pytest.raises(FeaturesError, match=r"a \.csv or \.parquet file, got \.txt"):
-        open_features(tmp_path / "a.npz", index=tmp_path / "rows.txt")
+        open_features(file, index=tmp_path / "rows.txt")
 
 
 # --- where they are shown -----------------------------------------------------------------------

@@ -269,8 +269,8 @@ def test_predictions_are_the_classes_of_largest_logit(dtype):
     monitor._keeper.predicts = True
     rng = np.random.default_rng(0)
     want = torch.full((400,), -1)
-    for _ in range(4):
-        ids = torch.as_tensor(rng.integers(0, 380, 300))
+    for _ in range(2):
+        ids = torch.as_tensor(rng.permutation(380)[:300])
         x = torch.as_tensor(rng.normal(size=(300, 16))).to("cuda", dtype)
         found = model(x).argmax(1).cpu()
         monitor.update(torch.zeros(300, dtype=torch.long, device="cuda"), ids)

@@ -11,7 +11,7 @@ import pytest
 
 from gwa_core import GWATracker, Moments, alignment_scores, summarize
 from gwa_offline import RunFolder, analyse, open_features
-from gwa_offline.analysis import analysis
+from gwa_offline.analysis import scoring
 from gwa_offline.analysis.statistics import per_class
 
 for library in ("typer", "plotly", "jinja2", "matplotlib", "sklearn"):
@@ -147,7 +147,7 @@ def test_blocks_of_logits_are_bounded(tmp_path, monkeypatch):
     arrays["targets"] = rng.integers(0, 30, 90)
     np.savez(tmp_path / "f.npz", **arrays)
     done = []
-    monkeypatch.setattr(analysis, "BLOCK_LOGITS", 600)
+    monkeypatch.setattr(scoring, "BLOCK_LOGITS", 600)
     report = analyse(open_features(tmp_path / "f.npz"), progress=lambda part, _: done.append(part))
     assert done == [20, 40, 60, 80, 90]
     np.testing.assert_allclose(report.scores, alignment_scores(**arrays), rtol=1e-5)

@@ -102,9 +102,10 @@ def test_the_numbers_are_those_of_one_process(client, save_epochs, tmp_path, cas
     assert left == ["000000.json", "000001.json", "000002.json"]
 
 
-def test_hundreds_of_files_in_one_task(client, save_epochs, monkeypatch):
+def test_many_files_in_one_task(client, save_epochs, monkeypatch):
     monkeypatch.setattr(parts, "PART_ROWS", N)
-    folder = save_epochs(400)
+    monkeypatch.setattr("gwa_dask.analysis.LARGEST", 1 << 14)
+    folder = save_epochs(80)
     check_same(analyse(folder, client=client), gwa_offline.analyse(folder))
 
 

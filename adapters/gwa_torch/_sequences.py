@@ -19,6 +19,10 @@ __all__ = ["BySequence", "check_reduce", "check_scores", "closed_parts", "gradie
 
 REDUCTIONS = ("mean", "min", "gradient")
 
+# Float32 logits whose residuals are there at a time: a row at least.
+ROW_BYTES = 16 * 1024 * 1024
+ROW_BYTES_OF_GPU = 128 * 1024 * 1024
+
 
 def check_reduce(reduce: str, *, num_samples: Any, sketch: Any) -> None:
     """Refuse what is no way to one score a sequence, or does not go with other options."""
@@ -204,7 +208,7 @@ class BySequence:
 def closed_parts(forward: Forward, flat: Flat, options: LossOptions) -> torch.Tensor:
     """Return numerators and lengths (T, 2) of a pass, by the closed form of the loss.
 
-    The residuals of one row are there at a time.
+    The residuals of some rows are there at a time.
     """
     logits = _rows(forward.logits)
     flat, weights = flat.to(logits.device), options.weights_on(logits.device)
@@ -287,7 +291,7 @@ def _by_row(
     *,
     centre: bool,
 ) -> torch.Tensor:
-    """Return numerators and lengths (T, 2) of the rows of a pass, one row after the other.
+    """Return numerators and lengths (T, 2) of the rows of a pass, some rows at a time.
 
     Parameters
     ----------
@@ -298,29 +302,32 @@ def _by_row(
     counted : boolean tensor of shape (T,)
         Tokens that count.
     residuals : callable
-        Of the (S, C) logits of a row and its part of the tokens: (S, C) residuals.
+        Of the (n, C) logits of some rows and their part of the tokens: (n, C) residuals.
     centre : bool
         Whether residuals sum to zero, so that a common offset of the logits only costs digits.
     """
     logits, latents, found = _rows(forward.logits), _rows(forward.latents), []
-    width, device = logits.shape[1], logits.device
-    for row, made in enumerate(logits):
-        part = slice(row * width, (row + 1) * width)
+    rows, width, classes = logits.shape
+    room = ROW_BYTES_OF_GPU if logits.is_cuda else ROW_BYTES
+    step = max(1, room // (4 * width * classes))
+    for start in range(0, rows, step):
+        made = logits[start : start + step]
         made = made.to(torch.promote_types(made.dtype, torch.float32))
-        r = residuals(made, part)
+        part = slice(start * width, (start + len(made)) * width)
+        r = residuals(made.reshape(-1, classes), part).reshape(made.shape)
         activations = made if forward.bias is None else made - forward.bias.to(made.dtype)
         if centre:
             activations = activations - activations.amax(-1, keepdim=True)
         own = counted[part]
         groups = torch.zeros_like(own, dtype=torch.int64) if flat.ids is None else flat.ids[part]
-        with full_precision(device), _exact_products(device):
+        with full_precision(logits.device), _exact_products(logits.device):
             numerators, lengths = sequence_parts(
-                residuals=r[None],
-                activations=activations[None],
-                latents=latents[row][None].to(made.dtype),
+                residuals=r,
+                activations=activations,
+                latents=latents[start : start + step].to(made.dtype),
                 weight_norm=forward.weight_norm,
-                groups=groups[None],
-                where=own[None],
+                groups=groups.reshape(-1, width),
+                where=own.reshape(-1, width),
             )
-        found.append(torch.stack([numerators[0], lengths[0]], dim=1))
+        found.append(torch.stack([numerators, lengths], dim=2).reshape(-1, 2))
     return torch.cat(found)

@@ -4,7 +4,7 @@ They do what `gwa_core` does and are tested against it; the formulas are explain
 program works on one row. `_triton_gradients.py` and `_triton_record.py` have the other two kernels.
 """
 
-# ruff: noqa: ANN001, ANN202
+# ruff: noqa: ANN001, ANN202, SIM108
 # mypy: disable-error-code="no-untyped-def, untyped-decorator"
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ FAR: tl.constexpr = tl.constexpr(-1e30)
 
 LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
-# Squares of exponentials up to exp(LIMIT), a million of them, are float32 numbers.
-LIMIT: tl.constexpr = tl.constexpr(36.0)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+
+# Sums of squares of exponentials up to here, and a million times that, are float32 numbers.
+LIMIT: tl.constexpr = tl.constexpr(1e31)
 
 
 @triton.jit
@@ -50,7 +52,7 @@ def cosine(dot, length, latent_norm, weight_norm):
 
 
 @triton.jit
-def _exp2(x):
+def exp2(x):
     # One instruction; tl.exp2 keeps subnormal results, for which it needs four.
     return tl.inline_asm_elementwise(
         "ex2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1
@@ -58,8 +60,19 @@ def _exp2(x):
 
 
 @triton.jit
-def _sums(a1, b1, c1, d1, a2, b2, c2, d2):
-    return a1 + a2, b1 + b2, c1 + c2, tl.maximum(d1, d2)
+def _sums(a1, b1, c1, a2, b2, c2):
+    return a1 + a2, b1 + b2, c1 + c2
+
+
+@triton.jit
+def _add(x, column, total, dot, square, level, reference, bias, C, HAS_BIAS: tl.constexpr):
+    # In powers of two: the level is scaled already, and its rounding is the same for all. The
+    # compiler makes one operation of both, here and for the label's logit.
+    above = x * LOG2E - level
+    weight = exp2(above)
+    if HAS_BIAS:
+        above = x - tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32) - reference
+    return total + weight, dot + weight * above, square + weight * weight
 
 
 @triton.jit
@@ -123,7 +136,7 @@ def _hard_kernel(
     label = tl.where(known, label, 0)
     own = tl.load(start_of_row + label).to(tl.float32)
     # All of the row is taken relative to a logit of it, and not to its largest: exponentials up to
-    # exp(LIMIT) do no harm, and no lane waits for another.
+    # exp(36) do no harm, and no lane waits for another.
     level = tl.max(tl.where((lane == label) | (lane >= C), FAR, coming.to(tl.float32)), axis=0)
     # What is subtracted from activations, so that a common offset costs no digits.
     reference = level
@@ -133,31 +146,30 @@ def _hard_kernel(
     total = tl.zeros([BLOCK_C], dtype=tl.float32)
     dot = tl.zeros([BLOCK_C], dtype=tl.float32)
     square = tl.zeros([BLOCK_C], dtype=tl.float32)
-    top = tl.full([BLOCK_C], FAR, dtype=tl.float32)
-    for start in range(0, C, BLOCK_C):
+    scaled = level * LOG2E
+    whole = C // BLOCK_C * BLOCK_C
+    for start in range(0, whole, BLOCK_C):
         x = coming.to(tl.float32)
         column = start + lane
         # Asked for one block ahead, so that the arithmetic of a block hides the load of the next.
-        ahead = column + BLOCK_C
-        coming = tl.load(start_of_row + ahead, mask=ahead < C, other=FAR)
-        hidden = column == label
-        if logits.dtype.element_ty == tl.float16:
-            # Which makes FAR an infinity.
-            hidden = hidden | (column >= C)
-        x = tl.where(hidden, FAR, x)
-        above = x - level
-        weight = _exp2(above * LOG2E)
-        total += weight
-        square += weight * weight
-        top = tl.maximum(top, above)
-        if HAS_BIAS:
-            x -= tl.load(bias + column, mask=column < C, other=0.0).to(tl.float32)
-            above = x - reference
-        dot += weight * above
-    total, dot, square, top = tl.reduce((total, dot, square, top), 0, _sums)
-    dot = own - reference - dot / total
+        # The last block ends where the row does and needs no mask.
+        coming = tl.load(start_of_row + tl.minimum(start + BLOCK_C, C - BLOCK_C) + lane)
+        x = tl.where(column == label, FAR, x)
+        total, dot, square = _add(
+            x, column, total, dot, square, scaled, reference, bias, C, HAS_BIAS
+        )
+    rest = tl.minimum(whole, tl.maximum(C - BLOCK_C, 0)) + lane
+    x = tl.where((rest < whole) | (rest >= C) | (rest == label), FAR, coming.to(tl.float32))
+    total, dot, square = _add(x, rest, total, dot, square, scaled, reference, bias, C, HAS_BIAS)
+    total, dot, square = tl.reduce((total, dot, square), 0, _sums)
+    # A logit near -3e38 overflows when it is scaled; nothing times infinity is no number.
+    far = (square > LIMIT) | (dot != dot)
+    if HAS_BIAS:
+        dot = own - reference - dot / total
+    else:
+        dot = (own * LOG2E - scaled - dot / total) * LN2
     square = square / (total * total)
-    if top > LIMIT:
+    if far:
         dot, square = _scaled_sums(start_of_row, bias, label, own, C, HAS_BIAS, BLOCK_C)
     z = z.to(tl.float64)
     squares = z * z

@@ -1,7 +1,7 @@
 """Fused Triton kernels of a linear head with cross-entropy: what happens to a block of its logits.
 
-One program works on one row. It reads the logits once for the loss and γ, and once more to put the
-gradient in their place.
+A block is (C, n), a column a token. Many programs read it once for the sums over the classes, one
+program a token makes the loss and γ of them, and many read it again to put the gradient in its place.
 """
 
 # ruff: noqa: ANN001, ANN202
@@ -15,75 +15,73 @@ import torch
 import triton
 import triton.language as tl
 
-from gwa_torch._triton import BLOCK_D, cosine, fused_scores, latent_squares, on
+from gwa_torch._triton import (
+    BLOCK_D,
+    FAR,
+    LOG2E,
+    cosine,
+    exp2,
+    fused_scores,
+    latent_squares,
+    on,
+)
+from gwa_torch._triton_linear_sums import sums_kernel
 
-BLOCK_C = 2048
+# Classes and tokens of a tile of the first and of the second pass: the fastest on an H200.
+SUMS = {"BLOCK_C": 16, "BLOCK_N": 64, "num_warps": 2}
+GRADIENT = {"BLOCK_C": 64, "BLOCK_N": 128, "num_warps": 8}
+
+# Tiles of the second pass that a program works on.
+TILES: tl.constexpr = tl.constexpr(4)
+
+# Tokens whose logits are copied at a time.
+ROWS = 128
+
+# Programs that keep a GPU busy.
+PROGRAMS = 2048
 
 # Below it 1 + t loses digits of t in float32, and t - t^2 / 2 is log(1 + t).
 SMALL: tl.constexpr = tl.constexpr(1e-3)
 
 
 @triton.jit
-def _rows_kernel(
+def _token_kernel(
     logits,
     latents,
     targets,
-    bias,
     weight_norm,
-    factors,
+    sums,
     losses,
     scores,
+    pieces,
     C,
     D,
-    logit_stride,
+    n,
     latent_stride,
     ignore_index,
     smoothing,
+    shares,
     SMOOTH: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
-    GRADIENT: tl.constexpr,
-    BLOCK_C: tl.constexpr,
+    SHARES: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    start_of_row = logits + row * logit_stride
-    lane = tl.arange(0, BLOCK_C)
-    label = tl.load(targets + row)
-    factor = tl.load(factors + row)
+    token = tl.program_id(0).to(tl.int64)
+    share = tl.arange(0, SHARES)
+    found = sums + share * 4 * n + token
+    inside = share < shares
+    peak = tl.load(found, mask=inside, other=FAR)
+    total = tl.load(found + n, mask=inside, other=0.0)
+    dot = tl.load(found + 2 * n, mask=inside, other=0.0)
+    square = tl.load(found + 3 * n, mask=inside, other=0.0)
+    label = tl.load(targets + token)
     ignored = label == ignore_index
     known = (label >= 0) & (label < C)
     label = tl.where(known, label, 0)
-    own = tl.load(start_of_row + label).to(tl.float32)
-    activation = own
-    if HAS_BIAS:
-        activation -= tl.load(bias + label).to(tl.float32)
-    # Sums over the other classes, with a running peak in every lane; see _scaled_sums in _triton.py.
-    peak = tl.full([BLOCK_C], -3e38, dtype=tl.float32)
-    total = tl.zeros([BLOCK_C], dtype=tl.float32)
-    dot = tl.zeros([BLOCK_C], dtype=tl.float32)
-    square = tl.zeros([BLOCK_C], dtype=tl.float32)
-    for start in range(0, C, BLOCK_C):
-        column = start + lane
-        other = (column < C) & (column != label)
-        x = tl.load(start_of_row + column, mask=other, other=-float("inf")).to(tl.float32)
-        gap = tl.exp(-tl.abs(x - peak))
-        higher = x > peak
-        fade = tl.where(higher, gap, 1.0)
-        share = tl.where(higher, 1.0, gap)
-        total = total * fade + share
-        if SMOOTH:
-            dot += tl.where(other, own - x, 0.0)
-        else:
-            away = activation - x
-            if HAS_BIAS:
-                away += tl.load(bias + column, mask=other, other=0.0).to(tl.float32)
-            dot = dot * fade + tl.where(other, share * away, 0.0)
-            square = square * fade * fade + share * share
-        peak = tl.where(higher, x, peak)
+    own = tl.load(logits + label * n + token).to(tl.float32)
     top = tl.max(peak, axis=0)
     fade = tl.exp(peak - top)
     s = tl.sum(total * fade, axis=0)
-    # The others and the label, relative to the largest logit of all.
+    # The others and the label, relative to one of the largest logits.
     high = tl.maximum(top, own)
     others = s * tl.exp(top - high)
     mass = others + tl.exp(own - high)
@@ -93,26 +91,55 @@ def _rows_kernel(
     else:
         ratio = tl.sum(dot * fade, axis=0) / s
         length = tl.sqrt(1.0 + tl.sum(square * fade * fade, axis=0) / (s * s))
-        squares = latent_squares(latents, row, latent_stride, D, BLOCK_D)
+        squares = latent_squares(latents, token, latent_stride, D, BLOCK_D)
         latent_norm = tl.sqrt(tl.sum(squares, axis=0))
         score = cosine(ratio, length, latent_norm, tl.load(weight_norm))
-        tl.store(scores + row, tl.where(known & (ignored == 0), score, float("nan")))
+        tl.store(scores + token, tl.where(known & (ignored == 0), score, float("nan")))
     loss = tl.where(known, loss, float("nan"))
-    tl.store(losses + row, tl.where(ignored, 0.0, loss))
-    if GRADIENT:
-        inverse = 1.0 / mass
-        # From the end: what was read last is still in the cache.
-        for start in range(0, C, BLOCK_C):
-            column = (C - 1) // BLOCK_C * BLOCK_C - start + lane
-            inside = column < C
-            x = tl.load(start_of_row + column, mask=inside, other=0.0).to(tl.float32)
-            # The label's own entry is 1 - p as the sum of the others, which does not cancel.
-            mine = column == label
-            gradient = tl.where(mine, -others, tl.exp(x - high)) * inverse
-            if SMOOTH:
-                gradient += tl.where(mine, smoothing, 0.0) - smoothing / C
-            gradient = tl.where(factor == 0, 0.0, gradient * factor)
-            tl.store(start_of_row + column, gradient.to(logits.dtype.element_ty), mask=inside)
+    tl.store(losses + token, tl.where(ignored, 0.0, loss))
+    # What the gradient is made of. The label's own entry is 1 - p as the sum of the others, which
+    # does not cancel.
+    tl.store(pieces + token, high)
+    tl.store(pieces + n + token, 1.0 / mass)
+    tl.store(pieces + 2 * n + token, -others / mass)
+
+
+@triton.jit
+def _gradient_kernel(
+    logits,
+    targets,
+    factors,
+    pieces,
+    C,
+    n,
+    smoothing,
+    SMOOTH: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    token = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    there = token < n
+    label = tl.load(targets + token, mask=there, other=0)
+    label = tl.where((label >= 0) & (label < C), label, 0).to(tl.int32)
+    factor = tl.load(factors + token, mask=there, other=0.0)
+    high = tl.load(pieces + token, mask=there, other=0.0)
+    inverse = tl.load(pieces + n + token, mask=there, other=0.0)
+    own = tl.load(pieces + 2 * n + token, mask=there, other=0.0)
+    first = tl.program_id(0) * (BLOCK_C * TILES)
+    start_of_tile = logits + first.to(tl.int64) * n + token
+    for start in range(0, BLOCK_C * TILES, BLOCK_C):
+        place = start + tl.arange(0, BLOCK_C)
+        column = first + place
+        inside = (column < C)[:, None] & there[None, :]
+        at = start_of_tile[None, :] + place[:, None] * n
+        x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
+        mine = column[:, None] == label[None, :]
+        gradient = exp2((x - high[None, :]) * LOG2E) * inverse[None, :]
+        gradient = tl.where(mine, own[None, :], gradient)
+        if SMOOTH:
+            gradient += tl.where(mine, smoothing, 0.0) - smoothing / C
+        gradient = tl.where((factor == 0)[None, :], 0.0, gradient * factor[None, :])
+        tl.store(at, gradient.to(logits.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -127,7 +154,7 @@ def _scale_kernel(x, factor, size, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
             tl.store(x + at, value.to(x.dtype.element_ty), mask=at < size)
 
 
-def fused_rows(
+def fused_tokens(
     logits: torch.Tensor,
     latents: torch.Tensor,
     targets: torch.Tensor,
@@ -141,30 +168,42 @@ def fused_rows(
     label_smoothing: float,
     gradient: bool,
 ) -> None:
-    """Fill losses and scores of (n, C) logits on a GPU; with `gradient` the logits become theirs."""
-    rows, classes = logits.shape
+    """Fill losses and scores of (C, n) logits on a GPU; with `gradient` the logits become theirs."""
+    classes, tokens = logits.shape
     smooth = label_smoothing != 0.0
     if smooth:
-        # Rare, and exact only in three more passes, which that kernel has.
-        found = fused_scores(logits, latents, targets, weight_norm, bias, label_smoothing)
-        scores.copy_(torch.where(targets == ignore_index, torch.nan, found))
+        # Rare, and exact only in three more passes, which that kernel has, of rows.
+        for start in range(0, tokens, ROWS):
+            part = slice(start, start + ROWS)
+            rows, z, t = logits[:, part].T.contiguous(), latents[part], targets[part]
+            found = fused_scores(rows, z, t, weight_norm, bias, label_smoothing)
+            scores[part] = torch.where(t == ignore_index, torch.nan, found)
     offset = logits if bias is None else bias
-    shared: Any = (logits, latents, targets, offset, weight_norm, factors, losses, scores)
-    sizes: Any = (classes, latents.shape[1], logits.stride(0), latents.stride(0))
-    block = min(BLOCK_C, triton.next_power_of_2(classes))
+    columns = triton.cdiv(tokens, SUMS["BLOCK_N"])
+    tiles = triton.cdiv(classes, SUMS["BLOCK_C"])
+    share = triton.cdiv(tiles, max(1, min(PROGRAMS // columns, tiles // 8))) * SUMS["BLOCK_C"]
+    shares = triton.cdiv(classes, share)
+    sums = torch.empty(shares, 4, tokens, dtype=torch.float32, device=logits.device)
+    pieces = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
+    features = latents.shape[1]
+    one: Any = {"SMOOTH": smooth, "HAS_BIAS": bias is not None, **SUMS}
+    two: Any = {"SMOOTH": smooth, **GRADIENT}
     with on(logits.device):
-        _rows_kernel[(rows,)](
-            *shared,
-            *sizes,
-            ignore_index,
-            label_smoothing,
+        sums_kernel[(columns, shares)](logits, targets, offset, sums, classes, tokens, share, **one)
+        _token_kernel[(tokens,)](
+            *(logits, latents, targets, weight_norm, sums, losses, scores, pieces),
+            *(classes, features, tokens, latents.stride(0), ignore_index, label_smoothing, shares),
             SMOOTH=smooth,
-            HAS_BIAS=bias is not None,
-            GRADIENT=gradient,
-            BLOCK_C=block,
-            BLOCK_D=min(BLOCK_D, triton.next_power_of_2(latents.shape[1])),
-            num_warps=max(1, block // 256),
+            SHARES=triton.next_power_of_2(shares),
+            BLOCK_D=min(BLOCK_D, triton.next_power_of_2(features)),
+            num_warps=4,
         )
+        if gradient:
+            strips = triton.cdiv(classes, GRADIENT["BLOCK_C"] * TILES.value)
+            grid = (strips, triton.cdiv(tokens, GRADIENT["BLOCK_N"]))
+            _gradient_kernel[grid](
+                logits, targets, factors, pieces, classes, tokens, label_smoothing, **two
+            )
 
 
 def fused_scale(x: torch.Tensor, factor: torch.Tensor) -> None:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from gwa_torch._checks import check_integer, check_labels, check_real
-from gwa_torch.scoring import frobenius_norm, full_precision, has_triton, head_scores
+from gwa_torch._linear_blocks import Head, in_blocks
+from gwa_torch.scoring import has_triton
 
 __all__ = ["linear_cross_entropy"]
-
-# The logits that exist at one time. Each block reads and writes the gradient of the weight once:
-# fewer rows than about 500 keep a GPU's memory busier than its tensor cores.
-BLOCK_BYTES = 128 * 1024 * 1024
-
-# Rows of a whole tile of a matrix product.
-TILE = 128
 
 
 def linear_cross_entropy(
@@ -83,7 +77,8 @@ def linear_cross_entropy(
 
     Memory: one block of logits (128 MiB; up to five times that without Triton) and the gradients,
     each in the dtype of its tensor; the (N, C) logits are never there. A weight that needs no
-    gradient costs none.
+    gradient costs none. With Triton the logits of the first D tokens are in the memory of the
+    weight's gradient, before it is there.
 
     Numerics: logits have the dtype of the product, softmax is float32 or wider. The label's own
     gradient is the sum of the others, exact where softmax saturates. In half precision the
@@ -118,22 +113,6 @@ def linear_cross_entropy(
     return loss, scores
 
 
-class _Head(NamedTuple):
-    """Options of the loss."""
-
-    ignore_index: int
-    label_smoothing: float
-    reduction: str
-
-
-class _Made(NamedTuple):
-    """What a pass over the blocks leaves behind: one entry a row, and gradients where wanted."""
-
-    losses: torch.Tensor
-    scores: torch.Tensor
-    gradients: tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
-
-
 def _checked(
     latents: torch.Tensor,
     weight: torch.Tensor,
@@ -145,7 +124,7 @@ def _checked(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Refuse what does not fit, and bring the rest into the shapes and dtypes of the function."""
     _check(latents, weight, targets, bias, label_smoothing, reduction)
-    head = _Head(check_integer("ignore_index", ignore_index), float(label_smoothing), reduction)
+    head = Head(check_integer("ignore_index", ignore_index), float(label_smoothing), reduction)
     kind = latents.device.type
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)
@@ -188,7 +167,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         weight: torch.Tensor,
         bias: torch.Tensor | None,
         targets: torch.Tensor,
-        head: _Head,
+        head: Head,
         wanted: tuple[bool, bool, bool],
     ) -> tuple[torch.Tensor, torch.Tensor]:
         counted = targets != head.ignore_index
@@ -204,7 +183,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         factors = _factors(targets, weight.shape[0], counted, scale if late is None else late)
         # Of one loss a row the factors are not known before the backward pass.
         now = wanted if head.reduction != "none" else (False, False, False)
-        made = _in_blocks(latents, weight, bias, targets, factors, head, now)
+        made = in_blocks(latents, weight, bias, targets, factors, head, now)
         ctx.save_for_backward(latents, weight, bias, targets, factors)
         ctx.head, ctx.wanted, ctx.late = head, wanted, late
         ctx.gradients = made.gradients if any(now) else None
@@ -230,7 +209,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             latents, weight, bias, targets, factors = ctx.saved_tensors
             if ctx.head.reduction == "none":
                 factors = torch.where(factors == 0, factors, factors * along)
-            made = _in_blocks(latents, weight, bias, targets, factors, ctx.head, ctx.wanted)
+            made = in_blocks(latents, weight, bias, targets, factors, ctx.head, ctx.wanted)
             gradients = made.gradients
         if ctx.head.reduction != "none":
             factor = along if ctx.late is None else along * ctx.late
@@ -246,116 +225,6 @@ def _factors(
     """Return what the gradient of each row is multiplied by: nothing where it does not count."""
     known = (targets >= 0) & (targets < classes)
     return torch.where(counted, torch.where(known, scale, torch.nan), 0.0)
-
-
-@torch.no_grad()
-def _in_blocks(
-    latents: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    targets: torch.Tensor,
-    factors: torch.Tensor,
-    head: _Head,
-    wanted: tuple[bool, bool, bool],
-) -> _Made:
-    """Make the logits block by block in one buffer, and all that is taken from them."""
-    rows, classes = latents.shape[0], weight.shape[0]
-    losses, scores = torch.empty_like(factors), torch.empty_like(factors)
-    new: Any = torch.empty_like if rows else torch.zeros_like
-    of_latents = new(latents, memory_format=torch.contiguous_format) if wanted[0] else None
-    of_weight = new(weight, memory_format=torch.contiguous_format) if wanted[1] else None
-    of_bias = factors.new_zeros(classes) if wanted[2] else None
-    latents = latents if latents.stride(-1) == 1 else latents.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    take: Any = _rows
-    if has_triton(latents.device) and latents.dtype != torch.float64:
-        from gwa_torch._triton_linear_loss import fused_rows as take
-    step = _step(rows, classes * latents.dtype.itemsize)
-    with full_precision(latents.device):
-        norm = frobenius_norm(weight)
-        buffer = latents.new_empty(step, classes)
-        for start in range(0, rows, step):
-            here = slice(start, start + step)
-            z, t = latents[here], targets[here]
-            block = buffer[: z.shape[0]]
-            if bias is None:
-                torch.mm(z, weight.T, out=block)
-            else:
-                torch.addmm(bias, z, weight.T, out=block)
-            take(
-                *(block, z, t, bias, norm, factors[here], losses[here], scores[here]),
-                ignore_index=head.ignore_index,
-                label_smoothing=head.label_smoothing,
-                gradient=any(wanted),
-            )
-            if of_latents is not None:
-                torch.mm(block, weight, out=of_latents[here])
-            if of_weight is not None:
-                # With beta=0 what is there is not read.
-                of_weight.addmm_(block.T, z, beta=int(start > 0))
-            if of_bias is not None:
-                of_bias += block.sum(dim=0, dtype=of_bias.dtype)
-    of_bias = None if of_bias is None else of_bias.to(latents.dtype)
-    return _Made(losses, scores, (of_latents, of_weight, of_bias))
-
-
-def _step(rows: int, row_bytes: int) -> int:
-    """Return the rows of a block: blocks of about equal size, of whole tiles where they fit."""
-    most = max(1, BLOCK_BYTES // row_bytes)
-    most = most // TILE * TILE or most
-    blocks = max(1, -(-rows // most))
-    even = -(-rows // blocks)
-    return max(1, min(rows, most, -(-even // TILE) * TILE))
-
-
-def _rows(
-    logits: torch.Tensor,
-    latents: torch.Tensor,
-    targets: torch.Tensor,
-    bias: torch.Tensor | None,
-    weight_norm: torch.Tensor,
-    factors: torch.Tensor,
-    losses: torch.Tensor,
-    scores: torch.Tensor,
-    *,
-    ignore_index: int,
-    label_smoothing: float,
-    gradient: bool,
-) -> None:
-    """Fill losses and scores of (n, C) logits; with `gradient` the logits become theirs."""
-    classes = logits.shape[1]
-    counted = targets != ignore_index
-    known = (targets >= 0) & (targets < classes)
-    scores.copy_(
-        head_scores(
-            latents=latents,
-            targets=targets,
-            logits=logits,
-            weight_norm=weight_norm,
-            bias=bias,
-            label_smoothing=label_smoothing,
-            where=counted,
-        )
-    )
-    label = torch.where(known, targets, 0).unsqueeze(1)
-    wide = logits.to(losses.dtype)
-    level = torch.logsumexp(wide, dim=1, keepdim=True)
-    loss = level - wide.gather(1, label)
-    if label_smoothing:
-        even = level - wide.mean(dim=1, keepdim=True)
-        loss = (1.0 - label_smoothing) * loss + label_smoothing * even
-    loss = torch.where(known, loss.squeeze(1), torch.nan)
-    losses.copy_(torch.where(counted, loss, 0.0))
-    if gradient:
-        shares = wide.sub_(level).exp_()
-        # The label's own entry is 1 - p as the sum of the others, which does not cancel.
-        shares.scatter_(1, label, 0.0)
-        shares.scatter_(1, label, label_smoothing - shares.sum(dim=1, keepdim=True))
-        if label_smoothing:
-            shares -= label_smoothing / classes
-        shares.mul_(factors.unsqueeze(1)).masked_fill_(factors.unsqueeze(1) == 0, 0.0)
-        if shares is not logits:
-            logits.copy_(shares)
 
 
 def _scale(gradient: torch.Tensor, factor: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gwa_core import alignment_from_logits, alignment_scores
-from gwa_torch import head_scores, linear_cross_entropy, linear_loss
+from gwa_torch import _linear_blocks, head_scores, linear_cross_entropy
 
 ROWS, CLASSES, FEATURES = 23, 11, 5
 
@@ -30,7 +30,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 def _small_blocks(monkeypatch):
     """Six rows of float64 a block, so that the last one is shorter."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 6 * CLASSES * 8)
+    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 6 * CLASSES * 8)
 
 
 def inputs(shape=(ROWS,), *, dtype=torch.float64, bias=True, ignored=0.3, scale=1.0, seed=0):
@@ -266,7 +266,7 @@ def test_blocks_change_nothing(rows, block, classes, seed):
     t = torch.randint(-1, classes, (rows,), generator=generator)
     results = []
     for size in (block, 10**6):
-        linear_loss.BLOCK_BYTES = size * 8 * classes
+        _linear_blocks.BLOCK_BYTES = size * 8 * classes
         loss, scores = linear_cross_entropy(z, w, t, ignore_index=-1)
         results.append((loss.detach(), scores, *gradients(loss, (z, w))))
     for a, b in zip(*results, strict=True):
@@ -276,12 +276,28 @@ def test_blocks_change_nothing(rows, block, classes, seed):
 @pytest.mark.parametrize("rows", [0, 1, 127, 600, 8192])
 @pytest.mark.parametrize("row_bytes", [64, 10**6])
 def test_blocks_are_even_and_fit(rows, row_bytes, monkeypatch):
-    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 512 * 10**6)
-    step = linear_loss._step(rows, row_bytes)
+    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 512 * 10**6)
+    step = _linear_blocks._step(rows, row_bytes)
     assert 1 <= step <= max(rows, 1)
     assert step * row_bytes <= 512 * 10**6
     if rows == 600 and row_bytes == 10**6:
-        assert step == 384
+        assert step == 320
+
+
+@pytest.mark.parametrize("tokens", [1, 64, 130])
+@pytest.mark.parametrize("classes", [1, 2, 37])
+@pytest.mark.parametrize("room", [130, 131, 700, 10**5])
+def test_a_product_in_the_memory_of_its_factor(tokens, classes, room):
+    generator = torch.Generator().manual_seed(room)
+    factor, z = (
+        torch.randn(*shape, generator=generator, dtype=torch.float64)
+        for shape in ((classes, tokens), (tokens, 130))
+    )
+    out = torch.full((classes, 130), torch.nan, dtype=torch.float64)
+    block = out.view(-1)[: factor.numel()].view(factor.shape)
+    block.copy_(factor)
+    _linear_blocks._multiply_in_place(out, block, z, torch.empty(room, dtype=torch.float64))
+    close(out, factor @ z, 1e-12)
 
 
 class Largest(TorchDispatchMode):
@@ -313,7 +329,7 @@ HALF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision(dtype, monkeypatch):
-    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 300 * CLASSES * 2)
+    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 300 * CLASSES * 2)
     z, w, b, t = inputs((2000,), dtype=dtype)
     loss, scores = linear_cross_entropy(z, w, t, bias=b)
     assert loss.dtype == scores.dtype == torch.float32
@@ -329,7 +345,7 @@ def test_half_precision(dtype, monkeypatch):
 
 def test_shares_of_a_mean_that_float16_cannot_hold(monkeypatch):
     # 1 / 4096 of a probability of 1e-4 is below the least float16.
-    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 2048 * 2000 * 2)
+    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 2048 * 2000 * 2)
     torch.manual_seed(0)
     z = torch.randn(4096, 4).half().requires_grad_()
     w = (0.1 * torch.randn(2000, 4)).half().requires_grad_()
@@ -456,7 +472,7 @@ def on_gpu_wanted(leaves, t, logits, **options):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_the_kernels_of_a_gpu(size, dtype, smoothing, bias, reduction, monkeypatch):
-    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 140 * size[1] * dtype.itemsize)
+    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 140 * size[1] * dtype.itemsize)
     leaves, t, logits = on_gpu(*size, dtype, bias)
     options = {"label_smoothing": smoothing, "reduction": reduction}
     b = leaves[2] if bias else None
@@ -505,7 +521,7 @@ def test_a_class_that_is_not_there_is_nan_on_a_gpu(dtype):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_memory_of_a_gpu_is_a_block_and_the_gradients(monkeypatch):
-    monkeypatch.setattr(linear_loss, "BLOCK_BYTES", 2**24)
+    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 2**24)
     (z, w), t, _ = on_gpu(4096, 32000, 256, torch.bfloat16, False)
     linear_cross_entropy(z, w, t)[0].backward()
     z.grad = w.grad = None

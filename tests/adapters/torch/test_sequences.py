@@ -13,7 +13,7 @@ from models import CLASSES, FEATURES, INPUTS, network, oracle
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
-from gwa_torch import GWAMonitor
+from gwa_torch import GWAMonitor, _sequences
 
 ROWS, LENGTH = 6, 5
 REDUCED = {
@@ -86,6 +86,21 @@ def test_a_row_has_one_score(reduce, bias, residual):
     assert_near(monitor.scores, want)
     assert summary.count == ROWS - 1
     assert monitor.residual == ("backward" if residual == "backward" else "formula")
+
+
+@pytest.mark.parametrize("residual", ["formula", "backward"])
+@pytest.mark.parametrize("at_a_time", [1, 4])
+def test_rows_at_a_time_change_nothing(at_a_time, residual, monkeypatch):
+    found = []
+    for size in (_sequences.ROW_BYTES, at_a_time * 4 * LENGTH * CLASSES):
+        monkeypatch.setattr(_sequences, "ROW_BYTES", size)
+        model, (x, y) = network(), tokens()
+        with GWAMonitor(model.head, ROWS, reduce="gradient", residual=residual) as monitor:
+            F.cross_entropy(model(x).flatten(0, 1), y.flatten()).backward()
+            monitor.update(y, ids=torch.arange(ROWS))
+            monitor.end_epoch()
+            found.append(monitor.scores)
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-7, equal_nan=True)
 
 
 @pytest.mark.parametrize("reduce", ["mean", "min", "gradient"])

@@ -126,7 +126,8 @@ def parts_of(
     Notes
     -----
     Small files go together. A file is cut in its middle where rows there are read without those before
-    them: ``.npy``, ``.npz`` that is not compressed, ``.safetensors``. Cost: O(parts); only the head is
+    them: ``.npy``, ``.npz`` that is not compressed, ``.safetensors``, and Parquet whose row
+    groups are small. Cost: O(parts); only the head is
     read.
 
     Examples

@@ -12,6 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_offline.files.arrays import Held, Joined, LazyArray, Packed
+from gwa_offline.files.tables import Column
+
+# Rows of a group of a table that may be read for one row of it.
+GROUP_ROWS = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -89,6 +93,8 @@ def seeks(array: LazyArray) -> bool:
         return all(seeks(part) for _, part in array.parts)
     if isinstance(array, Packed):
         return array.seekable and not array.fortran
+    if isinstance(array, Column):
+        return 0 < max(array.groups, default=0) <= GROUP_ROWS
     return isinstance(array, Held | Count)
 
 
@@ -106,6 +112,9 @@ def cut(array: LazyArray, start: int, stop: int) -> LazyArray:
         shape = (stop - start, *array.shape[1:])
         before = start * math.prod(shape[1:]) * array.stored.itemsize
         return replace(array, open_stream=_At(array.open_stream, before), shape=shape)
+    if isinstance(array, Column):
+        rest, before = array.since(start)
+        return Rows(rest, start - before, stop - before, array.dtype)
     return Rows(array, start, stop, array.dtype)
 
 

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from gwa_offline.files.errors import FeaturesError, reading
 from gwa_offline.files.urls import Place, handle, size_of
 
 # The arrays of one column of a table, about as many rows each as asked for.
-Batches = Callable[[int, int], Iterator[Any]]
+Batches = Callable[..., Iterator[Any]]
 
 # Mapped pages count as memory of the process, so a map is given back after as many bytes.
 _MAPPED = 2**26
@@ -36,9 +36,10 @@ class Column:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    batches: Callable[[int], Iterator[Any]]
+    batches: Callable[..., Iterator[Any]]
     packed: int | None = None  # bytes of its file
     optional: bool = False  # may have missing values: None, of floats nan
+    groups: tuple[int, ...] = ()  # rows of each group, where reading can begin at one
     streams = True
 
     def check_inflated(self) -> None:
@@ -49,6 +50,18 @@ class Column:
                 f"`{self.name}` inflates from a file of {self.packed / 1e6:.3g} MB to "
                 f"{needed / 1e9:.3g} GB, which numbers that were measured do not"
             )
+
+    def since(self, start: int) -> tuple[Column, int]:
+        """Return the column from the group on that has a row, and how many rows are before it."""
+        first = before = 0
+        while first < len(self.groups) and before + self.groups[first] <= start:
+            before += self.groups[first]
+            first += 1
+        if not first:
+            return self, 0
+        batches = partial(self.batches, first=first)
+        shape = (self.shape[0] - before, *self.shape[1:])
+        return replace(self, shape=shape, batches=batches, groups=()), before
 
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
         """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
@@ -90,11 +103,17 @@ def _flat(
             yield np.array(values.to_numpy(zero_copy_only=False)), len(column)
 
 
-def _open_columns(schema: Any, rows: int, batches: Batches, packed: int | None = None) -> Openers:
+def _open_columns(
+    schema: Any,
+    rows: int,
+    batches: Batches,
+    packed: int | None = None,
+    groups: tuple[int, ...] = (),
+) -> Openers:
     with reading():  # a damaged name is no text
         return {
             field.name: partial(
-                _open_column, field.name, field.type, rows, partial(batches, i), packed
+                _open_column, field.name, field.type, rows, partial(batches, i), packed, groups
             )
             for i, field in enumerate(schema)
         }
@@ -106,6 +125,7 @@ def _open_column(
     rows: int,
     batches: Callable[[int], Iterator[Any]],
     packed: int | None,
+    groups: tuple[int, ...],
 ) -> LazyArray:
     pa = _arrow()
     types = pa.types
@@ -126,7 +146,7 @@ def _open_column(
         shape = (rows, len(first[0]) if first else 0)
     # What `to_pandas_dtype` gives, for which older releases import pandas.
     dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
-    return Column(name, shape, dtype, batches, packed)
+    return Column(name, shape, dtype, batches, packed, groups=groups)
 
 
 def _arrow(file: Place | None = None) -> Any:
@@ -147,17 +167,20 @@ def open_parquet(path: Place) -> Openers:
     """Return what opens each column of a Parquet file."""
     pa = _arrow(path)
     with reading(pa.ArrowException), pa.parquet.ParquetFile(handle(path)) as file:
-        schema, rows = file.schema_arrow, file.metadata.num_rows
+        schema, about = file.schema_arrow, file.metadata
+        rows, count = about.num_rows, about.num_row_groups
+        groups = tuple(about.row_group(i).num_rows for i in range(count))
 
-    def batches(column: int, rows: int) -> Iterator[Any]:
+    def batches(column: int, rows: int, first: int = 0) -> Iterator[Any]:
         # Without these Arrow keeps whole row groups in memory, and all that it has read so far.
         options = {"buffer_size": 2**20, "pre_buffer": False}
         with pa.parquet.ParquetFile(handle(path), **options) as file:
             name = schema.field(column).name
-            for batch in file.iter_batches(rows, columns=[name], use_threads=False):
+            wanted = {"columns": [name], "row_groups": range(first, count)}
+            for batch in file.iter_batches(rows, use_threads=False, **wanted):
                 yield batch.column(0)
 
-    return _open_columns(schema, rows, batches, size_of(path))
+    return _open_columns(schema, rows, batches, size_of(path), groups)
 
 
 # --- Arrow's own files --------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import gwa_offline
 from gwa_core import GWATracker
 from gwa_dask import analyse
 from gwa_offline import FeaturesError, RunFolder, open_features
-from gwa_offline.analysis import parts
+from gwa_offline.analysis import parts, parts_of
 
 pytestmark = pytest.mark.usefixtures("small_parts")
 N, C, EPOCHS = 9000, 4, 3
@@ -132,6 +132,13 @@ def test_parquet(client, tmp_path):
         parquet.write_table(pa.table(table), tmp_path / "epoch_0" / f"part-{part}.parquet")
     source = open_features(tmp_path, weight=rng.normal(size=(2, 3)))
     check_same(analyse(source, client=client), gwa_offline.analyse(source))
+    table = {"latents": pa.array(list(latents)), "targets": np.arange(N) % 2}
+    for rows in (1000, None):
+        parquet.write_table(pa.table(table), tmp_path / "one.parquet", row_group_size=rows)
+        source = open_features(tmp_path / "one.parquet", weight=rng.normal(size=(2, 3)))
+        made = parts_of(source.epochs[0].features, num_samples=N, rows=2048)
+        assert len(made) == 5
+        check_same(analyse(source, client=client), gwa_offline.analyse(source))
 
 
 def test_options_and_what_is_given_beside_the_files(client, save_epochs):

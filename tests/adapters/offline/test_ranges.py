@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +57,8 @@ def arrays(tmp_path_factory):
     }
 
 
-SEEK = {"plain", "swapped", "stored", "memory", "joined"}
-KINDS = [*sorted(SEEK), "fortran", "packed", "parquet"]
+SEEK = {"plain", "swapped", "stored", "memory", "joined", "parquet"}
+KINDS = [*sorted(SEEK), "fortran", "packed"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,6 +81,18 @@ def test_a_range_has_the_rows_of_a_slice(arrays, kind, data):
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_from_its_middle(arrays, kind):
     assert seeks(arrays[kind]) == (kind in SEEK)
+
+
+def test_groups_of_a_table_before_a_range_are_not_read(arrays):
+    whole = arrays["parquet"]
+    assert whole.groups == (10, 10, 10, 7)
+    for start, before in {0: 0, 9: 0, 10: 10, 29: 20, 36: 30}.items():
+        found = cut(whole, start, N)
+        if start:
+            assert found.array.shape == (N - before, D)
+            assert found.start == start - before
+    large = replace(whole, groups=(2**17 + 1,))
+    assert not seeks(large)
 
 
 def test_a_range_of_joined_arrays_has_the_dtype_of_all(tmp_path):

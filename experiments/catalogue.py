@@ -47,5 +47,6 @@ TABLES: dict[str, Callable[[list[Result]], str]] = {
     "fine-tuning": fine_tuning.fine_tuning,
     "two-modes": two_modes.two_modes,
     "language-examples": language.examples,
+    "language-all-tokens": language.examples_all,
     "language-stopping": language.stopping,
 }

@@ -232,8 +232,8 @@ def detection(
             found[name] |= dict(zip(("last_auroc", "last"), single[-1], strict=True))
         if name in CURVES:
             # For figures, in which a pixel is more.
-            by_epoch = [round(precision, 4) for _, precision in single]
-            found[name] |= {"by_epoch": by_epoch, "by_mean": [round(x, 4) for x in mean]}
+            by_epoch = [round(precision, 3) for _, precision in single]
+            found[name] |= {"by_epoch": by_epoch, "by_mean": [round(x, 3) for x in mean]}
         if name == "alignment":
             found[name]["auroc"] = [area for area, _ in single]
     scores = samples["alignment"]

@@ -12,39 +12,66 @@ from experiments.language_signals import REDUCTIONS, SIGNALS
 from experiments.store import Result, column
 from experiments.tables.cells import MISSING, markdown, spread
 
-__all__ = ["examples", "stopping"]
+__all__ = ["examples", "examples_all", "stopping"]
 
 #: After how many epochs examples are judged, beside all.
-AFTER = (1, 3)
+AFTER = (3,)
 #: Ways to make one number of several epochs.
 WAYS = ("by_quality", "by_mean", "by_epoch")
+HOW = {"by_quality": "label quality", "by_mean": "mean", "by_epoch": "last epoch"}
 #: Rules that read the scores; the others are the same whatever a monitor reduces by.
 OF_SCORES = (SEPARATION, "largest bimodality", "GWA, the paper's rule")
 ANSWERS = {"answer": "loss on the answer", "all": "loss on all tokens"}
 
 
 def examples(results: list[Result]) -> str:
-    """Return the average precision of the wrong answers, by signal and number of epochs.
+    """Return the average precision of the wrong answers where the loss is that of the answer.
 
-    By the scores weighed as `LabelQuality` does (of GWA alone), by their mean, and by the last epoch.
+    A column is a kind of errors and a number of epochs; a run of a single epoch has its own learning
+    rate. Of several epochs GWA has three rows: weighed as `LabelQuality` does, their mean, and the
+    last one. The others have the last two.
     """
+    return _examples(results, "answer")
+
+
+def examples_all(results: list[Result]) -> str:
+    """Return the same where the loss is that of all tokens."""
+    return _examples(results, "all")
+
+
+def _examples(results: list[Result], loss: str) -> str:
+    columns = [
+        (f"{_errors(runs[0])}, {_lasting(runs, epochs)}", runs, epochs)
+        for runs in _groups([run for run in results if run["settings"]["loss"] == loss]).values()
+        for epochs in _judged(runs)
+    ]
     rows = []
-    for title, runs in _groups(results).items():
-        longest = min(len(run["epochs"]["epoch"]) for run in runs)
-        for epochs in (*(k for k in AFTER if k < longest), longest):
-            cells = [_precisions(runs, name, epochs) for name in (*REDUCTIONS, *SIGNALS)]
-            rows.append([f"{title}, {len(runs)} runs", f"{epochs}", *cells])
-    head = [*(f'GWA, `reduce="{name}"`' for name in REDUCTIONS), *SIGNALS]
-    return markdown(["answers", "epochs", *head], rows) if rows else ""
+    for name in (*REDUCTIONS, *SIGNALS):
+        title = f"GWA, {name}" if name in REDUCTIONS else name
+        ways = WAYS if name in REDUCTIONS else WAYS[1:]
+        for way in ways:
+            cells = [_precision(runs, name, way, epochs) for _, runs, epochs in columns]
+            # Of a single epoch all ways are the same.
+            if set(cells) != {MISSING}:
+                rows.append([f"{title}: {HOW[way]}", *cells])
+    return markdown(["signal", *(title for title, *_ in columns)], rows) if columns else ""
 
 
-def _precisions(runs: list[Result], name: str, epochs: int) -> str:
-    known = [way for way in WAYS if way in runs[0]["examples"][name]]
-    # Of one epoch all ways are the same.
-    ways = known if epochs > 1 else known[:1]
-    return " / ".join(
-        spread([run["examples"][name][way][epochs - 1] for run in runs], 3) for way in ways
-    )
+def _judged(runs: list[Result]) -> list[int]:
+    longest = min(len(run["epochs"]["epoch"]) for run in runs)
+    return [*(k for k in AFTER if k < longest), longest]
+
+
+def _lasting(runs: list[Result], epochs: int) -> str:
+    of = max(len(run["epochs"]["epoch"]) for run in runs)
+    return f"{epochs} of {of}" if of > 1 else "one epoch"
+
+
+def _precision(runs: list[Result], name: str, way: str, epochs: int) -> str:
+    found = [run["examples"][name] for run in runs]
+    if way not in found[0]:
+        return MISSING
+    return spread([x[way][epochs - 1] for x in found], 3)
 
 
 def stopping(results: list[Result]) -> str:
@@ -62,7 +89,7 @@ def stopping(results: list[Result]) -> str:
         rows.append(
             [name, *(_cell([_above(run, kept) for run in runs]) for runs in groups.values())]
         )
-    titles = [f"{title}, {len(runs)} runs" for title, runs in groups.items()]
+    titles = list(groups)
     return markdown(["what is kept", *titles], rows)
 
 
@@ -99,10 +126,14 @@ def _groups(results: list[Result]) -> dict[str, list[Result]]:
         s = run["settings"]
         if s["loss"]:
             once = ", one epoch" if len(run["epochs"]["epoch"]) == 1 else ""
-            kind, _, share = s["labels"].partition("-")
-            title = f"{share} % {kind}, {ANSWERS[s['loss']]}{once}"
+            title = f"{_errors(run)}, {ANSWERS[s['loss']]}{once}"
             found.setdefault(title, []).append(run)
     return dict(sorted(found.items()))
+
+
+def _errors(run: Result) -> str:
+    kind: str = run["settings"]["labels"]
+    return kind.partition("-")[0]
 
 
 def _best(runs: list[Result]) -> list[float]:

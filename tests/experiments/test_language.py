@@ -269,35 +269,40 @@ def test_a_run_of_one_epoch_finds_answers_and_has_nothing_to_choose(folder, text
     store.append(tmp_path, run.train())
     found = store.read(tmp_path)
     assert store.column(found[0], "step").tolist() == [3]
-    [row] = language.examples(found).splitlines()[2:]
-    assert row.startswith("| 10 % swapped, loss on the answer, one epoch, 1 runs | 1 |")
+    head, _, *rows = language.examples(found).splitlines()
+    assert head == "| signal | swapped, one epoch |"
+    # Label quality, mean and last epoch of GWA, mean and last epoch of the others.
+    assert len(rows) == 3 * 3 + 2 * 5 - 1
+    assert language.examples_all(found) == ""
     assert language.stopping(found) == ""
 
 
 def test_tables_have_a_row_for_each_signal_and_rule(results):
-    lines = language.examples(results).splitlines()
+    lines = language.examples_all(results).splitlines()
     head = [cell.strip() for cell in lines[0].strip("|").split("|")]
-    # After one epoch, three and all.
-    assert len(lines) == 2 + 4 * 3
+    kinds = [f"{kind}, {k} of {EPOCHS}" for kind in ("garbled", "swapped") for k in (3, EPOCHS)]
+    assert head == ["signal", *kinds]
     run = next(r for r in results if store.name_of(r) == "mini-swapped-10-100-s0-loss-all")
-    row = next(x for x in lines if x.startswith("| 10 % swapped, loss on all tokens, 1 runs | 3 |"))
-    cells = [cell.strip() for cell in row.strip("|").split("|")]
     examples = run["examples"]
-    for title, name in {"margin": "margin", 'GWA, `reduce="gradient"`': "gradient"}.items():
-        ways = ["by_quality"] * (name == "gradient") + ["by_mean", "by_epoch"]
-        values = [f"{examples[name][way][2]:.3f}" for way in ways]
-        assert cells[head.index(title)] == " / ".join(values)
+    for title, name, way in (
+        ("margin: mean", "margin", "by_mean"),
+        ("GWA, gradient: label quality", "gradient", "by_quality"),
+        ("GWA, gradient: last epoch", "gradient", "by_epoch"),
+    ):
+        row = next(x for x in lines if x.startswith(f"| {title} |"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[head.index(f"swapped, 3 of {EPOCHS}")] == f"{examples[name][way][2]:.3f}"
 
     lines = language.stopping(results).splitlines()
     assert len(lines) == 3 + len(language.KEPT)
     row = next(x for x in lines if x.startswith("| last epoch |"))
     losses = store.column(run, "test_loss")
-    at = lines[0].split(" | ").index("10 % swapped, loss on all tokens, 1 runs")
+    at = lines[0].split(" | ").index("swapped, loss on all tokens")
     above = losses[-1] - losses.min()
     assert row.split(" | ")[at] == f"{above:+.3g} ({above:+.3g})"
     separation = run["reductions"]["min"]["separation"]
     kept = losses[1:][int(np.argmax(separation[1:]))] - losses.min()
     row = next(x for x in lines if x.startswith("| largest separation, min |"))
     assert row.split(" | ")[at] == f"{kept:+.3g} ({kept:+.3g})"
-    for make in (language.examples, language.stopping):
+    for make in (language.examples, language.examples_all, language.stopping):
         assert make([]) == ""

@@ -135,6 +135,7 @@ def speed_tables() -> dict[str, str]:
         "machine": table(["GPU", "PyTorch"], [[gpu["device"], gpu["torch"]]]),
         "batches": "\n".join(_batch(gpu, size) for size in sizes),
         "language model": _language_model(gpu),
+        "loss": _loss(_read("linear_loss")),
         "step": _step(training),
     }
 
@@ -153,6 +154,24 @@ def _batch(gpu: dict[str, Any], size: str) -> str:
         shown = "" if memory is None else f"{memory:,.2f} MB"
         rows.append([label, f"{gpu[prefix + way]:.4g} ms", shown])
     return table([f"{size}, float32", "time", "extra memory"], rows)
+
+
+def _loss(found: dict[str, Any]) -> str:
+    size = next(key for key in found if "tokens" in key).partition(":")[0]
+    names = {
+        "linear_cross_entropy": "**`linear_cross_entropy`**, loss and scores",
+        "plain logits": "`F.cross_entropy` of the logits",
+        "plain logits and head_scores": "the same, and `head_scores` of them",
+        "F.linear_cross_entropy": "`F.linear_cross_entropy` of PyTorch 2.13",
+        "Liger": "Liger's fused loss",
+        "the three products alone": "the three products alone",
+    }
+    rows = []
+    for way in sorted(names, key=lambda way: found[f"{size}: ms, {way}"]):
+        memory = found.get(f"{size}: extra MB, {way}")
+        shown = "" if memory is None else f"{memory:,.0f} MB"
+        rows.append([names[way], f"{found[f'{size}: ms, {way}']:.1f} ms", shown])
+    return table(["forward and backward", "time", "extra memory"], rows)
 
 
 def _language_model(gpu: dict[str, Any]) -> str:

@@ -32,6 +32,7 @@ from gwa_core.score import Summary, gwa_score, summarize
 from gwa_core.sequences import SequenceParts, sequence_parts, sequence_scores
 from gwa_core.stopping import EarlyStopper, Selection, rule_for, select_epoch, select_step
 from gwa_core.targets import loss_weights, weighted_targets
+from gwa_core.ties import near_ties, signal_standard_error
 from gwa_core.tracker import GWATracker
 
 __version__ = "0.1.0"
@@ -71,6 +72,7 @@ __all__ = [
     "jl_dimension",
     "label_quality",
     "loss_weights",
+    "near_ties",
     "project",
     "rank_samples",
     "residual",
@@ -80,6 +82,7 @@ __all__ = [
     "select_step",
     "sequence_parts",
     "sequence_scores",
+    "signal_standard_error",
     "summarize",
     "summarize_history",
     "update_share",

@@ -283,6 +283,24 @@ def gwa_standard_error(x, beta=1.2):
     return math.sqrt((influence**2).mean() / x.size)
 
 
+def signal_standard_error(x, signal="separation"):
+    """Delta method: the influence of each score on bimodality or separation, moment by moment."""
+    x = np.asarray(x, np.float64)
+    x = x[np.isfinite(x)]
+    mean, c = x.mean(), x - x.mean()
+    m2, m3, m4 = ((c**k).mean() for k in (2, 3, 4))
+    on_m2, on_m3, on_m4 = c**2 - m2, c**3 - m3 - 3.0 * m2 * c, c**4 - m4 - 4.0 * m3 * c
+    # Sarle's coefficient is (m3^2 / m2^3 + 1) m2^2 / m4 = (m3^2 / m2 + m2^2) / m4.
+    top = m3**2 / m2 + m2**2
+    influence = (2.0 * m3 / m2 * on_m3 + (2.0 * m2 - m3**2 / m2**2) * on_m2) / m4
+    influence -= top / m4**2 * on_m4
+    if signal == "separation":
+        if mean <= 0:
+            return math.nan
+        influence = mean**0.25 * influence + top / m4 * 0.25 * mean**-0.75 * c
+    return math.sqrt((influence**2).mean() / x.size)
+
+
 def bootstrap_standard_error(x, beta=1.2, *, draws=1000, seed=0):
     """Spread of GWA over samples drawn with replacement."""
     rng = np.random.default_rng(seed)

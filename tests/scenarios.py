@@ -277,6 +277,17 @@ def _vector_scenarios() -> list[Scenario]:
             lambda scores: tuple(oracles.summary(scores, 1.5)),
             slack=20,
         ),
+        *(
+            Scenario(
+                "signal_standard_error",
+                signal,
+                scores,
+                lambda a, signal=signal: g.signal_standard_error(a["scores"], signal=signal),
+                lambda scores, signal=signal: oracles.signal_standard_error(scores, signal),
+                slack=20,
+            )
+            for signal in ("separation", "bimodality")
+        ),
         Scenario(
             "exponential_window",
             "two",

@@ -36,8 +36,46 @@ def wrong_labels(result: DemoResult) -> np.ndarray:
     return np.random.default_rng(0).choice(count, round(NOISE * count), replace=False)
 
 
+def draw_first(result: DemoResult) -> None:
+    """The picture of the README: the most suspicious digits, and what to keep of the run."""
+    report, images, wrong = result.report, np.load(result.images), set(wrong_labels(result))
+    figure = plt.figure(figsize=(10.4, 3.7), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.03)
+    title = {"x": 0.01, "ha": "left", "fontsize": 12, "weight": "bold"}
+    left.suptitle("The labels to check first", **title)
+    panels = left.subplots(2, 5).ravel()
+    for panel, sample in zip(panels, report.rank(len(panels)), strict=True):
+        panel.imshow(images[sample], cmap="gray_r", interpolation="bicubic")
+        label, says = report.targets[sample], report.predictions[sample]
+        color = BAD if sample in wrong else MUTED
+        panel.set_title(f"label {label}", fontsize=12, color=color, loc="center", pad=3)
+        panel.set_xlabel(f"model: {says}", fontsize=10.5, color=MUTED, labelpad=2)
+        panel.set(xticks=[], yticks=[])
+        panel.grid(visible=False)
+        panel.spines[:].set_visible(False)
+
+    right.suptitle("The weights to keep: test accuracy in %", **title)
+    ax = right.subplots()
+    accuracy = [100 * record.metrics["test_accuracy"] for record in report.epochs]
+    ax.plot([record.summary.epoch for record in report.epochs], accuracy, color=METRIC)
+    ax.axhline(100 * result.average_accuracy, color=GWA, linewidth=2.5)
+    ax.text(1, 100 * result.average_accuracy + 0.1, "average of the weights", color=GWA)
+    ax.plot(report.best_epoch, 100 * result.best_accuracy, "*", color=BEST, markersize=15)
+    ax.annotate(
+        f"epoch {report.best_epoch}, kept by the rule",
+        (report.best_epoch, 100 * result.best_accuracy),
+        (report.best_epoch - 2, 94.5),
+        color=BEST,
+        arrowprops={"arrowstyle": "-", "color": BEST, "shrinkB": 7},
+    )
+    ax.set_ylim(93.6, 97.5)
+    ax.set_xlabel("epoch")
+    save(figure, "first")
+    shrink("first", 256, Image.Quantize.MEDIANCUT)
+
+
 def draw_demo(result: DemoResult) -> None:
-    """The picture of the README: the distribution over epochs, and at the best one."""
+    """The distribution over epochs, and at the best one."""
     report = result.report
     best = report.best_epoch
     display = DistributionDisplay.from_report(report)
@@ -103,10 +141,7 @@ def draw_signals(result: DemoResult) -> None:
     """The picture of the page of signals, in few colours so that it is small."""
     figure = SignalsDisplay.from_report(result.report).plot().figure_
     save(figure, "signals")
-    path = IMAGES / "signals.png"
-    Image.open(path).convert("RGB").quantize(96, Image.Quantize.FASTOCTREE).save(
-        path, optimize=True
-    )
+    shrink("signals", 96, Image.Quantize.FASTOCTREE)
 
 
 def draw_saturation() -> None:
@@ -148,23 +183,31 @@ def save(figure: Any, name: str) -> None:
     plt.close(figure)
 
 
+def shrink(name: str, colors: int, method: Image.Quantize) -> None:
+    """Keep few colours of a picture, so that it is small."""
+    path = IMAGES / f"{name}.png"
+    Image.open(path).convert("RGB").quantize(colors, method).save(path, optimize=True)
+
+
 def main() -> None:
     """Draw all pictures."""
     mpl.use("Agg")
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, plt.rc_context(STYLE):
         result = run_demo(folder)
+        draw_first(result)
         draw_demo(result)
         draw_stopping(result)
         draw_signals(result)
         draw_saturation()
     results = read(RESULTS)
-    page = (IMAGES.parent / "results" / "index.md").read_text(encoding="utf-8")
+    pages = (IMAGES.parent / "results").glob("*.md")
+    shown = "".join(page.read_text(encoding="utf-8") for page in pages)
     known = {f"results-{name}.png": (name, "") for name in ACROSS}
     for study, name in itertools.product(NETWORKS, OF_STUDY):
         known[f"results-{study}-{name}.png"] = name, study
     for file, (name, study) in known.items():
-        if file in page:
+        if file in shown:
             draw(name, results, study, IMAGES / file)
 
 

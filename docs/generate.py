@@ -210,11 +210,20 @@ def sources_tables() -> dict[str, str]:
     return {"sources": table(head, kinds)}
 
 
+def chapter_tables(page: str) -> dict[str, str]:
+    """Return the tables that a page of the results has places for."""
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return measured.results_tables(place[2] for place in PLACE.finditer(text))
+
+
+#: The pages of the results.
+CHAPTER = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "results").glob("*.md"))
+
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
     "backends.md": backends_tables,
     "bad-input.md": bad_input_tables,
     "formats.md": sources_tables,
-    "results/index.md": measured.results_tables,
+    **{page: partial(chapter_tables, page) for page in CHAPTER},
     "sklearn/cleanlab.md": measured.labels_tables,
     "torch/losses.md": losses_tables,
     "torch/situations.md": situations_tables,

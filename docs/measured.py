@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 RESULTS = Path(__file__).resolve().parent.parent / "benchmarks" / "results"
 OURS, CLEANLAB = "LabelIssues", "cleanlab, default"
 NETWORK = "cleanlab, the network of LabelIssues"
+#: A cell of numbers, without the spaces around it.
+NUMBERS = re.compile(r"(?<=\| )[-+−]?\d(?:[^|\na-zA-Z]|<br>|AUROC|epoch|runs?)*(?= \|)")
 DATA = ("digits", "Fashion-MNIST", "CIFAR-10-N")
 SHORT = {
     OURS: "**`LabelIssues`**",
@@ -222,11 +225,15 @@ def _step(training: dict[str, Any]) -> str:
     )
 
 
-def results_tables() -> dict[str, str]:
-    """Return the tables of the experiments, of those that were run."""
+def results_tables(names: Iterable[str]) -> dict[str, str]:
+    """Return tables of the experiments by their names."""
     from experiments.catalogue import TABLES
     from experiments.store import RESULTS, read
 
     results = read(RESULTS)
-    tables = {name: make(results) for name, make in TABLES.items()}
-    return {name: table for name, table in tables.items() if table}
+    return {name: NUMBERS.sub(_tied, TABLES[name](results)) for name in names if name in TABLES}
+
+
+def _tied(cell: re.Match[str]) -> str:
+    """Return a cell of numbers whose line does not break; words beside it do."""
+    return cell[0].replace(" ", "\N{NO-BREAK SPACE}")

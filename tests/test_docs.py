@@ -25,6 +25,7 @@ DOCS = ROOT / "docs"
 PACKAGES = [gwa_core, signals, gwa_dask, gwa_jax, gwa_offline, gwa_sklearn, gwa_torch]
 WINGS = [analysis, figures, app]
 FOLDERS = {"gwa_core": "", "gwa_core.signals": "signals"}
+CHAPTER = sorted((DOCS / "results").glob("*.md"))
 GENERATED = {
     "backends.md",
     "bad-input.md",
@@ -32,8 +33,8 @@ GENERATED = {
     "sklearn/cleanlab.md",
     "torch/losses.md",
     "torch/situations.md",
-    "results/index.md",
     "torch/speed.md",
+    *(path.relative_to(DOCS).as_posix() for path in CHAPTER),
 }
 NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
 LINK = re.compile(r"(?<!`)\[[^\]]*\]\(([^)\s]+)\)")
@@ -181,6 +182,54 @@ def test_generated_page_is_up_to_date(name, monkeypatch):
     assert set(pages) == GENERATED
     fresh, committed = pages[name](), (DOCS / name).read_text(encoding="utf-8")
     assert fresh == committed, "run `python docs/generate.py`"
+
+
+def test_each_table_of_the_experiments_is_on_one_page_of_the_chapter(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    from experiments.catalogue import TABLES
+
+    text = "".join(page.read_text(encoding="utf-8") for page in CHAPTER)
+    assert sorted(re.findall(r"<!-- measured: (.+?) -->", text)) == sorted(TABLES)
+
+
+def prose(path):
+    """Return the paragraphs and the points of a page: no code, tables, headings or pictures."""
+    text = execute.FENCE.sub("", path.read_text(encoding="utf-8"))
+    text = re.sub(r"<!--.*?-->|!\[[^\]]*\]\([^)]*\)", "", text)
+    text = re.sub(r"^(?:#|\|).*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", text)
+    found = re.split(r"\n\s*\n|^\s*(?:-|\d+\.) ", text, flags=re.MULTILINE)
+    return [" ".join(part.split()) for part in found if part.strip()]
+
+
+def sentences(path):
+    """Return the sentences of a page; a full stop before a figure may be of an abbreviation."""
+    return [x for part in prose(path) for x in re.split(r"(?<=[.!?])\W*\s(?=\W*[A-Z])", part)]
+
+
+def tables(path):
+    """Return the tables of a page, rows of cells as they are shown, without the line of dashes."""
+    found = []
+    for table in re.findall(r"(?:^\|.*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE):
+        plain = re.sub(r"\]\([^)]*\)|\*\*|[\[`]", "", table.replace("\\|", "/"))
+        rows = [line.strip("| ").split(" | ") for line in plain.splitlines()]
+        found.append([rows[0], *rows[2:]])
+    return found
+
+
+@pytest.mark.parametrize("path", CHAPTER, ids=name_of)
+def test_a_page_of_the_results_is_short_and_fits_a_laptop(path):
+    # Tables are not counted.
+    assert sum(len(part.split()) for part in prose(path)) < 2500
+    assert [x for x in sentences(path) if len(x.split()) > 35] == []
+    for head, *rows in tables(path):
+        assert len(head) <= 7, head
+        # Heads wrap, and so do cells of words; the padding of a cell is three characters wide.
+        longest = [
+            max(len(line) for cell in column for line in cell.split("<br>"))
+            for column in zip(*rows, strict=True)
+        ]
+        assert sum(min(x, 34) + 3 for x in longest) <= 115, (head, longest)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -13,8 +13,11 @@ __all__ = [
     "RANKINGS",
     "TITLES",
     "accuracy_cell",
+    "counted",
     "markdown",
+    "parts_of",
     "spread",
+    "transposed",
 ]
 
 LABELS = ("label", "aggre", "random1", "worse")
@@ -46,6 +49,22 @@ def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
+def counted(n: int, noun: str) -> str:
+    """Return a number of things in words."""
+    return f"{n} {noun}{'s' * (n != 1)}"
+
+
+def parts_of(tables: Mapping[str, str]) -> str:
+    """Return tables below each other, each with its title."""
+    return "\n".join(f"**{title}**\n\n{table}" for title, table in tables.items())
+
+
+def transposed(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table whose columns are given as rows."""
+    first, *others = zip(head, *rows, strict=True)
+    return markdown(first, others)
+
+
 def spread(values: list[float], digits: int = 2) -> str:
     """Return the mean, and in brackets the largest less the smallest."""
     known = [x for x in values if np.isfinite(x)]
@@ -55,12 +74,13 @@ def spread(values: list[float], digits: int = 2) -> str:
     return mean if len(known) == 1 else f"{mean} ({max(known) - min(known):.{digits}f})"
 
 
-def accuracy_cell(found: list[tuple[float, float, float]]) -> str:
-    """Return accuracy, regret and epoch of one criterion over runs."""
+def accuracy_cell(found: list[tuple[float, float, float]], *, epoch: bool = False) -> str:
+    """Return accuracy and regret of one criterion over runs, and the epoch where it is asked for."""
     if not found:
         return MISSING
     accuracy, lost, epochs = (list(x) for x in zip(*found, strict=True))
     if not np.isfinite(accuracy).any():
         return "keeps none"
     below = f", −{np.nanmean(lost):.1f}" if np.nanmax(lost) > 0 else ""
-    return f"{spread(accuracy)}{below}, epoch {np.nanmean(epochs):.0f}"
+    at = f", epoch {np.nanmean(epochs):.0f}" if epoch else ""
+    return f"{spread(accuracy)}{below}{at}"

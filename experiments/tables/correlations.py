@@ -7,7 +7,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from experiments.criteria import warm
 from experiments.store import Result, column
-from experiments.tables.cells import LABELS, MISSING, NETWORKS, TITLES, markdown, spread
+from experiments.tables.cells import LABELS, MISSING, NETWORKS, TITLES, markdown, parts_of, spread
 from experiments.tables.runs import runs_of
 
 __all__ = ["correlation", "correlations"]
@@ -31,7 +31,7 @@ BESIDE = {
 
 def correlations(results: list[Result]) -> str:
     """Fig. 2 and 12-15 in numbers: Spearman and Pearson with test accuracy over the epochs."""
-    parts = []
+    parts = {}
     for study, title in NETWORKS.items():
         runs = {x: runs_of(results, study=study, labels=x, percent=100) for x in LABELS}
         if not any(runs.values()):
@@ -43,12 +43,13 @@ def correlations(results: list[Result]) -> str:
                 found = [correlation(r, name, sign) for r in runs[labels]]
                 spearman, pearson = zip(*found, strict=True) if found else ((), ())
                 cells.append(
-                    f"{spread(list(spearman))} / {spread(list(pearson))}" if found else MISSING
+                    f"{spread(list(spearman))} / {spread(list(pearson)).partition(' ')[0]}"
+                    if found
+                    else MISSING
                 )
-            rows.append([f"`{name}`" + ("" if sign > 0 else ", turned"), *cells])
-        table = markdown(["signal", *TITLES.values()], rows)
-        parts.append(f"**{title}**, Spearman / Pearson\n\n{table}")
-    return "\n".join(parts)
+            rows.append([("−" if sign < 0 else "") + f"`{name}`", *cells])
+        parts[title] = markdown(["signal", *TITLES.values()], rows)
+    return parts_of(parts)
 
 
 def correlation(run: Result, name: str, sign: int) -> tuple[float, float]:

@@ -43,7 +43,7 @@ def corruptions(results: list[Result]) -> str:
                 theirs = (CORRUPTED[group] for group in sorted(GROUPS))
                 rows.append(
                     [
-                        "paper: validation 10 %; GWA adds",
+                        "*the paper:* validation 10 %; GWA adds",
                         *(f"{x:.2f}; {more:+.2f}" for x, more in theirs),
                     ]
                 )

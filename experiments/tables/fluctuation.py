@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from experiments.criteria import SEPARATION, best_epoch, regret, warm
 from experiments.store import Result, column
-from experiments.tables.cells import NETWORKS, markdown, spread
+from experiments.tables.cells import NETWORKS, counted, spread, transposed
 from experiments.tables.runs import judged, runs_of
 
 __all__ = ["fluctuation", "smoothed"]
@@ -50,10 +50,13 @@ def fluctuation(results: list[Result]) -> str:
                     follows[name].append(float(spearmanr((x - smoothed(x))[late], rest).statistic))
         if runs:
             cells = [f"{np.mean(x):.2f} ({max(x):.2f})" for x in (lost, least, smooth, size)]
-            rows.append([f"{title}, {len(runs)} runs", *cells, *map(spread, follows.values())])
+            rows.append(
+                [f"{title}, {counted(len(runs), 'run')}", *cells, *map(spread, follows.values())]
+            )
     head = ["network", "lost by largest separation", "lost by the best five-epoch mean"]
-    head += ["separation, in five-epoch means", "deviation from these means", *beside]
-    return markdown(head, rows) if rows else ""
+    head += ["separation, in five-epoch means", "deviation from these means"]
+    head += [f"{name}, Spearman" for name in beside]
+    return transposed(head, rows) if rows else ""
 
 
 def smoothed(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

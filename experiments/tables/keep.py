@@ -9,15 +9,16 @@ import numpy as np
 
 from experiments.criteria import SEPARATION, best_epoch
 from experiments.store import Result, column
-from experiments.tables.cells import MISSING, markdown
+from experiments.tables.cells import MISSING, counted, markdown, parts_of
 from experiments.tables.runs import SMALL
 
-__all__ = ["candidates", "keep"]
+__all__ = ["candidates", "claims", "keep"]
 
 #: The seed of the runs that the power and the warm-up were chosen on; other seeds report.
 CHOSEN_SEED = 0
 #: Networks that take a GPU, by what they see, and networks that a CPU can train.
 SIZES = ("large, images", "large, texts", "small")
+KINDS = ("right", "human", "symmetric", "asymmetric")
 #: What `keep="average"` does.
 DEFAULT = "separation^10"
 
@@ -49,18 +50,22 @@ def _epoch_of(criterion: str) -> Kept:
     return kept
 
 
+AVERAGE, PAPER, LAST = "**average**", "GWA, the paper's rule", "last epoch"
 #: What a run on all data keeps, by name.
 KEPT: dict[str, Kept] = {
-    "**average** (separation^10)": _mean_of(DEFAULT),
+    AVERAGE: _mean_of(DEFAULT),
     "plain mean (SWA)": _mean_of("plain, warm-up 0.1"),
     "EMA 0.99, last": lambda run: column(run, "ema_99_test_accuracy")[-1],
     "EMA 0.998, last": lambda run: column(run, "ema_998_test_accuracy")[-1],
     "EMA 0.998, best by test": lambda run: column(run, "ema_998_test_accuracy").max(),
-    "largest separation": _epoch_of(SEPARATION),
-    "largest GWA": _epoch_of("GWA, the paper's rule"),
-    "last epoch": lambda run: column(run, "test_accuracy")[-1],
+    SEPARATION: _epoch_of(SEPARATION),
+    PAPER: _epoch_of(PAPER),
+    LAST: lambda run: column(run, "test_accuracy")[-1],
 }
-HELD_OUT = "10 % validation"
+#: A training on 90 %, and what its validation set chooses of the exponential mean of the steps.
+HELD_OUT, TWINS = "10 % validation, with averaging", "runs with such a set"
+#: What the summary of the chapter and the README claim.
+CLAIMED = (AVERAGE, SEPARATION, PAPER, LAST)
 
 
 def _held_out(run: Result) -> float:
@@ -71,51 +76,78 @@ def _held_out(run: Result) -> float:
 
 def keep(results: list[Result]) -> str:
     """Points above the best epoch by test accuracy, by network, kind of errors and what is kept."""
+    runs, twins = _reported(results)
+    tables = {}
+    for size in SIZES:
+        columns = {
+            f"{kind}, {len(some)}": some
+            for kind in (*KINDS, "all")
+            if (some := [r for r in runs if _size(r) == size and kind in (_kind(r), "all")])
+        }
+        # Five columns of two digits would be too wide.
+        rows = [[name, *_cells(columns, kept, 1)] for name, kept in KEPT.items()]
+        rows += _held_rows(columns, twins, 1)
+        if columns:
+            title = f"{size[0].upper()}{size[1:]}"
+            tables[title] = markdown(["what is kept", *columns], rows)
+    return parts_of(tables)
+
+
+def claims(results: list[Result]) -> str:
+    """Points above the best epoch by test accuracy on all runs made after the choice, by size of network."""
+    runs, twins = _reported(results)
+    columns = {
+        f"{size}, {counted(len(some), 'run')}": some
+        for size in SIZES
+        if (some := [run for run in runs if _size(run) == size])
+    }
+    paired = {title: [run for run in some if _key(run) in twins] for title, some in columns.items()}
+    rows = [[name, *_cells(columns, KEPT[name])] for name in CLAIMED]
+    rows += _held_rows(columns, twins)
+    rows.append([f"{AVERAGE}, in the same runs", *_cells(paired, KEPT[AVERAGE])])
+    return markdown(["what is kept", *columns], rows) if columns else ""
+
+
+def _reported(results: list[Result]) -> tuple[list[Result], dict[Any, Result]]:
+    """Return the runs on all data that chose nothing, and by key their twins with a validation set."""
     reported = [r for r in results if "kept" in r and r["settings"]["seed"] != CHOSEN_SEED]
     twins = {_key(run): run for run in reported if run["settings"]["percent"] == 90}
-    groups = _groups([run for run in reported if run["settings"]["percent"] == 100])
-    rows = []
-    for title, runs in groups.items():
-        cells = [_cell([_above(run, kept) for run in runs]) for kept in KEPT.values()]
-        found = [twins.get(_key(run)) for run in runs]
-        pairs = [(twin, run) for twin, run in zip(found, runs, strict=True) if twin]
-        held = [_gain(_held_out(twin), run) for twin, run in pairs]
-        some = f", {len(held)} of them" if len(held) < len(runs) else ""
-        rows.append([f"{title}, {len(runs)}", *cells, _cell(held) + (some if held else "")])
-    return markdown(["runs", *KEPT, HELD_OUT], rows) if groups else ""
+    return [run for run in reported if run["settings"]["percent"] == 100], twins
+
+
+def _cells(columns: dict[str, list[Result]], kept: Kept, digits: int = 2) -> list[str]:
+    return [_cell([_above(run, kept) for run in runs], digits) for runs in columns.values()]
+
+
+def _held_rows(
+    columns: dict[str, list[Result]], twins: dict[Any, Result], digits: int = 2
+) -> list[list[str]]:
+    """Return what validation keeps in the runs that have a twin, and how many these are."""
+    pairs = [
+        [(twins[_key(run)], run) for run in runs if _key(run) in twins] for runs in columns.values()
+    ]
+    cells = [_cell([_gain(_held_out(twin), run) for twin, run in some], digits) for some in pairs]
+    return [[HELD_OUT, *cells], [TWINS, *(str(len(some)) for some in pairs)]]
 
 
 def candidates(results: list[Result]) -> str:
     """Return the same for other signals, powers and warm-ups, on runs of the choice and on others."""
     kept = [run for run in results if "kept" in run and run["settings"]["percent"] == 100]
-    if not kept:
-        return ""
     parts = {
-        "chosen on": [r for r in kept if r["settings"]["seed"] == CHOSEN_SEED],
-        "reported": [r for r in kept if r["settings"]["seed"] != CHOSEN_SEED],
+        "Runs of the choice": [r for r in kept if r["settings"]["seed"] == CHOSEN_SEED],
+        "Runs made afterwards": [r for r in kept if r["settings"]["seed"] != CHOSEN_SEED],
     }
-    columns = {
-        f"{title}: {kind}, {len(some)} runs": some
-        for title, runs in parts.items()
-        for kind in (*(f"{size}, no asymmetric errors" for size in SIZES), "asymmetric")
-        if (some := [run for run in runs if _coarse_kind(run) == kind])
-    }
-    rows = [
-        [name, *(_cell([_above(run, _mean_of(name)) for run in runs]) for runs in columns.values())]
-        for name in SHOWN
-    ]
-    return markdown(["mean of the epochs by", *columns], rows)
-
-
-def _groups(runs: list[Result]) -> dict[str, list[Result]]:
-    """Return runs by network and kind of errors, and all of a network."""
-    found: dict[str, list[Result]] = {}
-    for size in SIZES:
-        for kind in ("right", "human", "symmetric", "asymmetric", "all"):
-            some = [run for run in runs if _size(run) == size and kind in (_kind(run), "all")]
-            if some:
-                found[f"{size}: {kind}"] = some
-    return found
+    tables = {}
+    for title, runs in parts.items():
+        columns = {
+            f"{kind}, {counted(len(some), 'run')}": some
+            for kind in (*SIZES, "asymmetric")
+            if (some := [run for run in runs if _column(run) == kind])
+        }
+        rows = [[name, *_cells(columns, _mean_of(name))] for name in SHOWN]
+        if columns:
+            tables[title] = markdown(["mean of the epochs by", *columns], rows)
+    return parts_of(tables)
 
 
 def _key(run: Result) -> tuple[Any, ...]:
@@ -136,8 +168,8 @@ def _kind(run: Result) -> str:
     return labels.partition("-")[0] if "-" in labels else "human"
 
 
-def _coarse_kind(run: Result) -> str:
-    return "asymmetric" if _kind(run) == "asymmetric" else f"{_size(run)}, no asymmetric errors"
+def _column(run: Result) -> str:
+    return "asymmetric" if _kind(run) == "asymmetric" else _size(run)
 
 
 def _above(run: Result, kept: Kept) -> float | None:
@@ -150,6 +182,6 @@ def _gain(accuracy: float | None, run: Result) -> float | None:
     return 100 * (float(accuracy) - float(column(run, "test_accuracy").max()))
 
 
-def _cell(gains: list[float | None]) -> str:
+def _cell(gains: list[float | None], digits: int) -> str:
     known = [gain for gain in gains if gain is not None]
-    return f"{np.mean(known):+.2f} ({min(known):+.2f})" if known else MISSING
+    return f"{np.mean(known):+.{digits}f} ({min(known):+.{digits}f})" if known else MISSING

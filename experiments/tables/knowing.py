@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.criteria import SEPARATION, best_epoch, regret
 from experiments.store import Result, column
-from experiments.tables.cells import markdown
+from experiments.tables.cells import counted, markdown
 from experiments.tables.fluctuation import smoothed
 from experiments.tables.runs import groups, runs_of
 
@@ -22,7 +22,7 @@ def knowing(results: list[Result]) -> str:
             of = runs_of(runs, network=name)
             lost = np.asarray([regret(r, _known(r)) for r in of])
             cells = (f"{x.mean():.2f} ({x.max():.2f})" for x in lost.T)
-            rows.append([f"{title.split(',')[0]}, `{name}`, {len(of)} runs", *cells])
+            rows.append([f"{title.split(',')[0]}, `{name}`, {counted(len(of), 'run')}", *cells])
     head = ["runs with wrong labels", SEPARATION, "largest bimodality"]
     head += ["right and wrong labels furthest apart", "best five-epoch mean of the accuracy"]
     return markdown(head, rows) if rows else ""

@@ -7,7 +7,17 @@ from typing import Any
 
 from experiments.folds import FOLDS, SCORES, judged
 from experiments.store import Result
-from experiments.tables.cells import LABELS, MISSING, NETWORKS, RANKINGS, TITLES, markdown, spread
+from experiments.tables.cells import (
+    LABELS,
+    MISSING,
+    NETWORKS,
+    RANKINGS,
+    TITLES,
+    counted,
+    markdown,
+    parts_of,
+    spread,
+)
 from experiments.tables.runs import newest, runs_of
 from gwa_core.signals import SIGNALS
 
@@ -15,8 +25,11 @@ __all__ = ["further_errors", "label_errors"]
 
 
 def label_errors(results: list[Result]) -> str:
-    """Fig. 4 and 16 in numbers: average precision of the human label errors, by signal."""
-    parts = []
+    """Fig. 4 and 16 in numbers: average precision of the human label errors, by signal.
+
+    Of the last epoch, of the mean over all epochs, and of the mean up to the best number of epochs.
+    """
+    parts = {}
     for study, title in NETWORKS.items():
         cells: dict[str, dict[str, list[tuple[float, float, float]]]] = defaultdict(dict)
         own = [
@@ -38,12 +51,8 @@ def label_errors(results: list[Result]) -> str:
                     row.append(" / ".join(spread(list(x), 3) for x in columns) or MISSING)
                 rows.append([f"`{name}`", *row])
         rows += _cleanlab(results, own)
-        table = markdown(["signal", *list(TITLES.values())[1:]], rows)
-        parts.append(
-            f"**{title}**, average precision: by the last epoch / by the mean over all epochs / "
-            f"by the mean up to the best number of epochs; cleanlab by the last epoch\n\n{table}"
-        )
-    return "\n".join(parts)
+        parts[title] = markdown(["signal", *list(TITLES.values())[1:]], rows)
+    return parts_of(parts)
 
 
 def _cleanlab(results: list[Result], own: list[Result]) -> list[list[str]]:
@@ -104,6 +113,6 @@ def further_errors(results: list[Result]) -> str:
                 row.append(spread(found, 3))
             if any(cell != MISSING for cell in row):
                 rows.append([f"`{name}`", *row])
-        head = ["signal", *(f"{x}, {len(some)} runs" for x, some in by.items())]
+        head = ["signal", *(f"{x}, {counted(len(some), 'run')}" for x, some in by.items())]
         parts.append(f"**`{network[0]}` on {network[1]}**\n\n{markdown(head, rows)}")
     return "\n".join(parts)

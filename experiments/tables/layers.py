@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from experiments.store import Result, column
-from experiments.tables.cells import TITLES, markdown, spread
+from experiments.tables.cells import TITLES, markdown, parts_of, spread
 from experiments.tables.correlations import correlation
 from experiments.tables.runs import runs_of
 
@@ -21,7 +21,7 @@ PARTS = {
 
 def layers(results: list[Result]) -> str:
     """Fig. 7 in numbers: alignment of the head and of ever more stages before it."""
-    tables = []
+    tables = {}
     runs = runs_of(results, study="layers")
     for labels in dict.fromkeys(r["settings"]["labels"] for r in runs):
         of_labels = runs_of(runs, labels=labels)
@@ -52,8 +52,5 @@ def layers(results: list[Result]) -> str:
             rows.append([title, *cells])
         head = ["part", "mean", "deviation", "kurtosis", "Pearson with the head's"]
         table = markdown([*head, "mean, Spearman", "GWA, Spearman"], rows)
-        tables.append(
-            f"**{TITLES.get(labels, labels)}**, scores at the best epoch; Spearman with test "
-            f"accuracy over the epochs\n\n{table}"
-        )
-    return "\n".join(tables)
+        tables[TITLES.get(labels, labels)] = table
+    return parts_of(tables)

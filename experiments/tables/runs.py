@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.criteria import CHOSEN_ON, CRITERIA, KNOWN, best_epoch
 from experiments.store import Result, column, name_of
-from experiments.tables.cells import LABELS
+from experiments.tables.cells import LABELS, counted
 
 __all__ = ["DATA", "SMALL", "columns_of", "compared", "groups", "judged", "newest", "runs_of"]
 
@@ -65,7 +65,7 @@ def columns_of(grouped: dict[str, list[Result]]) -> dict[str, list[Result]]:
     """Return groups by the heads of their columns, each with its runs made since the default was chosen."""
     found = {}
     for title, runs in grouped.items():
-        found[f"{title}, {len(runs)} runs"] = runs
+        found[f"{title}, {counted(len(runs), 'run')}"] = runs
         later = [r for r in runs if name_of(r) not in KNOWN]
         if 0 < len(later) < len(runs):
             found[f"{len(later)} of these, made after it became the default"] = later

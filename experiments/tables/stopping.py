@@ -20,6 +20,7 @@ from experiments.tables.cells import (
     TITLES,
     accuracy_cell,
     markdown,
+    parts_of,
     spread,
 )
 from experiments.tables.runs import runs_of
@@ -45,7 +46,7 @@ FIXED = {"vit": (-0.12, -0.01, -0.27), "convnext": (-0.22, -0.17, -0.35)}
 
 def stopping(results: list[Result]) -> str:
     """Table 1: test accuracy, regret and epoch by criterion; mean over seeds (max - min)."""
-    parts = []
+    parts = {}
     for study, title in NETWORKS.items():
         rows = []
         for name in (BEST, *CRITERIA, VALIDATION, FEW):
@@ -53,18 +54,16 @@ def stopping(results: list[Result]) -> str:
             for labels in LABELS:
                 runs = runs_of(results, study=study, labels=labels, percent=share_of(name))
                 cells.append(accuracy_cell([outcome(r, best_epoch(r, name)) for r in runs]))
-            theirs = PAPER.get((study, name))
-            shown = " / ".join(f"{x:.2f}" for x in theirs) if theirs else MISSING
-            rows.append([name, *cells, shown])
-        if any(cell != MISSING for row in rows for cell in row[1:-1]):
-            head = ["criterion", *TITLES.values(), "paper: 0 / 9 / 17 %"]
-            parts.append(f"**{title}**\n\n{markdown(head, rows)}")
-    return "\n".join(parts)
+            rows.append([name, *cells])
+        if any(cell != MISSING for row in rows for cell in row[1:]):
+            rows += [_theirs(name, values) for (of, name), values in PAPER.items() if of == study]
+            parts[title] = markdown(["criterion", *TITLES.values()], _known(rows))
+    return parts_of(parts)
 
 
 def fixed_size(results: list[Result]) -> str:
     """Table 5: on one training set of 90 %, the rules' test accuracy less the validation set's."""
-    parts = []
+    parts = {}
     for study, title in NETWORKS.items():
         rows = []
         for name in (SEPARATION, "largest bimodality", "GWA, the paper's rule", "LabelWave",
@@ -78,9 +77,24 @@ def fixed_size(results: list[Result]) -> str:
                     if k is not None and held is not None:
                         found.append(float(accuracy[k] - accuracy[held]))
                 cells.append(spread(found))
-            theirs = FIXED.get(study) if name.startswith("GWA") else None
-            rows.append([name, *cells, " / ".join(map(str, theirs)) if theirs else MISSING])
-        if any(cell != MISSING for row in rows for cell in row[1:-1]):
-            head = ["rule", *TITLES.values(), "paper: 0 / 9 / 17 %"]
-            parts.append(f"**{title}**\n\n{markdown(head, rows)}")
-    return "\n".join(parts)
+            rows.append([name, *cells])
+        if any(cell != MISSING for row in rows for cell in row[1:]):
+            if study in FIXED:
+                rows.append(_theirs("GWA, the paper's rule", FIXED[study]))
+            parts[title] = markdown(["rule", *TITLES.values()], rows)
+    return parts_of(parts)
+
+
+def _theirs(name: str, values: tuple[float, ...]) -> list[str]:
+    """Return a row of the paper's numbers, which has no label set of 40 % errors."""
+    cells = [f"{x:.2f}" for x in values]
+    return [
+        f"*the paper:* {name.partition(',')[0]}",
+        *cells,
+        *[MISSING] * (len(LABELS) - len(cells)),
+    ]
+
+
+def _known(rows: list[list[str]]) -> list[list[str]]:
+    """Return the rows that have something."""
+    return [row for row in rows if set(row[1:]) != {MISSING}]

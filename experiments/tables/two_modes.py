@@ -5,44 +5,69 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.criteria import best_epoch, regret
-from experiments.store import Result, column, name_of
-from experiments.tables.cells import markdown
+from experiments.store import Result, column
+from experiments.tables.cells import counted, markdown
 
 __all__ = ["two_modes", "unhealthy"]
 
 #: Sarle's coefficient of a uniform distribution; above it there are two modes.
 TWO_MODES = 5 / 9
+KEPT = {"separation": "largest separation", "GWA": "GWA, the paper's rule", "last": "last epoch"}
 
 
 def two_modes(results: list[Result]) -> str:
-    """Fig. 10 in numbers: the runs with epochs of two modes, and with unhealthy ones."""
-    rows = []
+    """Fig. 10 in numbers: the runs with epochs of two modes, and with unhealthy ones.
+
+    A row is of the runs of one network on one kind of labels. A language model has no test accuracy
+    that tells of its answers.
+    """
+    found: dict[str, list[Result]] = {}
     for run in results:
-        bimodality = column(run, "bimodality")
-        count, ill = int((bimodality > TWO_MODES).sum()), unhealthy(run)
-        if not (count or ill) or run["settings"]["labels"] == "random":
-            continue
-        cells = []
-        for name in ("largest separation", "GWA, the paper's rule", "last epoch"):
-            k = best_epoch(run, name)
-            cells.append("none" if k is None else f"{k}, −{regret(run, [k])[0]:.1f}")
+        s = run["settings"]
+        if (_bimodal(run) or unhealthy(run)) and s["labels"] != "random" and not s["loss"]:
+            found.setdefault(f"{s['network']}, {s['labels']}", []).append(run)
+    rows = []
+    for title, runs in sorted(found.items()):
+        counts = [sum(map(count, runs)) for count in (_bimodal, unhealthy, _epochs)]
         rows.append(
             [
-                f"`{name_of(run)}`",
-                str(len(bimodality)),
-                str(count),
-                str(ill),
-                f"{np.nanmin(column(run, 'denominator')):.2f}",
-                f"{np.nanmax(abs(column(run, 'gwa'))):.3f}",
-                *cells,
+                # No code, whose lines do not break.
+                f"{title}, {len(runs)}",
+                " / ".join(map(str, counts)),
+                f"{min(np.nanmin(column(run, 'denominator')) for run in runs):.2f}",
+                f"{max(np.nanmax(abs(column(run, 'gwa'))) for run in runs):.2f}",
+                *(_lost(runs, name) for name in KEPT.values()),
             ]
         )
-    head = ["run", "epochs", "two modes", "unhealthy", "smallest denominator", "largest \\|GWA\\|"]
-    head += ["separation keeps", "GWA keeps", "last epoch"]
-    return markdown(head, rows) if rows else ""
+    head = [
+        "network, labels, runs",
+        "two modes / unhealthy / epochs",
+        "smallest denominator",
+        "largest \\|GWA\\|",
+    ]
+    return markdown([*head, *KEPT], rows) if rows else ""
 
 
 def unhealthy(run: Result) -> int:
     """Return how many epochs of a run are unhealthy."""
     # As `EpochSummary.healthy`; nan is not.
     return sum(not value > 0 for value in column(run, "denominator"))
+
+
+def _bimodal(run: Result) -> int:
+    return int((column(run, "bimodality") > TWO_MODES).sum())
+
+
+def _epochs(run: Result) -> int:
+    return len(column(run, "bimodality"))
+
+
+def _lost(runs: list[Result], name: str) -> str:
+    """Return the points lost by a rule, mean and worst, in the runs in which it keeps an epoch."""
+    lost = np.asarray([regret(run, [best_epoch(run, name)])[0] for run in runs])
+    known = lost[np.isfinite(lost)]
+    if not len(known):
+        return "keeps none"
+    worst = f" ({known.max():.1f})" if len(known) > 1 else ""
+    some = f"<br>{counted(len(known), 'run')}" if len(known) < len(lost) else ""
+    return f"{known.mean():.1f}{worst}{some}"

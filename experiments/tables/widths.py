@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from experiments.store import Result, column
-from experiments.tables.cells import markdown, spread
+from experiments.tables.cells import spread, transposed
 from experiments.tables.runs import runs_of
 
 __all__ = ["widths", "widths_of"]
@@ -44,4 +44,4 @@ def widths(results: list[Result]) -> str:
     how = ["", ", sketch measured only", ", frozen sketch"]
     head = [f"{name}{x}" for name in ("mean", "GWA") for x in how]
     accuracy = ["best test accuracy, %", "with frozen sketch, %"]
-    return markdown(["width", *head, *accuracy], rows) if rows else ""
+    return transposed(["width", *head, *accuracy], rows) if rows else ""

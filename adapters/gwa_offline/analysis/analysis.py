@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -15,12 +15,15 @@ from gwa_core import (
     Moments,
     Rule,
     glass_delta,
+    near_ties,
     select_epoch,
     summarize,
     summarize_history,
+    warmup_steps,
 )
 from gwa_core.history import expected_samples
 from gwa_core.stopping import DEFAULT_RULE
+from gwa_offline.analysis.findings import Decision
 from gwa_offline.analysis.messages import messages_of
 from gwa_offline.analysis.results import EpochRecord, Report
 from gwa_offline.analysis.scoring import PartScores, check_class_weights, score_part
@@ -30,6 +33,7 @@ from gwa_offline.analysis.statistics import (
     per_class,
     quality_of,
     shares_of,
+    standard_errors_of,
 )
 from gwa_offline.analysis.view import observed
 from gwa_offline.readers import Epoch, Features, Source, open_features
@@ -227,6 +231,7 @@ def conclude(
         epochs=tuple(records),
         rule=repr(rule),
         selection=selection,
+        decision=_decide(rows, history, scores, rule),
         best_index=best,
         average_shares=shares_of(rows),
         memorising=summarize_history(history).memorising,
@@ -240,6 +245,25 @@ def conclude(
         histograms=histograms,
         messages=messages_of(records, rows, rule, best),
         kept=source.kept,
+    )
+
+
+def _decide(
+    rows: Sequence[Mapping[str, Any]],
+    history: Sequence[EpochSummary],
+    scores: Sequence[NDArray[np.float32] | None],
+    rule: Rule,
+) -> Decision:
+    errors = standard_errors_of(rule.signal, history, scores)
+    if getattr(rule, "smoothing", 1) > 1:  # its values are not those of one epoch
+        errors = np.full(len(rows), np.nan)
+    values = [np.nan if (value := row[rule.signal]) is None else value for row in rows]
+    return Decision(
+        signal=rule.signal,
+        values=np.array(values, np.float64),
+        standard_errors=errors,
+        tied=near_ties(rows, errors, rule),
+        warmup=warmup_steps(getattr(rule, "warmup", 0), len(rows)),
     )
 
 

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def to_json(report: Findings) -> str:
     record["classes"] = classes
     record |= {name: record[name][:, classes] for name in ("class_gwa", "class_mean")}
     record |= {"best_epoch": report.best_epoch, "selection": report.selection._asdict()}
+    record["decision"] = asdict(report.decision)
     return json.dumps(plain_values({**record, "epochs": epoch_rows(report)}), allow_nan=False)
 
 

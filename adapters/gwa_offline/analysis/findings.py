@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gwa_core import EpochSummary, Selection, rank_samples
 from gwa_offline.files.checks import index
 
-__all__ = ["EpochRecord", "Findings"]
+__all__ = ["Decision", "EpochRecord", "Findings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,32 @@ class EpochRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What the rule saw, and how sure its choice is.
+
+    Parameters
+    ----------
+    signal : str
+        The column that the rule watches.
+    values : array of shape (T,)
+        That column; nan where an epoch lacks it.
+    standard_errors : array of shape (T,)
+        Of the values (gwa_core.signal_standard_error); nan where they are unknown: for a metric, or
+        where the scores of an epoch were not kept.
+    tied : boolean array of shape (T,)
+        Epochs that are about as good as the best one (gwa_core.near_ties), and that one.
+    warmup : int
+        Number of first epochs that the rule does not keep.
+    """
+
+    signal: str
+    values: NDArray[np.float64]
+    standard_errors: NDArray[np.float64]
+    tied: NDArray[np.bool_]
+    warmup: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Findings:
     """The results of an analysis, as numbers only.
 
@@ -58,6 +84,8 @@ class Findings:
         The stopping rule, as its repr: "MaxGWA()".
     selection : gwa_core.Selection
         Number of the best epoch (`step`), its value and why.
+    decision : Decision
+        What the rule saw, and which epochs are about as good.
     best_index : int or None
         Position of the best epoch in `epochs`; None where no epoch qualifies. It differs from
         `best_epoch`, its number, where the run did not store every epoch.
@@ -96,6 +124,7 @@ class Findings:
     epochs: tuple[EpochRecord, ...]
     rule: str
     selection: Selection
+    decision: Decision
     best_index: int | None
     average_shares: NDArray[np.float64]
     memorising: bool

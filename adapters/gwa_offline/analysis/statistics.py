@@ -14,10 +14,19 @@ from gwa_core import (
     LabelQuality,
     Moments,
     average_shares,
+    signal_standard_error,
     summarize,
 )
 
-__all__ = ["histograms_of", "moments_of", "per_class", "quality_of", "scaled", "shares_of"]
+__all__ = [
+    "histograms_of",
+    "moments_of",
+    "per_class",
+    "quality_of",
+    "scaled",
+    "shares_of",
+    "standard_errors_of",
+]
 
 # Scores summarised at once; their moments take ten times their memory.
 CHUNK = 1 << 18
@@ -30,6 +39,25 @@ def moments_of(scores: NDArray[Any]) -> Moments:
     for start in range(0, len(scores), CHUNK):
         total = total.merge(Moments.from_batch(np.asarray(scores[start : start + CHUNK])))
     return total
+
+
+def standard_errors_of(
+    signal: str, history: Sequence[EpochSummary], scores: Sequence[NDArray[np.float32] | None]
+) -> NDArray[np.float64]:
+    """Return the (T,) standard errors of a signal; nan where they are unknown.
+
+    That of GWA is in the summaries. Those of separation and bimodality take moments up to the eighth,
+    and with them the scores.
+    """
+    if signal == "gwa":
+        return np.array([summary.gwa_standard_error for summary in history], np.float64)
+    found = np.full(len(history), np.nan)
+    if signal in ("separation", "bimodality") and len(history) > 1:
+        for row, values in enumerate(scores):
+            if values is not None:
+                moments = moments_of(values)
+                found[row] = signal_standard_error(moments, signal=signal)  # type: ignore[arg-type]
+    return found
 
 
 def quality_of(

@@ -14,9 +14,13 @@ from gwa_offline.analysis.findings import EpochRecord, Findings
 
 __all__ = [
     "ClassEnds",
+    "ClassRow",
     "History",
     "average_sentence",
+    "average_words",
     "class_ends",
+    "class_of",
+    "class_rows",
     "column",
     "curve_limits",
     "epoch_numbers",
@@ -31,7 +35,10 @@ __all__ = [
     "occupied_bins",
     "percent",
     "position",
+    "pulling",
+    "pulling_words",
     "significant",
+    "ties_words",
     "unit",
 ]
 
@@ -50,6 +57,16 @@ class History(Protocol):
     @property
     def average_shares(self) -> NDArray[np.float64]:
         """Shares, (T,)."""
+
+
+class ClassRow(NamedTuple):
+    """A class at the shown epoch; `pulling` is how many of its labels pull against the model."""
+
+    name: str
+    size: int
+    pulling: int
+    mean: float
+    gwa: float
 
 
 class ClassEnds(NamedTuple):
@@ -101,7 +118,13 @@ def healthy_epochs(report: Findings) -> NDArray[np.bool_]:
     return np.array(healthy, dtype=bool) & np.isfinite(column(report, "gwa"))
 
 
-def average_sentence(report: History, least: float = 0.9) -> str | None:
+def average_sentence(report: History) -> str | None:
+    """Say that the weights can be averaged, and over which epochs; None where `average_words` is."""
+    words = average_words(report)
+    return None if words is None else f"Or average the weights: {words}."
+
+
+def average_words(report: History, least: float = 0.9) -> str | None:
     """Say which epochs make most of the average of the weights: the shortest stretch of them.
 
     None for one epoch, or where none counts.
@@ -119,7 +142,49 @@ def average_sentence(report: History, least: float = 0.9) -> str | None:
     words = f"{name} {numbers[first]} is"
     if first != last:
         words = f"{name}s {numbers[first]} to {numbers[last]} are"
-    return f"Or average the weights: {words} {percent(-share, 0)} of the average."
+    return f"{words} {percent(-share, 0)} of the average"
+
+
+def ties_words(report: Findings, most: int = 4) -> str | None:
+    """Say which epochs are about as good as the best one: "9 to 12 and 14 are about as good".
+
+    None where nobody knows: for one epoch, without a best one, or without its standard error.
+    """
+    best, numbers, tied = report.best_index, epoch_numbers(report), report.decision.tied
+    if best is None or len(numbers) == 1 or np.isnan(report.decision.standard_errors[best]):
+        return None
+    ends = np.flatnonzero(np.diff(np.concatenate([[0], tied.astype(np.int8), [0]])))
+    parts: list[str] = []
+    for first, end in ends.reshape(-1, 2).tolist():
+        # The best one may be inside of a stretch, and is not named alone.
+        stretch = [numbers[i] for i in range(first + (first == best), end - (end - 1 == best))]
+        long = len(stretch) > 2
+        parts += [f"{stretch[0]} to {stretch[-1]}"] if long else [f"{x}" for x in stretch]
+    if not parts:
+        return f"no other {unit(report.epochs)} is as good"
+    if len(parts) > most:
+        others = np.flatnonzero(tied)
+        within = f"{numbers[others[0]]} to {numbers[others[-1]]}"
+        return f"{len(others) - 1} others from {within} are about as good"
+    words = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
+    return f"{words} {'is' if words.isdecimal() else 'are'} about as good"
+
+
+def pulling(report: Findings) -> NDArray[np.bool_]:
+    """Return which of the N samples pull against the model: label quality below one half."""
+    with np.errstate(invalid="ignore"):
+        return report.label_quality < 0.5
+
+
+def pulling_words(report: Findings) -> str | None:
+    """Say how many labels pull against the model; None where no sample has a score."""
+    known = int(np.isfinite(report.label_quality).sum())
+    if not known:
+        return None
+    noun = "samples" if report.targets is None else "labels"
+    count = int(pulling(report).sum())
+    verb = "pulls" if count == 1 else "pull"
+    return f"{format_number(count)} of {format_number(known)} {noun} {verb} against the model"
 
 
 def metric_names(report: Findings) -> list[str]:
@@ -157,6 +222,29 @@ def class_ends(report: Findings, *, limit: int, k: int) -> list[ClassEnds]:
         if n:
             found.append(ClassEnds(name, len(ids), ids[:n], ids[::-1][:n]))
     return found
+
+
+def class_rows(report: Findings) -> list[ClassRow]:
+    """Return the classes by mean alignment at the shown epoch, lowest first, without unknown ones."""
+    if report.targets is None:
+        return []
+    labelled = report.targets >= 0
+    size, pulls = (
+        np.bincount(report.targets[mask], minlength=report.num_classes)
+        for mask in (labelled, labelled & pulling(report))
+    )
+    mean, gwa = report.class_mean[report.shown], report.class_gwa[report.shown]
+    return [
+        ClassRow(report.class_names[c], int(size[c]), int(pulls[c]), float(mean[c]), float(gwa[c]))
+        for c in lowest_classes(report, report.num_classes)
+    ]
+
+
+def class_of(report: Findings, classes: NDArray[np.int64] | None, sample: int) -> str | None:
+    """Return the name of the class that `targets` or `predictions` give a sample; None where unknown."""
+    if classes is None or classes[sample] < 0:
+        return None
+    return report.class_names[int(classes[sample])]
 
 
 def kept_of(report: Findings, sample: int) -> dict[str, Any]:
@@ -234,6 +322,6 @@ def percent(fraction: float | None, digits: int = 1) -> str:
 def format_number(value: float | None, digits: int = 3, *, around: float = 0.0) -> str:
     """Write a number as `significant` does, with the signs of print; whole numbers in full."""
     if isinstance(value, int | np.integer):
-        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+        return f"{value:,}"
     text = significant(value, digits, around=around)
     return "–" if text == "-" else text.replace("-", "\N{MINUS SIGN}")

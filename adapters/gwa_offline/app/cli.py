@@ -194,12 +194,16 @@ def samples(
     terminal = Terminal(json=json, quiet=quiet)
     report = _report(options.open(run), rules.make(), terminal, options)
     if images is not None:
+        from gwa_offline.figures.images import match_images
+
+        # Pictures that do not fit are an error before anything is printed.
+        match_images(images, report.num_samples)
+    ids = terminal.samples(report, lowest=lowest, highest=highest, per_class=per_class)
+    if images is not None and ids:
         from gwa_offline.figures.displays import SamplesDisplay
 
-        display = SamplesDisplay.from_report(report, images=images).plot()
+        display = SamplesDisplay.from_report(report, images, ids).plot()
         display.figure_.savefig(figure, bbox_inches="tight")
-    terminal.samples(report, lowest=lowest, highest=highest, per_class=per_class)
-    if images is not None:
         terminal.wrote([figure])
 
 

@@ -14,18 +14,23 @@ import numpy as np
 from gwa_offline.analysis.curves import signal_curves, stored_signals
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.view import (
-    average_sentence,
+    average_words,
     class_ends,
+    class_of,
+    class_rows,
     epoch_numbers,
     format_number,
     kept_of,
     metric_names,
     percent,
+    pulling,
+    pulling_words,
+    ties_words,
     unit,
 )
 from gwa_offline.app.links import data_uri, shown
 from gwa_offline.figures.images import Images, ImageSource, match_images
-from gwa_offline.figures.interactive import BARS, make_figures
+from gwa_offline.figures.interactive import BARS, TITLES, make_figures
 from gwa_offline.files.rows import NAME
 
 try:
@@ -41,6 +46,15 @@ __all__ = ["write_html"]
 _SUSPICIOUS = 200  # rows of the table of labels: what a person may look through
 _SAMPLES = 8  # images at each end of a class
 _CLASSES = 20  # classes with images; the lowest ones where there are more
+_PRINTED_IMAGES, _PRINTED_ROWS = 70, 30  # suspicious labels on paper
+_ROWS = 100  # rows of the table of classes; a search finds the others
+
+_MEANINGS = {
+    "separation": "Separation is large where the scores are high and fall into two groups: right and "
+    "wrong labels.",
+    "bimodality": "Bimodality is large where the scores fall into two groups: right and wrong labels.",
+    "gwa": "GWA is the mean of the scores, divided by their kurtosis and a constant.",
+}
 
 
 def write_html(
@@ -62,7 +76,7 @@ def write_html(
     images : str, path, array, Images or None
         The N images by sample id, as `gwa_offline.figures.images.open_images` takes them.
     metric : str or None
-        A column of the run, drawn beside GWA and the signals. Default: the first column, and for the
+        A column of the run, drawn beside the curve that decided and the signals. Default: the first column, and for the
         figures of the signals the first column that is no signal.
     mode : {"max", "min"}
         Which end of `metric` is better.
@@ -86,19 +100,22 @@ def write_html(
     image that lies under it is shown.
 
     The page contains plotly.js (4.6 MB) and loads nothing from the network. The same report gives
-    the same bytes. The file is written whole or not at all. It lists at most 200 suspicious labels
-    and shows at most 20 classes with images: size and time grow with T and C, not with N.
+    the same bytes. The file is written whole or not at all. It lists at most 200 suspicious labels,
+    with their images, and images of at most 20 classes: size and time grow with T and C, not with N.
 
     Examples
     --------
     >>> import numpy as np, tempfile
     >>> from gwa_core import EpochSummary, Selection
+    >>> from gwa_offline.analysis.findings import Decision
     >>> from gwa_offline.analysis.results import EpochRecord, Report
+    >>> seen = Decision(signal="gwa", values=np.array([0.14]), standard_errors=np.array([0.02]),
+    ...                 tied=np.array([True]))
     >>> summary = EpochSummary(0, 0, 3, 0, 0.1, 0.04, 0.0, -0.5, 0.14, 0.02, 0.7, 0.4, 0.33, 0.22)
     >>> report = Report(
     ...     name="run", num_samples=3, num_classes=2, class_names=("cat", "dog"), beta=1.2,
     ...     epochs=(EpochRecord(summary=summary, source="offline"),), rule="MaxGWA()",
-    ...     selection=Selection(0, 0.14, "the only epoch"), best_index=0,
+    ...     selection=Selection(0, 0.14, "the only epoch"), decision=seen, best_index=0,
     ...     average_shares=np.ones(1), memorising=False, targets=np.array([0, 1, 1]),
     ...     predictions=None, scores=np.float32([-0.2, 0.1, 0.4]),
     ...     label_quality=np.array([0.2, 0.5, 0.8]), class_gwa=np.full((1, 2), np.nan),
@@ -144,6 +161,8 @@ def _render(
         curves = signal_curves(report, metric=metric, mode=mode)
     figures = make_figures(report, curves)
     summaries = [record.summary for record in report.epochs]
+    signal = report.decision.signal
+    error = float(report.decision.standard_errors[shown])
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         report=report,
         images=images,
@@ -152,8 +171,12 @@ def _render(
         summaries=summaries,
         gwa=_measure(summaries[shown].gwa, summaries[shown].gwa_standard_error),
         measure=_measure,
-        average=average_sentence(report),
-        value_is_gwa=math.isclose(report.selection.value, summaries[shown].gwa, rel_tol=1e-6),
+        value=_measure(report.selection.value, error),
+        certain=math.isfinite(error),
+        average=average_words(report),
+        ties=ties_words(report),
+        pulls=pulling_words(report),
+        pulling=int(pulling(report).sum()),
         metrics=metric_names(report),
         metric=metric,
         curves=curves,
@@ -161,7 +184,18 @@ def _render(
         unit=unit(report.epochs),
         figures={name: json.loads(figure.to_json()) for name, figure in figures.items()},
         bars=BARS,
-        classes=_class_samples(report),
+        classes=[] if images is None else _class_samples(report),
+        title=TITLES.get(signal, signal),
+        heading=signal.capitalize()
+        if signal in ("separation", "bimodality")
+        else TITLES.get(signal, signal),
+        meaning=_MEANINGS.get(signal, f"The rule reads the column {signal} of the run."),
+        rule_name=report.rule.partition("(")[0],
+        compared=[name for name in metric_names(report) if name != signal],
+        printed_images=_PRINTED_IMAGES,
+        printed_rows=_PRINTED_ROWS,
+        class_rows=[[row.name, *map(format_number, row[1:])] for row in class_rows(report)],
+        most_rows=_ROWS,
         suspicious=_suspicious(report, folder),
         kept={
             name: "number" if x.dtype.kind in "iuf" else "text" for name, x in report.kept.items()
@@ -183,15 +217,16 @@ def _measure(value: float, error: float) -> str:
 def _sample(report: Findings, sample: int) -> dict[str, Any]:
     """Describe one sample to the template."""
     given, predicted = (
-        -1 if labels is None else int(labels[sample])
-        for labels in (report.targets, report.predictions)
+        class_of(report, classes, sample) for classes in (report.targets, report.predictions)
     )
+    numbers = [x for x in (report.targets, report.predictions) if x is not None]
     return {
         "id": sample,
         "name": kept_of(report, sample).get(NAME),
-        "given": report.class_names[given] if given >= 0 else None,
-        "predicted": report.class_names[predicted] if predicted >= 0 else None,
-        "disagrees": min(given, predicted) >= 0 and given != predicted,
+        "given": given,
+        "predicted": predicted,
+        # By number: two classes may have one name.
+        "disagrees": None not in (given, predicted) and len({int(x[sample]) for x in numbers}) == 2,
         "quality": float(report.label_quality[sample]),
         "score": float(str(report.scores[sample])),  # the shortest text of a float32
     }

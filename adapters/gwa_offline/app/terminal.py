@@ -8,8 +8,6 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
 from rich.live import Live
@@ -23,12 +21,15 @@ from gwa_offline.analysis.export import plain_values
 from gwa_offline.analysis.results import Report
 from gwa_offline.analysis.view import (
     average_sentence,
+    class_of,
     epoch_numbers,
     kept_of,
     lowest_classes,
     percent,
     position,
+    pulling_words,
     significant,
+    ties_words,
     unit,
 )
 from gwa_offline.app.demo import DemoResult
@@ -155,6 +156,8 @@ class Terminal:
         less = ["SE", "kurtosis", "negative", "healthy", "mean", "GWA"]
         self._table(f"{report.name}: {report.num_samples} samples", columns, rows, less=less)
         self._best(report)
+        if (words := pulling_words(report)) is not None:
+            self._line(f"{words}; gwa samples lists them.")
 
     def _best(self, report: Report) -> None:
         name = unit(report.epochs)
@@ -163,7 +166,8 @@ class Terminal:
         else:
             self._line(
                 f"Keep {name} {epoch_numbers(report)[report.best_index]}: {report.selection.reason} "
-                f"({significant(report.selection.value, 4)})."
+                f"({significant(report.selection.value, 4)})"
+                + (f"; {ties}." if (ties := ties_words(report)) is not None else ".")
             )
         if (sentence := average_sentence(report)) is not None:
             self._line(sentence)
@@ -175,7 +179,9 @@ class Terminal:
         self._best(report)
         found = report.selection
         best = {"best_epoch": report.best_epoch, "value": found.value, "reason": found.reason}
-        self.json({"rule": report.rule, **best})
+        records = zip(report.epochs, report.decision.tied, strict=True)
+        ties = [record.summary.epoch for record, tied in records if tied]
+        self.json({"rule": report.rule, **best, "near_ties": ties})
 
     def follow(self, looks: Iterable[Look]) -> Look | None:
         """Show a run while it is written, and return how it was last seen; Ctrl-C ends the looking."""
@@ -227,8 +233,8 @@ class Terminal:
         epochs = [dict(zip(names, [*part[:2], str(part[2])], strict=True)) for part in parts]
         self.json({"out": str(found.path), "batch_norm": found.batch_norm, "epochs": epochs})
 
-    def samples(self, report: Report, *, lowest: int, highest: int, per_class: bool) -> None:
-        """Print the samples of lowest and highest label quality."""
+    def samples(self, report: Report, *, lowest: int, highest: int, per_class: bool) -> list[int]:
+        """Print the samples of lowest and highest label quality, and return their ids."""
         ids: list[int] = []
         few = per_class and not self._json and report.num_classes > SHOWN_CLASSES
         for count, order in ((lowest, "lowest"), (highest, "highest")):
@@ -251,6 +257,7 @@ class Terminal:
         names = ["id", "label", "prediction", "label_quality", "alignment", *kept]
         values = [[i, *_facts(report, i), *kept_of(report, i).values()] for i in ids]
         self.json([dict(zip(names, row, strict=True)) for row in values])
+        return ids
 
     def comparison(self, comparison: Comparison) -> None:
         """Print a comparison of runs."""
@@ -332,14 +339,9 @@ def _spread(count: int, best: int | None) -> list[int]:
 
 
 def _facts(report: Report, sample: int) -> list[Any]:
-    def name(labels: NDArray[np.int64] | None) -> str | None:
-        if labels is None or labels[sample] < 0:
-            return None
-        return report.class_names[int(labels[sample])]
-
     return [
-        name(report.targets),
-        name(report.predictions),
+        class_of(report, report.targets, sample),
+        class_of(report, report.predictions, sample),
         float(report.label_quality[sample]),
         float(report.scores[sample]),
     ]

@@ -458,7 +458,7 @@ def save_figures(
     displays["histogram"] = lambda: distribution.plot(epoch=shown)
     if images is not None:
         samples = SamplesDisplay.from_report(report, images)
-        if samples.names:
+        if samples.ids:
             displays["samples"] = samples.plot
     Path(folder).mkdir(parents=True, exist_ok=True)
     written = []

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import html
-import math
-from typing import Any
-
 import numpy as np
 
 from gwa_offline.analysis.curves import SignalCurve, SignalCurves
@@ -22,6 +18,14 @@ from gwa_offline.analysis.view import (
     occupied_bins,
     unit,
 )
+from gwa_offline.figures.interactive_style import (
+    add_band,
+    clean,
+    escape,
+    line,
+    shade_warmup,
+    style,
+)
 
 try:
     import plotly.graph_objects as go
@@ -29,9 +33,11 @@ try:
 except ImportError as error:
     raise ImportError("the HTML report needs plotly: pip install 'gwa-core[report]'") from error
 
-__all__ = ["BARS", "make_figures"]
+__all__ = ["BARS", "TITLES", "make_figures"]
 
-BARS = 40  # classes in the bar chart; the lowest ones where there are more
+BARS = 20  # classes in the bar chart; the lowest ones where there are more
+LARGEST = 2.0  # standard errors in half a band
+TITLES = {"gwa": "GWA"}  # of signals that are not written as their columns are
 
 Figures = dict[str, go.Figure]
 
@@ -61,6 +67,7 @@ def make_figures(report: Findings, signals: SignalCurves | None = None) -> Figur
 def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
     epochs, name, shown = epoch_numbers(report), unit(report.epochs), report.shown
     figures = {
+        "decision": _decision(report, epochs, name),
         "curve": _curve(report, epochs, name),
         "moments": make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.06),
         "distribution": _distribution(report, epochs, name),
@@ -92,6 +99,7 @@ def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
     for key, figure in figures.items():
         if key != "distribution":  # its cells reach half an epoch further
             figure.update_xaxes(range=[epochs[0] - pad, epochs[-1] + pad], zeroline=False)
+        figure.update_xaxes(exponentformat="none", separatethousands=True)
         if report.best_index is not None:
             figure.add_vline(
                 epochs[shown], line={"color": "var(--best)", "width": 1.5, "dash": "dash"}
@@ -99,34 +107,65 @@ def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
     return figures
 
 
+def _decision(report: Findings, epochs: list[int], axis: str) -> go.Figure:
+    """Draw the curve that decided, with what the rule could not keep and could not tell apart."""
+    seen, best = report.decision, report.best_index
+    half = LARGEST * np.nan_to_num(seen.standard_errors)
+    known = np.isfinite(seen.values)
+    if seen.signal == "gwa":
+        known &= healthy_epochs(report)
+    values = np.where(known, seen.values, np.nan)
+    figure = go.Figure()
+    if half.any():
+        add_band(figure, epochs, seen.values, half, known)
+    title = TITLES.get(seen.signal, escape(seen.signal))
+    figure.add_trace(line(epochs, values, "gwa", title).update(marker={"size": 4}))
+    for name in metric_names(report):
+        if name != seen.signal:
+            numbers = metric_values(report, name)
+            trace = line(epochs, numbers, "metric", escape(name), yaxis="y2", visible=False)
+            figure.add_trace(trace.update(meta={"metric": name}, line={"dash": "dot", "width": 2}))
+    near = np.setdiff1d(np.flatnonzero(seen.tied), [] if best is None else [best])
+    kept = np.array([] if best is None else [best], np.intp)
+    for places, name, symbol, size in [
+        (near, "about as good", "circle", 9),
+        (kept, f"best {axis}", "star", 18),
+    ]:
+        if len(places):
+            figure.add_scatter(
+                x=[epochs[i] for i in places],
+                y=clean(values[i] for i in places),
+                mode="markers",
+                name=name,
+                hoverinfo="skip",
+                marker={
+                    "symbol": symbol,
+                    "size": size,
+                    "color": "var(--best)",
+                    "line": {"width": 1.5, "color": "var(--card)"},
+                },
+            )
+    # What the rule does not keep must not flatten the rest.
+    judged = known & (np.arange(len(epochs)) >= seen.warmup)
+    judged = judged if judged.any() else known
+    low, high = curve_limits(values[judged], half[judged])
+    shade_warmup(figure, epochs, seen.warmup, "warm-up")
+    figure.update_xaxes(title_text=axis).update_yaxes(title_text=title, range=[low, high])
+    second = {"overlaying": "y", "side": "right", "showgrid": False, "zeroline": False}
+    # Ticks of its own: those in step with the left axis would be odd numbers.
+    second |= {"tickmode": "auto", "nticks": 8, "automargin": True, "title_standoff": 14}
+    style(figure, 380, hovermode="x unified", yaxis2=second)
+    return _add_shares(figure, report, epochs) if report.average_shares.any() else figure
+
+
 def _curve(report: Findings, epochs: list[int], axis: str) -> go.Figure:
     gwa, error = column(report, "gwa"), column(report, "gwa_standard_error")
     healthy = healthy_epochs(report)
-    half = 2.0 * np.nan_to_num(error)
+    half = LARGEST * np.nan_to_num(error)
     values = np.where(healthy, gwa, np.nan)
     figure = go.Figure()
-    band_x: list[float | None] = []
-    band_y: list[float | None] = []
-    for run in np.split(np.arange(len(gwa)), np.flatnonzero(np.diff(healthy)) + 1):
-        if healthy[run[0]]:  # one closed outline for each stretch of healthy epochs
-            band_x += [*(epochs[i] for i in run), *(epochs[i] for i in run[::-1]), None]
-            band_y += [*(gwa + half)[run].tolist(), *(gwa - half)[run[::-1]].tolist(), None]
-    figure.add_scatter(
-        x=band_x,
-        y=band_y,
-        fill="toself",
-        fillcolor="var(--band)",
-        line={"width": 0},
-        mode="lines",
-        name="±2 standard errors",
-        hoverinfo="skip",
-    )
+    add_band(figure, epochs, gwa, half, healthy)
     figure.add_trace(line(epochs, values, "gwa", "GWA"))
-    for name in metric_names(report):
-        trace = line(
-            epochs, metric_values(report, name), "metric", escape(name), yaxis="y2", visible=False
-        )
-        figure.add_trace(trace.update(meta={"metric": name}, line={"dash": "dot", "width": 2}))
     low, high = curve_limits(values[healthy], half[healthy])
     if not healthy.all():
         sick, edge = np.flatnonzero(~healthy), 0.04 * (high - low)
@@ -140,26 +179,8 @@ def _curve(report: Findings, epochs: list[int], axis: str) -> go.Figure:
             hovertemplate="%{customdata}",
             marker={"symbol": "x", "size": 11, "color": "var(--bad)"},
         )
-    if report.best_index is not None:
-        figure.add_scatter(
-            x=[epochs[report.best_index]],
-            y=clean([gwa[report.best_index]]),
-            mode="markers",
-            name=f"best {axis}",
-            hoverinfo="skip",
-            marker={
-                "symbol": "star",
-                "size": 18,
-                "color": "var(--best)",
-                "line": {"width": 1.5, "color": "var(--card)"},
-            },
-        )
     figure.update_xaxes(title_text=axis).update_yaxes(title_text="GWA", range=[low, high])
-    second = {"overlaying": "y", "side": "right", "showgrid": False, "zeroline": False}
-    # Ticks of its own: those in step with the left axis would be odd numbers.
-    second |= {"tickmode": "auto", "nticks": 8, "automargin": True, "title_standoff": 14}
-    style(figure, 440, hovermode="x unified", yaxis2=second)
-    return _add_shares(figure, report, epochs) if report.average_shares.any() else figure
+    return style(figure, 300, hovermode="x unified")
 
 
 def _add_shares(figure: go.Figure, report: Findings, epochs: list[int]) -> go.Figure:
@@ -173,7 +194,7 @@ def _add_shares(figure: go.Figure, report: Findings, epochs: list[int]) -> go.Fi
         marker={"color": "var(--best)", "line": {"width": 0}},
         hovertemplate="%{y:.3g} %",
     )
-    strip = {"domain": [0.0, 0.14], "title_text": "share", "ticksuffix": " %", "nticks": 3}
+    strip = {"domain": [0.0, 0.14], "title_text": "share", "ticksuffix": " %", "nticks": 2}
     strip |= {"rangemode": "tozero", "zeroline": False, "automargin": True, "title_standoff": 8}
     return figure.update_layout(
         yaxis={"domain": [0.22, 1.0]},
@@ -213,9 +234,7 @@ def _signal(epochs: list[int], axis: str, signal: SignalCurve, beside: SignalCur
                 "line": {"width": 1, "color": "var(--card)"},
             },
         )
-    if beside.warmup:
-        end = (epochs[beside.warmup - 1] + epochs[beside.warmup]) / 2
-        figure.add_vrect(epochs[0], end, fillcolor="var(--grid)", line_width=0, layer="below")
+    shade_warmup(figure, epochs, beside.warmup)
     figure.update_xaxes(title_text=axis)
     figure.update_yaxes(range=[-0.12, 1.12], tickvals=[0, 1], zeroline=False)
     return style(figure, 190, top=8, hovermode="x unified")
@@ -294,55 +313,3 @@ def _class_bars(report: Findings) -> go.Figure:
         ticktext=short,
     )
     return figure.update_yaxes(showticklabels=False, row=1, col=2)
-
-
-# Colours are CSS variables of the page, whose script puts in the values of the light or dark
-# scheme; so each colour is written once, in the template.
-def style(figure: go.Figure, height: int, *, top: int = 36, **layout: Any) -> go.Figure:
-    axis = {
-        "automargin": True,
-        "gridcolor": "var(--grid)",
-        "zerolinecolor": "var(--axis)",
-        "linecolor": "var(--axis)",
-        "title_standoff": 8,
-        "ticks": "",
-        "exponentformat": "power",  # not "20µ"
-    }
-    figure.update_xaxes(axis).update_yaxes(axis)
-    return figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 8, "r": 8, "t": top, "b": 8},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        font={"family": "system-ui, sans-serif", "size": 13, "color": "var(--text)"},
-        hoverlabel={
-            "bgcolor": "var(--card)",
-            "bordercolor": "var(--axis)",
-            "font_color": "var(--text)",
-        },
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
-        **layout,
-    )
-
-
-def escape(text: str) -> str:
-    """Escape what Plotly would read as its HTML or, between dollars, as TeX."""
-    return html.escape(text, quote=False).replace("$", "&#36;")
-
-
-def clean(values: Any) -> list[float | None]:
-    return [float(v) if math.isfinite(v) else None for v in values]
-
-
-def line(x: Any, y: Any, color: str, name: str, **options: Any) -> go.Scatter:
-    return go.Scatter(
-        x=x,
-        y=clean(y),
-        name=name,
-        mode="lines+markers" if len(x) <= 50 else "lines",
-        line={"color": f"var(--{color})", "width": 2.5},
-        marker={"size": 5},
-        hovertemplate="%{y:.4g}",
-        **options,
-    )

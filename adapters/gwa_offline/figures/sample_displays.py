@@ -1,7 +1,8 @@
-"""Displays of the samples: how their alignment is distributed, and images of both ends."""
+"""Displays of the samples: how their alignment is distributed, and a contact sheet of images."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -10,14 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gwa_offline.analysis.findings import Findings
-from gwa_offline.analysis.view import (
-    class_ends,
-    column,
-    epoch_numbers,
-    format_number,
-    occupied_bins,
-    unit,
-)
+from gwa_offline.analysis.view import class_of, column, epoch_numbers, occupied_bins, unit
 from gwa_offline.figures.style import (
     BAD,
     BEST,
@@ -27,7 +21,6 @@ from gwa_offline.figures.style import (
     Display,
     mark_epochs,
     plain,
-    split_axes,
 )
 
 if TYPE_CHECKING:
@@ -35,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["DistributionDisplay", "SamplesDisplay"]
 
-_ROWS, _ENDS = 6, 6  # classes, and images at each end of a class
+_SHOWN = 40  # samples, where nobody says which
+_COLUMNS = 10
+_HEIGHT = 1.62  # of a place, in widths of it: an image, a line above it and two below
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -149,57 +144,62 @@ class DistributionDisplay(Display):
 
 @dataclass(kw_only=True, eq=False, repr=False)
 class SamplesDisplay(Display):
-    """Least and most aligned images, a row for each class.
+    """A contact sheet: images with their sample id, their label, and what the model says.
 
     Parameters
     ----------
-    names : sequence of str
-        Names of the R classes.
-    least, most : sequence of R sequences of images
-        The images from each end inwards, as PIL images or arrays (H, W) or (H, W, channels).
-    least_scores, most_scores : sequence of R sequences of float
-        Their alignment.
+    ids : sequence of int
+        The samples, in the order of the sheet.
+    images : sequence of image or None
+        As PIL images or arrays (H, W) or (H, W, channels); None leaves a place empty.
+    labels, predictions : sequence of str or None
+        Of each sample; None where unknown. A prediction that differs is in colour.
 
     Attributes
     ----------
     ax_, figure_ : matplotlib Axes and Figure
         Where it was drawn.
-    axes_ : array of Axes, shape (R, 2 k + 1)
-        The grid, in the place of `ax_`; the column in the middle stays empty.
 
     Examples
     --------
-    >>> images = np.random.default_rng(0).random((4, 8, 8))
+    >>> images = np.random.default_rng(0).random((2, 8, 8))
     >>> display = SamplesDisplay(
-    ...     names=["cat"], least=[images[:2]], most=[images[2:]],
-    ...     least_scores=[[-0.3, -0.1]], most_scores=[[0.5, 0.4]])
-    >>> display.plot().axes_.shape
-    (1, 5)
+    ...     ids=[638, 7], images=images, labels=["cat", "dog"], predictions=["dog", "dog"])
+    >>> [text.get_text() for text in display.plot().ax_.texts][:3]
+    ['638', 'label cat', 'model dog']
     """
 
-    names: Sequence[str]
-    least: Sequence[Sequence[Any]]
-    most: Sequence[Sequence[Any]]
-    least_scores: Sequence[Sequence[float]]
-    most_scores: Sequence[Sequence[float]]
+    ids: Sequence[int]
+    images: Sequence[Any]
+    labels: Sequence[str | None]
+    predictions: Sequence[str | None]
 
     @property
-    def _length(self) -> int:
-        return max(len(row) for row in [*self.least, *self.most])
+    def _columns(self) -> int:
+        # Long lists become wide, too: a picture has at most 65,535 rows of pixels.
+        return min(len(self.ids), max(_COLUMNS, math.isqrt(2 * len(self.ids))))
+
+    @property
+    def _rows(self) -> int:
+        return -(-len(self.ids) // self._columns)
 
     def _figsize(self) -> tuple[float, float]:
-        return 0.85 * (2 * self._length + 1), 0.5 + 1.05 * len(self.names)
+        return 0.95 * max(self._columns, 3), 0.3 + 0.95 * _HEIGHT * self._rows
 
     @classmethod
-    def from_report(cls, report: Findings, images: ImageSource) -> Self:
-        """Take six images at each end of the six classes of lowest mean alignment.
+    def from_report(
+        cls, report: Findings, images: ImageSource, ids: Sequence[int] | None = None
+    ) -> Self:
+        """Take samples of a report.
 
         Parameters
         ----------
         report : Report
-            Where `report.targets` is None, all samples make one row.
+            What `analyse` returned.
         images : str, path, array or Images
             As in `gwa_offline.figures.images.open_images`.
+        ids : sequence of int, optional
+            Which samples, in this order; default the 40 of lowest label quality.
 
         Raises
         ------
@@ -209,15 +209,12 @@ class SamplesDisplay(Display):
         from gwa_offline.figures.images import match_images
 
         found = match_images(images, report.num_samples)
-        rows = class_ends(report, limit=_ROWS, k=_ENDS)
-        least = [[int(i) for i in row.least if i in found] for row in rows]
-        most = [[int(i) for i in row.most if i in found] for row in rows]
+        shown = [int(i) for i in (report.rank(_SHOWN) if ids is None else ids)]
         return cls(
-            names=[row.name for row in rows],
-            least=[[found.thumbnail(i, 96) for i in ids] for ids in least],
-            most=[[found.thumbnail(i, 96) for i in ids] for ids in most],
-            least_scores=[report.scores[ids].tolist() for ids in least],
-            most_scores=[report.scores[ids].tolist() for ids in most],
+            ids=shown,
+            images=[found.thumbnail(i, 96) if i in found else None for i in shown],
+            labels=[class_of(report, report.targets, i) for i in shown],
+            predictions=[class_of(report, report.predictions, i) for i in shown],
         )
 
     def plot(self, ax: Any = None) -> Self:
@@ -225,29 +222,33 @@ class SamplesDisplay(Display):
         return self._plot(ax)
 
     def _draw(self, ax: Any, **_: Any) -> None:
-        k = self._length
-        ratios = [1.0] * k + [0.35] + [1.0] * k
-        self.axes_ = split_axes(ax, len(self.names), 2 * k + 1, width_ratios=ratios)
-        for panel in self.axes_.flat:
-            panel.set_axis_off()
-        for start, color, title, rows, scores in [
-            (0, BAD, "Least aligned", self.least, self.least_scores),
-            (k + 1, GWA, "Most aligned", self.most, self.most_scores),
-        ]:
-            # As a title, so that its length does not widen the column.
-            self.axes_[0, start].set_title(title, loc="left", pad=18, color=color)
-            for row, (pictures, values) in enumerate(zip(rows, scores, strict=True)):
-                for i, (picture, value) in enumerate(zip(pictures, values, strict=True)):
-                    panel = self.axes_[row, start + i]
-                    shown = panel.imshow(np.asarray(picture), cmap="gray")
-                    # SVG names a clip by all digits of its place, where the layout may differ.
-                    shown.set_clip_on(False)
-                    panel.text(
-                        0.5, 1.06, format_number(value), transform=panel.transAxes, ha="center",
-                        fontsize=8, color=MUTED,
-                    )  # fmt: skip
-        for panel, name in zip(self.axes_[:, 0], self.names, strict=True):
-            panel.text(
-                -0.15, 0.5, plain(name if len(name) <= 18 else name[:17] + "…"), ha="right",
-                transform=panel.transAxes, va="center", fontweight="bold",
-            )  # fmt: skip
+        ax.grid(visible=False)
+        ax.set_axis_off()
+        rows = zip(self.ids, self.images, self.labels, self.predictions, strict=True)
+        for place, (sample, picture, label, prediction) in enumerate(rows):
+            row, x = divmod(place, self._columns)
+            top = _HEIGHT * row
+            wrong = prediction is not None and label is not None and prediction != label
+            if picture is not None:
+                pixels = np.asarray(picture)
+                height, width = (0.9 * n / max(pixels.shape[:2]) for n in pixels.shape[:2])
+                left, up = x + (1 - width) / 2, top + 0.22 + (0.9 - height) / 2
+                shown = ax.imshow(pixels, cmap="gray", extent=(left, left + width, up + height, up))
+                # SVG names a clip by all digits of its place, where the layout may differ.
+                shown.set_clip_on(False)
+            lines = [(0.16, f"{sample}", MUTED)]
+            lines += [(1.28, f"label {_short(label)}", "black")] if label is not None else []
+            if prediction is not None:
+                lines += [(1.46, f"model {_short(prediction)}", BAD if wrong else MUTED)]
+            for below, text, color in lines:
+                weight = "bold" if wrong and color == BAD else "normal"
+                ax.text(
+                    x + 0.5, top + below, plain(text), ha="center", fontsize=7.5, color=color,
+                    fontweight=weight,
+                )  # fmt: skip
+        ax.set(xlim=(0, max(self._columns, 3)), ylim=(_HEIGHT * self._rows, 0), aspect="equal")
+        ax.set_title(f"{len(self.ids)} samples to look at")
+
+
+def _short(name: str, most: int = 10) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

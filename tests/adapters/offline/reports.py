@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gwa_core import EpochSummary, Selection, average_shares
+from gwa_offline.analysis.findings import Decision
 from gwa_offline.analysis.results import EpochRecord, Report
 
 T, N, C = 20, 300, 4
@@ -44,7 +45,17 @@ def make_report(num_epochs: int = T, **changes: Any) -> Report:
     quality[UNSEEN], quality[UNSCORED] = np.nan, 0.0
     scores = history[best].copy()
     scores[[UNSEEN, UNSCORED]] = np.nan
+    summaries = [record.summary for record in records]
+    errors = np.array([summary.gwa_standard_error for summary in summaries])
+    decision = Decision(
+        signal="gwa",
+        values=np.array([summary.gwa for summary in summaries]),
+        standard_errors=errors,
+        tied=np.abs(np.arange(num_epochs) - best) <= 2,
+        warmup=min(2, best),
+    )
     fields: dict[str, Any] = {
+        "decision": decision,
         "name": "demo run", "num_samples": N, "num_classes": C, "class_names": NAMES, "beta": 1.2,
         "epochs": tuple(records), "rule": "MaxGWA(warmup=0.1)", "best_index": best,
         "average_shares": average_shares([record.summary for record in records]),

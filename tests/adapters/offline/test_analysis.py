@@ -19,12 +19,14 @@ from gwa_core import (
     average_shares,
     glass_delta,
     label_quality,
+    near_ties,
+    signal_standard_error,
     summarize,
 )
 from gwa_offline import RunFolder, analyse, open_features
 from gwa_offline.analysis import statistics
 from gwa_offline.analysis.comparison import compare
-from gwa_offline.analysis.view import average_sentence
+from gwa_offline.analysis.view import average_sentence, ties_words
 
 N, C, D = 700, 4, 6
 
@@ -362,6 +364,24 @@ def test_shares_in_the_average_are_the_core_s_and_said(tmp_path):
     assert average_sentence(named) == words
     alone = replace(report, average_shares=np.eye(8)[3])
     assert average_sentence(alone) == "Or average the weights: epoch 3 is 100 % of the average."
+
+
+def test_the_decision_is_that_of_the_core(tmp_path):
+    made = _snapshots(tmp_path)
+    scores = [alignment_scores(**arrays) for arrays in made]
+    history = [summarize(x.astype(np.float64)) for x in scores]
+    for rule in (MaxSeparation(), MaxBimodality(warmup=2), MaxGWA()):
+        seen, name = analyse(tmp_path, rule=rule).decision, rule.signal
+        errors = [signal_standard_error(x.astype(np.float64), signal=name) for x in scores]
+        assert seen.signal == name
+        np.testing.assert_allclose(seen.values, [getattr(s, name) for s in history], rtol=1e-4)
+        np.testing.assert_allclose(seen.standard_errors, errors, rtol=1e-4)
+        assert seen.tied.tolist() == near_ties(history, errors, rule).tolist()
+        assert seen.warmup == (2 if name == "bimodality" else 0)
+    smoothed = analyse(tmp_path, rule=MaxSeparation(smoothing=2))
+    assert np.isnan(smoothed.decision.standard_errors).all()
+    assert smoothed.decision.tied.sum() == 1
+    assert ties_words(smoothed) is None
 
 
 def test_where_no_epoch_counts_there_is_no_average(tmp_path):

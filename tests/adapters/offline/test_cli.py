@@ -12,6 +12,7 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import load_file, save_file
 
 from gwa_core import (
@@ -25,7 +26,7 @@ from gwa_core import (
 )
 from gwa_offline import RunFolder
 from gwa_offline.__main__ import main
-from gwa_offline.analysis.view import average_sentence
+from gwa_offline.analysis.view import average_sentence, pulling_words, ties_words
 from gwa_offline.app import demo as demonstration
 
 for library in ("typer", "sklearn"):
@@ -90,6 +91,8 @@ def test_analyse_prints_plain_text_into_a_pipe(demo):
     assert lines[0].split("\t")[:2] == ["epoch", "GWA"]
     assert f"Keep epoch {demo.report.selection.step}: largest separation" in done.stdout
     assert average_sentence(demo.report) in done.stdout
+    assert ties_words(demo.report) in done.stdout
+    assert f"{pulling_words(demo.report)}; gwa samples lists them." in done.stdout
     assert "\x1b" not in done.stdout
     assert done.stderr == ""
 
@@ -99,6 +102,8 @@ def test_analyse_json_is_one_value_and_writes_files(features, tmp_path):
     value = json.loads(done.stdout)
     assert value["num_samples"] == 60
     assert value["average_shares"] == [1.0]
+    assert value["decision"]["signal"] == "separation"
+    assert value["decision"]["tied"] == [True]
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {
         "report.json",
@@ -127,6 +132,11 @@ def test_stop_names_the_epoch_of_each_rule(demo):
     best = json.loads(
         gwa("stop", demo.run, "--rule", "metric", "--metric", "test_accuracy", "--json").stdout
     )
+    near = json.loads(gwa("stop", demo.run, "--json").stdout)["near_ties"]
+    assert near == np.flatnonzero(demo.report.decision.tied).tolist()
+    assert len(near) > 1
+    assert f"; {ties_words(demo.report)}.\n" in gwa("stop", demo.run).stdout
+    assert best["near_ties"] == [best["best_epoch"]]
     assert by_rule["separation"] == demo.report.selection.step
     history = [record.summary for record in demo.report.epochs]
     others = {"bimodality": MaxBimodality(), "gwa": MaxGWA(), "dip": DipThenMax()}
@@ -177,6 +187,16 @@ def test_samples_lists_suspicious_labels_and_draws_them(demo, tmp_path):
     ids = [int(line.split("\t")[0]) for line in done.stdout.splitlines()[1:6]]
     assert ids == demo.report.rank(5).tolist()
     assert figure.read_bytes().startswith(b"\x89PNG")
+    # The sheet is what is listed: one row of it is less high than five.
+    many = ["--lowest", 45, "--highest", 5, "--images", demo.images, "--figure"]
+    assert gwa("samples", demo.run, *many, tmp_path / "many.png").returncode == 0
+    heights = []
+    for path in (figure, tmp_path / "many.png"):
+        with Image.open(path) as picture:
+            heights.append(picture.height)
+    assert heights[1] > 3 * heights[0]
+    bad = gwa("samples", demo.run, "--images", demo.run / "targets.npy")
+    assert (bad.returncode, bad.stdout) == (2, "")
     per_class = gwa("samples", demo.run, "--lowest", 2, "--per-class", "--json")
     assert len(json.loads(per_class.stdout)) == 20
 

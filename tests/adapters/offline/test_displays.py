@@ -156,17 +156,34 @@ def test_signals_have_a_panel_each_beside_gwa_and_the_metric() -> None:
     assert len(alone.axes_) == 1
 
 
-def test_samples_stand_at_their_ends() -> None:
+def test_the_contact_sheet_is_the_samples_that_were_asked_for(tmp_path: Path) -> None:
     report = make_report()
-    display = SamplesDisplay.from_report(report, IMAGES).plot()
-    assert display.axes_.shape == (4, 13)
-    row = display.names.index("cat")
-    cats = np.flatnonzero((report.targets == 0) & np.isfinite(report.scores))
-    cats = cats[np.argsort(report.scores[cats])]
-    for place, sample in [(0, cats[0]), (5, cats[5]), (7, cats[-1]), (12, cats[-6])]:
-        shown = display.axes_[row, place].get_images()[0].get_array()
-        np.testing.assert_array_equal(shown, IMAGES[sample])
-    assert not display.axes_[row, 6].get_images()
+    ids = [9, 250, 3, *range(20, 31)]
+    ax = SamplesDisplay.from_report(report, IMAGES, ids).plot().ax_
+    pictures = ax.get_images()
+    for picture, sample in zip(pictures, ids, strict=True):
+        np.testing.assert_array_equal(picture.get_array(), IMAGES[sample])
+    # Rows of ten, in the order of the list; the words of a sample are at its image.
+    places = [(int(p.get_extent()[0]), p.get_extent()[3]) for p in pictures]
+    assert [x for x, _ in places] == [*range(10), *range(4)]
+    assert places[9][1] < places[10][1]
+    texts = [(text.get_text(), int(text.get_position()[0])) for text in ax.texts]
+    assert [t for t in texts if t[0].isdigit()] == [
+        (str(i), x) for i, (x, _) in zip(ids, places, strict=True)
+    ]
+    words = [text for text, _ in texts]
+    for i in ids:
+        start = words.index(str(i))
+        names = [report.class_names[labels[i]] for labels in (report.targets, report.predictions)]
+        for text, kind, name in zip(words[start + 1 :], ("label", "model"), names, strict=False):
+            assert text.replace("\\$", "$") in (f"{kind} {name}", f"{kind} {name[:9]}…")
+    default = SamplesDisplay.from_report(report, IMAGES)
+    assert default.ids == report.rank(40).tolist()
+    for sample in (3, 5):
+        Image.fromarray(IMAGES[sample]).save(tmp_path / f"{sample}.png")
+    some = SamplesDisplay.from_report(report, tmp_path, [3, 4, 5]).plot()
+    assert [picture is None for picture in some.images] == [False, True, False]
+    assert len(some.ax_.get_images()) == 2
     with pytest.raises(FeaturesError, match="must be 300"):
         SamplesDisplay.from_report(report, IMAGES[1:])
 
@@ -192,7 +209,7 @@ def test_signals_are_saved_where_a_run_has_them(tmp_path: Path) -> None:
 
 def test_save_figures_with_little_to_show(tmp_path: Path) -> None:
     nothing = np.full(N, np.nan, dtype=np.float32)
-    report = make_report(1, scores=nothing, targets=None)
+    report = make_report(1, scores=nothing, label_quality=nothing, targets=None)
     paths = save_figures(report, tmp_path, images=IMAGES)
     assert [path.name for path in paths] == ["histogram.png"]
     assert len(np.unique(np.asarray(Image.open(paths[0]).convert("L")))) > 5

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,11 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from gwa_core import Selection
 from gwa_offline.analysis.curves import signal_curves
-from gwa_offline.analysis.view import average_sentence
+from gwa_offline.analysis.findings import Decision
+from gwa_offline.analysis.view import average_words, pulling, pulling_words
 from gwa_offline.app.links import address_of
 from gwa_offline.app.report import write_html
+from gwa_offline.figures.interactive import BARS
 from gwa_offline.store import FeaturesError
 
 FLAGS = [
@@ -97,7 +100,7 @@ def page(browser: Browser, html: Path) -> Iterator[Page]:
         yield open_page(html)
 
 
-def trace(page: Page, name: str, figure: str = "curve") -> dict[str, Any]:
+def trace(page: Page, name: str, figure: str = "decision") -> dict[str, Any]:
     return page.evaluate(
         "([figure, name]) => document.getElementById('plot-' + figure).data"
         ".find(trace => trace.name === name)",
@@ -106,10 +109,11 @@ def trace(page: Page, name: str, figure: str = "curve") -> dict[str, Any]:
 
 
 def column(page: Page, key: str) -> list[str]:
-    """The values of a column of the table, in the rows that are visible."""
+    """The values of a column of the table, in the rows that are visible; unfolds the table."""
     return page.evaluate(
         """key => {
             const table = document.getElementById('suspicious');
+            if (table.closest('details')) table.closest('details').open = true;
             const index = [...table.tHead.rows[0].cells].findIndex(head => head.dataset.key === key);
             return [...table.tBodies[0].rows].filter(row => row.offsetParent)
                 .map(row => row.cells[index].dataset.value);
@@ -123,37 +127,93 @@ def lowest() -> list[int]:
     return [int(i) for i in np.argsort(quality, kind="stable") if i != UNSEEN][:200]
 
 
-def test_best_epoch_is_marked(page: Page) -> None:
+def test_the_first_screen_has_both_answers_and_the_curve_that_decided(page: Page) -> None:
     report = make_report()
-    assert page.locator("h1").inner_text() == f"Keep epoch {BEST}"
+    weights, labels = page.locator(".answer").all()
+    assert weights.locator(".big").inner_text() == "Keep the average of the run"
+    near = f"{BEST - 2} to {BEST + 2} are about as good"
+    assert weights.locator(".or").inner_text() == f"or epoch {BEST}; {near}."
+    why = weights.locator(".why").inner_text()
+    assert f"Epoch {BEST}: {report.selection.reason}, " in why
+    assert "(one standard error)" in why
+    assert labels.locator(".big").inner_text() == pulling_words(report)
+    places = []
+    for answer, section in ((weights, "decided"), (labels, "labels")):
+        assert answer.locator(".big a").get_attribute("href") == f"#{section}"
+        places.append(page.locator(f"section:has(> #{section}, > .head #{section})").bounding_box())
+    # Labels come before the distributions, and both after the curve.
+    curve, list_, distribution = (
+        box["y"] for box in [*places, page.locator("#distribution").bounding_box()]
+    )
+    assert curve < list_ < distribution
+    plot = page.locator("#plot-decision").bounding_box()
+    assert plot["y"] + 0.8 * plot["height"] < 800
+
+
+def test_the_curve_that_decided_shows_what_the_rule_saw(page: Page) -> None:
+    report = make_report()
     assert page.locator("main").get_attribute("data-best-epoch") == str(BEST)
-    marker = trace(page, "best epoch")
-    assert marker["x"] == [BEST]
-    assert marker["y"] == [report.epochs[BEST].summary.gwa]
-    assert f"MaxGWA: {report.selection.reason}." in page.locator(".lead").inner_text()
+    assert page.locator("#decided").inner_text() == "GWA decided"
+    star, near = trace(page, "best epoch"), trace(page, "about as good")
+    values = [record.summary.gwa for record in report.epochs]
+    assert (star["x"], star["y"]) == ([BEST], [values[BEST]])
+    others = [BEST - 2, BEST - 1, BEST + 1, BEST + 2]
+    assert (near["x"], near["y"]) == (others, [values[i] for i in others])
+    band = trace(page, "±2 standard errors")
+    errors = [record.summary.gwa_standard_error for record in report.epochs]
+    heights = [y for x, y in zip(band["x"], band["y"], strict=True) if x == BEST]
+    assert np.ptp(heights) == pytest.approx(4 * errors[BEST])
+    (shape,) = page.evaluate(
+        "document.getElementById('plot-decision').layout.shapes.filter(shape => shape.type === 'rect')"
+    )
+    assert (shape["x0"], shape["x1"], shape["label"]["text"]) == (0, 1.5, "warm-up")
     assert report.messages[0] in page.locator(".note").first.inner_text()
 
 
 def test_unhealthy_epochs_are_crosses_outside_the_line(page: Page) -> None:
-    cross = trace(page, "unhealthy epoch")
+    cross = trace(page, "unhealthy epoch", "curve")
     assert (cross["x"], cross["marker"]["symbol"]) == ([SICK], "x")
     low, high = page.evaluate("document.getElementById('plot-curve').layout.yaxis.range")
     assert low < cross["y"][0] < high
-    line = trace(page, "GWA")["y"]
-    assert [epoch for epoch, value in enumerate(line) if value is None] == [SICK]
+    for figure in ("curve", "decision"):
+        line = trace(page, "GWA", figure)["y"]
+        assert [epoch for epoch, value in enumerate(line) if value is None] == [SICK]
+
+
+def test_a_rule_on_a_metric_has_no_near_ties(open_page: Open, tmp_path: Path) -> None:
+    unknown = np.full(20, np.nan)
+    values = np.array([record.metrics["test_accuracy"] for record in make_report().epochs])
+    seen = Decision(signal="test_accuracy", values=values, standard_errors=unknown, tied=values < 0)
+    report = make_report(decision=seen, rule="BestMetric(metric='test_accuracy')")
+    page = open_page(write_html(report, tmp_path / "r.html"))
+    assert page.locator(".answer .or").first.inner_text() == f"or epoch {BEST}."
+    assert page.locator("#decided").inner_text() == "test_accuracy decided"
+    assert trace(page, "about as good") is None
+    assert trace(page, "±2 standard errors") is None
+    # It is not compared with itself.
+    assert page.locator("#metric option").all_inner_texts() == ["<b>loss</b>", "nothing"]
+
+
+def test_without_an_average_the_epoch_is_the_answer(open_page: Open, tmp_path: Path) -> None:
+    report = make_report(average_shares=np.zeros(20))
+    page = open_page(write_html(report, tmp_path / "r.html"))
+    assert page.locator(".big").first.inner_text() == f"Keep epoch {BEST}"
+    words = page.locator(".answer .or").first.inner_text()
+    assert words == f"{BEST - 2} to {BEST + 2} are about as good."
+    assert trace(page, "share in the average of the weights") is None
 
 
 def test_shares_in_the_average_are_bars_below_the_curve(page: Page) -> None:
     report = make_report()
     bars = trace(page, "share in the average of the weights")
     assert bars["y"] == pytest.approx(100 * report.average_shares)
-    layout = page.evaluate("document.getElementById('plot-curve').layout")
+    layout = page.evaluate("document.getElementById('plot-decision').layout")
     assert layout["yaxis3"]["domain"][1] < layout["yaxis"]["domain"][0]
-    assert page.locator("#plot-curve .y3title").text_content() == "share"
-    sentence = average_sentence(report)
-    assert sentence is not None
-    assert page.locator(".answer").get_by_text(sentence).count() == 1
-    assert "The bars below" in page.locator("figure:has(#plot-curve) figcaption").inner_text()
+    assert page.locator("#plot-decision .y3title").text_content() == "share"
+    words = average_words(report)
+    assert words is not None
+    assert page.locator(".answer").get_by_text(words[1:]).count() == 1
+    assert "Bars: the share" in page.locator("figure:has(#plot-decision) figcaption").inner_text()
 
 
 def test_signals_stand_beside_gwa_and_the_metric(open_page: Open, tmp_path: Path) -> None:
@@ -180,9 +240,9 @@ def test_metric_is_chosen_by_name(page: Page) -> None:
     assert trace(page, "test_accuracy")["visible"] is True
     page.locator("#metric").select_option("<b>loss</b>")
     assert trace(page, "test_accuracy")["visible"] is False
-    assert page.locator("#plot-curve .y2title").text_content() == "<b>loss</b>"
+    assert page.locator("#plot-decision .y2title").text_content() == "<b>loss</b>"
     page.locator("#metric").select_option("nothing")
-    assert page.locator("#plot-curve .y2title").count() == 0
+    assert page.locator("#plot-decision .y2title").count() == 0
     page.locator("#metric").select_option("test_accuracy")
 
 
@@ -227,6 +287,7 @@ def test_filters(open_page: Open, html: Path) -> None:
 
 def test_download_holds_the_rows_shown(open_page: Open, html: Path, tmp_path: Path) -> None:
     page, report = open_page(html), make_report()
+    page.locator("details:has(#suspicious) > summary").click()
     page.locator("th[data-key=id] button").click()
     page.locator("#disagree").check()
     with page.expect_download() as download:
@@ -393,10 +454,12 @@ def test_phone_has_no_sideways_scroll(open_page: Open, html: Path) -> None:
 
 
 def test_class_names_are_text(page: Page) -> None:
-    headings = page.locator(".class h3").all_inner_texts()
+    headings = page.locator(".class h3").all_text_contents()
     assert sorted(text.split(" (")[0] for text in headings) == sorted(
         name.split(" (")[0] for name in NAMES
     )
+    rows = page.locator("#class-table tbody th").all_text_contents()
+    assert sorted(rows) == sorted(NAMES)
     ticks = page.locator("#plot-classes .ytick text").all_text_contents()
     assert sorted(ticks) == sorted(n if len(n) <= 18 else n[:17] + "…" for n in NAMES)
 
@@ -408,16 +471,202 @@ def test_samples_have_pictures_with_words(page: Page) -> None:
     assert page.evaluate("[...document.images].every(image => image.naturalWidth === 12)")
     cats = np.flatnonzero((report.targets == 0) & np.isfinite(report.scores))
     group = page.locator(".class", has=page.locator("h3", has_text="cat"))
-    least = group.locator("ul").first.locator(".id").all_inner_texts()
+    least = group.locator("ul").first.locator(".id").all_text_contents()
     assert least == [str(i) for i in cats[np.argsort(report.scores[cats])][:8]]
     assert group.locator("img").first.get_attribute("alt") == f"Sample {least[0]}, labelled cat"
 
 
+def test_the_contact_sheet_is_the_list(open_page: Open, html: Path) -> None:
+    page, report = open_page(html), make_report()
+
+    def sheet() -> list[str]:
+        return page.evaluate(
+            """[...document.querySelectorAll('#sheet li')].filter(item => item.offsetParent)
+                .map(item => item.querySelector('.id').textContent)"""
+        )
+
+    assert sheet() == [str(i) for i in lowest()]
+    first = lowest()[0]
+    given, said = (NAMES[labels[first]] for labels in (report.targets, report.predictions))
+    words = page.locator("#sheet li").first.locator("span").all_text_contents()
+    assert words == [str(first), f"label {given}", f"model {said}"]
+    assert page.locator("#sheet li").first.locator("img").is_visible()
+    # The table is folded, and both are filtered and sorted together.
+    assert not page.locator("#suspicious").is_visible()
+    page.locator("#disagree").check()
+    assert sheet() == [str(i) for i in lowest() if report.targets[i] != report.predictions[i]]
+    page.locator("details:has(#suspicious) > summary").click()
+    page.locator("th[data-key=id] button").click()
+    assert sheet() == column(page, "id")
+    assert list(map(int, sheet())) == sorted(map(int, sheet()))
+
+
+def test_a_thousand_classes_are_a_search_box(open_page: Open, tmp_path: Path) -> None:
+    count = 1000
+    names = tuple(f"<i>kind</i> {number}" for number in range(count))
+    mean = np.tile(np.arange(count) / count, (20, 1))
+    mean[:, 7] = np.nan
+    targets = np.arange(N) % 4
+    report = make_report(
+        num_classes=count, class_names=names, class_mean=mean, class_gwa=mean, targets=targets
+    )
+    path = write_html(report, tmp_path / "r.html")
+    page = open_page(path)
+    assert page.locator(".strip, #sheet").count() == 0
+    assert page.locator("#plot-classes .ytick").count() == BARS
+    table = page.locator("#class-table")
+    assert not table.is_visible()
+    page.locator("details:has(#class-table) > summary").click()
+    assert table.locator("tbody tr").count() == 100
+    assert page.locator("#class-count").inner_text() == "100 of 999"
+    first = table.locator("tbody tr").first.locator("th, td").all_inner_texts()
+    low = pulling(report)[targets == 0]
+    assert first == [names[0], str(len(low)), str(low.sum()), "0.000", "0.000"]
+    page.locator("#find-class").fill("KIND</I> 99")
+    found = ["99", *(str(n) for n in range(990, 1000))]
+    assert table.locator("th[scope=row]").all_inner_texts() == [f"<i>kind</i> {n}" for n in found]
+    assert page.locator("#class-count").inner_text() == "11 of 11"
+    page.locator("#find-class").fill("")
+    assert table.locator("tbody tr").first.locator("th, td").all_inner_texts() == first
+    # All of what is not folded is a few screens.
+    page.locator("details:has(#class-table) > summary").click()
+    assert page.evaluate("document.documentElement.scrollHeight") < 6500
+
+
+def test_nothing_covers_a_curve(open_page: Open, html: Path) -> None:
+    for options in ({}, {"viewport": {"width": 390, "height": 800}, "has_touch": True}):
+        page = open_page(html, **options)
+        page.locator("#plot-decision").hover()
+        assert page.locator(".modebar, .modebar-container *").count() == 0
+        boxes = page.evaluate(
+            """[...document.querySelectorAll('.plot')].filter(plot => plot.querySelector('.legend'))
+                .map(plot => [plot.querySelector('.legend'), plot.querySelector('.nsewdrag')]
+                    .map(part => part.getBoundingClientRect().toJSON()))"""
+        )
+        assert len(boxes) >= 3
+        for legend, curve in boxes:
+            assert legend["bottom"] <= curve["top"] + 1
+            assert legend["right"] <= page.viewport_size["width"]
+
+
+def test_on_paper_it_fits_and_is_short(open_page: Open, html: Path) -> None:
+    page = open_page(html, viewport={"width": 688, "height": 1000})
+    page.emulate_media(media="print")
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    page.wait_for_function("() => document.documentElement.scrollWidth <= 688")
+    assert page.locator("#sheet li:visible").count() == 70
+    assert page.get_by_text("These are the first 70. The page has 200.").is_visible()
+    for hidden in (".controls", "nav", "details", "#metric", "noscript"):
+        assert page.locator(f"{hidden}:visible").count() == 0
+    boxes = page.locator("figure").evaluate_all(
+        "figures => figures.filter(f => f.offsetParent).map(f => f.getBoundingClientRect().right)"
+    )
+    assert max(boxes) <= 688
+    pages = page.pdf(format="A4").count(b"/Type /Page\n")
+    assert 0 < pages <= 8
+
+
+CONTRAST = """() => {
+    const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+    const luminance = (rgb) => rgb.slice(0, 3).map((c) => c / 255)
+        .map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4))
+        .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = (node) => {
+        for (let at = node; at; at = at.parentElement) {
+            const color = parse(getComputedStyle(at).backgroundColor);
+            if (color.length === 3 || color[3] === 1) return color;
+        }
+        return [255, 255, 255];
+    };
+    const poor = [];
+    for (const node of document.querySelectorAll('main *')) {
+        const own = [...node.childNodes].some((c) => c.nodeType === 3 && c.textContent.trim());
+        if (!own || !node.getClientRects().length || getComputedStyle(node).visibility === 'hidden') continue;
+        const style = getComputedStyle(node);
+        const color = parse(node.closest('svg') ? style.fill : style.color);
+        const [a, b] = [luminance(color), luminance(behind(node))].sort((x, y) => y - x);
+        const ratio = (a + 0.05) / (b + 0.05);
+        if (ratio < 4.5) poor.push([ratio.toFixed(2), node.tagName, node.textContent.slice(0, 40)]);
+    }
+    return poor;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_contrast(open_page: Open, html: Path, scheme: Any) -> None:
+    page = open_page(html, color_scheme=scheme)
+    page.locator("details").evaluate_all("all => all.forEach(details => { details.open = true; })")
+    assert page.evaluate(CONTRAST) == []
+    # The check itself finds what is pale.
+    page.evaluate("document.getElementById('labels').style.color = 'rgb(128, 128, 128)'")
+    assert len(page.evaluate(CONTRAST)) == 1
+
+
+def test_headings_names_and_landmarks(page: Page) -> None:
+    levels = page.locator("h1, h2, h3, h4").evaluate_all("all => all.map(h => +h.tagName[1])")
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b <= a + 1 for a, b in pairwise(levels))
+    ids = page.locator("[id]").evaluate_all("all => all.map(node => node.id)")
+    assert len(ids) == len(set(ids))
+    for links in ("nav a", ".answer a"):
+        targets = page.locator(links).evaluate_all("all => all.map(a => a.hash.slice(1))")
+        assert targets
+        assert set(targets) <= set(ids)
+    nameless = page.evaluate(
+        """[...document.querySelectorAll('main input, main select, main button, main summary, main a')]
+            .filter(node => !(node.textContent.trim() || node.labels?.[0]?.textContent.trim()
+                || node.getAttribute('aria-label'))).map(node => node.outerHTML)"""
+    )
+    assert nameless == []
+    assert page.locator("img:not([alt])").count() == 0
+    assert (
+        page.locator("[role=img]:not([aria-label]), [role=region]:not([aria-label])").count() == 0
+    )
+    sections = page.locator("section").evaluate_all(
+        "all => all.map(s => document.getElementById(s.getAttribute('aria-labelledby'))?.tagName)"
+    )
+    assert set(sections) == {"H2"}
+    assert page.locator("html").get_attribute("lang") == "en"
+
+
+def test_everything_works_from_the_keyboard(open_page: Open, html: Path) -> None:
+    page = open_page(html)
+    stops: list[dict[str, Any]] = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        stop = page.evaluate(
+            """() => {
+                const node = document.activeElement;
+                return {what: node.id || node.hash || node.getAttribute('aria-label') || node.textContent.trim(),
+                    outline: getComputedStyle(node).outlineStyle, inside: document.body !== node};
+            }"""
+        )
+        if not stop["inside"]:
+            break
+        stops.append(stop)
+    names = [stop["what"] for stop in stops]
+    assert names[:2] == ["#decided", "#labels"]
+    assert {"metric", "filter", "disagree", "download", "Images of suspicious labels"} <= set(names)
+    assert all(stop["outline"] != "none" for stop in stops)
+    summary = page.locator("details:has(#suspicious) > summary")
+    summary.focus()
+    page.keyboard.press("Enter")
+    assert page.locator("#suspicious").is_visible()
+    page.locator(".answer a").nth(1).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_function(
+        "() => document.getElementById('labels').getBoundingClientRect().top < 100"
+    )
+
+
 def test_one_epoch(open_page: Open, tmp_path: Path) -> None:
     page = open_page(write_html(make_report(1), tmp_path / "one.html"))
-    assert page.locator("h1").inner_text().startswith("Epoch 0: GWA ")
+    assert page.locator(".big").first.inner_text() == "One epoch: nothing to choose"
+    assert "GWA at epoch 0 is " in page.locator(".answer").first.inner_text()
+    assert page.locator("nav a[href='#decided']").count() == 0
     plots = page.locator(".plot").evaluate_all("plots => plots.map(plot => plot.id)")
-    assert plots == ["plot-histogram", "plot-classes"]
+    assert plots == ["plot-classes", "plot-histogram"]
     words = page.locator("main").inner_text().lower().split()
     assert not {"nan", "none", "undefined"} & set(words)
 
@@ -429,11 +678,19 @@ def test_no_best_epoch_and_nothing_known(open_page: Open, tmp_path: Path) -> Non
         selection=Selection(None, float("nan"), "no epoch is healthy"),
     )  # fmt: skip
     page = open_page(write_html(report, tmp_path / "r.html"))
-    assert page.locator("h1").inner_text() == "No epoch can be recommended"
-    assert page.locator(".lead").inner_text().strip() == "MaxGWA: no epoch is healthy."
+    assert page.locator(".big").first.inner_text() == "No epoch can be recommended"
+    assert page.locator(".why").first.inner_text() == "MaxGWA: no epoch is healthy."
     assert page.locator("main").get_attribute("data-best-epoch") == ""
     assert trace(page, "best epoch") is None
-    assert page.locator(".class h3").all_inner_texts() == ["all classes (298 samples)"]
+    assert page.locator("#labels").inner_text() == "Suspicious samples"
+    assert page.locator(".class").count() == 0
+
+
+def test_a_run_without_scores_says_so(open_page: Open, tmp_path: Path) -> None:
+    report = make_report(label_quality=np.full(N, np.nan), scores=np.full(N, np.nan, np.float32))
+    page = open_page(write_html(report, tmp_path / "r.html"))
+    assert page.locator(".big").nth(1).inner_text() == "No sample has a score"
+    assert page.locator("#labels, #suspicious, nav a[href='#labels']").count() == 0
 
 
 def test_same_report_same_bytes_and_no_litter(tmp_path: Path) -> None:

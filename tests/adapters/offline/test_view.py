@@ -14,12 +14,16 @@ from gwa_core import MaxSeparation, Selection
 from gwa_offline.analysis.messages import messages_of
 from gwa_offline.analysis.view import (
     average_sentence,
+    class_rows,
     epoch_numbers,
     format_number,
     observed,
     percent,
     position,
+    pulling,
+    pulling_words,
     significant,
+    ties_words,
     unit,
 )
 from gwa_offline.figures.displays import GWACurveDisplay
@@ -62,7 +66,7 @@ def test_numbers_are_written_as_people_read_them():
     assert percent(0.9, 0) == "90 %"
     assert format_number(-0.0043) == "\N{MINUS SIGN}0.00430"
     assert format_number(4.3e-7) == "4.30e\N{MINUS SIGN}07"
-    assert format_number(1234567) == "1\N{NARROW NO-BREAK SPACE}234\N{NARROW NO-BREAK SPACE}567"
+    assert format_number(1234567) == "1,234,567"
     assert format_number(None) == format_number(np.nan) == "–"
     assert format_number(0.49912, around=0.5) == "0.499120"
 
@@ -90,7 +94,8 @@ def test_windows_are_counted_in_steps():
 def test_windows_are_steps_on_the_page_and_in_the_figures(tmp_path):
     report = windows(make_report(messages=(), selection=Selection(BEST, 0.5, "largest")))
     page = report.to_html(tmp_path / "r.html").read_text(encoding="utf-8")
-    assert f"<h1>Keep step {100 * BEST}</h1>" in page
+    near = f"{100 * BEST - 200} to {100 * BEST + 200} are about as good"
+    assert f"or step {100 * BEST}; {near}." in page
     assert "<dt>Windows</dt><dd>20 (steps 0 to 1900)</dd>" in page
     text = page[page.index("<main") : page.index('<script type="application/json"')]
     assert "epoch" not in text.replace("data-best-epoch", "")
@@ -101,3 +106,42 @@ def test_windows_are_steps_on_the_page_and_in_the_figures(tmp_path):
     assert ax.get_xlabel() == "step"
     # A bar reaches over the steps of its window.
     assert ax.patches[0].get_width() == 80
+
+
+def test_near_ties_in_words():
+    def words(*places, **changes):
+        report = make_report()
+        tied = np.isin(np.arange(len(report.epochs)), [BEST, *places])
+        decision = replace(report.decision, tied=tied, **changes)
+        return ties_words(replace(report, decision=decision))
+
+    assert BEST == 13
+    assert words() == "no other epoch is as good"
+    assert words(12) == "12 is about as good"
+    assert words(12, 14) == "12 to 14 are about as good"
+    assert words(14, 15) == "14 and 15 are about as good"
+    assert words(14, 15, 16) == "14 to 16 are about as good"
+    assert words(2, 5, 6, 7, 12) == "2, 5 to 7 and 12 are about as good"
+    assert words(1, 3, 5, 7, 9) == "5 others from 1 to 13 are about as good"
+    assert words(12, standard_errors=np.full(20, np.nan)) is None
+    assert ties_words(replace(make_report(), best_index=None)) is None
+    assert ties_words(make_report(1)) is None
+
+
+def test_labels_that_pull_in_words_and_by_class():
+    report = make_report()
+    low = report.label_quality < 0.5
+    assert pulling(report).tolist() == low.tolist()
+    assert pulling_words(report) == f"{low.sum()} of 299 labels pull against the model"
+    unlabelled = replace(report, targets=None)
+    assert pulling_words(unlabelled).split()[3] == "samples"
+    assert pulling_words(replace(report, label_quality=np.full(300, np.nan))) is None
+    quality = np.where(np.arange(300) == 4, 0.4, 0.6)
+    alone = replace(report, label_quality=quality)
+    assert pulling_words(alone) == "1 of 300 labels pulls against the model"
+    rows = class_rows(report)
+    assert [row.mean for row in rows] == sorted(report.class_mean[BEST])
+    for row in rows:
+        mask = report.targets == report.class_names.index(row.name)
+        assert (row.size, row.pulling) == (mask.sum(), (mask & low).sum())
+    assert class_rows(unlabelled) == []

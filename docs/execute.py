@@ -1,7 +1,8 @@
-"""Run the code of the pages: `python docs/execute.py` writes the outputs shown there anew.
+"""Run the code of the pages: `python docs/execute.py` updates the outputs shown there.
 
-Python blocks of a page share one namespace and one empty folder, in order; a block that imports
-PyTorch or JAX runs alone, except on the pages of that framework's adapter. Lines of bash blocks that
+Python blocks of a page share one namespace and one empty folder, in order. A block that imports
+PyTorch or JAX runs alone, except on the pages of that framework's adapter and on those whose blocks
+go on from each other. Lines of bash blocks that
 call `gwa` run in this process, as on a terminal of 100 columns. A block of `text` right after is the
 output. The tests run the pages in the same way.
 """
@@ -29,6 +30,8 @@ COMMAND = re.compile(r"^gwa (.*)$", re.MULTILINE)
 FRAMEWORK = re.compile(r"^import (torch|jax)\b", re.MULTILINE)
 # Folders of pages that are all about one framework.
 OWNERS = {"jax", "sklearn", "torch"}
+# Pages outside them whose blocks go on from each other.
+TOGETHER = {"cookbook.md", "from-early-stopping.md", "quickstart.md"}
 
 
 class Block(NamedTuple):
@@ -66,7 +69,8 @@ def blocks(path: Path) -> list[Block]:
         has_output = after is not None and after[1] == "text"
         shown = after[2] if has_output else None
         span = after.span(2) if has_output else (0, 0)
-        out.append(Block(fence[1], fence[2], shown, span, path.parent.name in OWNERS))
+        owned = path.parent.name in OWNERS or path.name in TOGETHER
+        out.append(Block(fence[1], fence[2], shown, span, owned))
     return [block for block in out if block.runs]
 
 

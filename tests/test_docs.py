@@ -1,10 +1,12 @@
 """The documentation does what it says: its code runs, its output is real, its links lead somewhere."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +74,10 @@ NEEDS = {
     "text": ("matplotlib",),
     "nnx": ("flax", "optax", "orbax"),
     "equinox": ("equinox", "haiku", "optax"),
+    "cookbook": ("torch",),
+    "from-early-stopping": ("torch",),
+    "quickstart": ("torch", "jax", "lightning", "matplotlib"),
+    "README": ("torch", "jax", "lightning", "transformers", "accelerate"),
 }
 # The packages under test, which may be installed ones.
 PLACES = sorted({str(Path(p.__file__).parent.parent) for p in PACKAGES})
@@ -101,6 +107,7 @@ def same_output(path, got, shown):
 
 # Pages of several trainings, or of the whole demonstration.
 LONG = {
+    "README.md",
     "docs/command-line.md",
     "docs/sklearn/digits.md",
     "docs/sklearn/text.md",
@@ -122,10 +129,14 @@ LONG = {
 def test_code_of_a_page_runs_and_its_output_is_real(path, tmp_path, monkeypatch):
     for library in ("sklearn", "typer", "plotly", "PIL"):
         require(library)
-    if path.parent.name in execute.OWNERS:
-        for library in (path.parent.name, *NEEDS.get(path.stem, ())):
-            require(library)
+    owner = (path.parent.name,) if path.parent.name in execute.OWNERS else ()
+    for library in (*owner, *NEEDS.get(path.stem, ())):
+        require(library)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])  # the checkout, for its `examples`
+    if path.name == "README.md":
+        warnings.simplefilter("ignore")  # Lightning's hints, which other pages turn off themselves
+        execute.call(["demo"])  # what the page installs and runs before
     namespace = {}
     for block in execute.blocks(path):
         if block.framework is None:
@@ -146,7 +157,36 @@ def test_the_readme_shows_what_the_demonstration_prints():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     shown = re.search(r"/gwa demo\n```\n\n```text\n(.*?)```", text, re.DOTALL)[1]
     (demo,) = [b for b in execute.blocks(DOCS / "command-line.md") if b.commands == ["demo"]]
-    assert shown == demo.shown
+    assert shown.endswith("wrong.\n")
+    assert demo.shown.startswith(shown)
+
+
+def test_the_snippets_of_the_readme_find_wrong_labels(tmp_path, monkeypatch):
+    for library in ("sklearn", "torch"):
+        require(library)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [str(ROOT), *sys.path])
+    found = [block for block in execute.blocks(ROOT / "README.md") if block.kind == "python"]
+    for block in (found[0], found[-1]):  # PyTorch and scikit-learn
+        ids = re.findall(r"\d+", execute.run(block, {}))
+        assert len(ids) == 8
+        assert sum(number.endswith("0") for number in ids) > 6
+
+
+def test_the_readme_is_short_and_claims_what_was_measured():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    names = {
+        "average of the weights": "average",
+        "epoch of largest separation": "largest separation",
+    }
+    head, *claims = tables(DOCS / "results" / "index.md")[0]
+    columns = [head.index(name) for name in head if name.endswith("runs")]
+    measured = {row[0]: [row[i].replace("\xa0", " ") for i in columns] for row in claims}
+    _, *rows = tables(ROOT / "README.md")[0]
+    assert len(rows) >= 3
+    for name, *cells in rows:
+        assert cells == measured[names.get(name, name)]
 
 
 def test_a_command_prints_the_same_in_a_process_of_its_own(tmp_path, monkeypatch):
@@ -204,7 +244,8 @@ def prose(path):
 
 def sentences(path):
     """Return the sentences of a page; a full stop before a figure may be of an abbreviation."""
-    return [x for part in prose(path) for x in re.split(r"(?<=[.!?])\W*\s(?=\W*[A-Z])", part)]
+    end = r"(?<=[.!?])\W*\s(?=\W*[A-Z]|`)"
+    return [x for part in prose(path) for x in re.split(end, part)]
 
 
 def tables(path):
@@ -215,6 +256,27 @@ def tables(path):
         rows = [line.strip("| ").split(" | ") for line in plain.splitlines()]
         found.append([rows[0], *rows[2:]])
     return found
+
+
+FIRST = [
+    ROOT / "README.md",
+    *(DOCS / f"{name}.md" for name in ("index", "quickstart", "which-rule", "cookbook", "faq")),
+    *(DOCS / f"{name}.md" for name in ("from-early-stopping", "from-cleanlab")),
+    *sorted((DOCS / "concepts").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("path", FIRST, ids=name_of)
+def test_sentences_of_the_first_pages_are_short(path):
+    assert [x for x in sentences(path) if len(x.split()) > 35] == []
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *FIRST[-8:]], ids=name_of
+)
+def test_words_are_plain(path):
+    odd = re.compile(r"\b(?:stands|anew|of whose|by heart|what it has)\b")
+    assert [x for part in prose(path) for x in odd.findall(part)] == []
 
 
 @pytest.mark.parametrize("path", CHAPTER, ids=name_of)
@@ -336,3 +398,44 @@ def test_formulas_are_formulas(site):
     reference = [text for page, text in pages.items() if page.parent == site / "api"]
     assert sum(text.count('display="block"') for text in reference) == written > 5
     assert not any("\\frac" in text for text in reference)
+
+
+# What a reader types, and the page that must be among the first three.
+SEARCHES = {
+    "LLM": "torch/language.html",
+    "find wrong labels": "concepts/label-quality.html",
+    "early stopping": "from-early-stopping.html",
+    "EarlyStopper": "api/stopping.html",
+    "validation set": "from-early-stopping.html",
+    "cleanlab": "from-cleanlab.html",
+    "resume": "cookbook.html",
+}
+
+
+@pytest.mark.parametrize("query", SEARCHES)
+def test_search_finds(site, query):
+    index = json.loads((site / "search" / "search_index.json").read_text(encoding="utf-8"))
+    separator = re.compile(index["config"]["separator"])
+
+    def words_of(text):
+        return {word.lower() for word in separator.split(text) if word}
+
+    wanted, ranks = words_of(query), {}
+    for entry in index["docs"]:
+        # As the search in the browser does: a word of a title counts far more than one of the text.
+        page, in_title = entry["location"].partition("#")[0], wanted & words_of(entry["title"])
+        ranks[page] = max(ranks.get(page, 0.0), len(in_title) / (1 + len(words_of(entry["title"]))))
+    assert ranks[SEARCHES[query]] > 0.0
+    first = sorted(ranks, key=ranks.get, reverse=True)
+    assert SEARCHES[query] in first[:8], first[:8]
+
+
+def test_llms_txt_lists_the_pages(site):
+    text = (site / "llms.txt").read_text(encoding="utf-8")
+    links = re.findall(r"^- \[.+?\]\((.+?)\)", text, re.MULTILINE)
+    assert sorted(links) == sorted(
+        path.relative_to(site).as_posix()
+        for path in site.rglob("*.html")
+        if path.name != "404.html"
+    )
+    assert "(quickstart.html): " in text

@@ -1,0 +1,12 @@
+"""A PyTorch model for the digits, its optimizer, and a loader that returns ids."""
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from examples.digits import x, y
+from gwa_torch import with_ids
+
+loader = DataLoader(with_ids(TensorDataset(torch.tensor(x), torch.tensor(y))), 64, shuffle=True)
+model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10))
+optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

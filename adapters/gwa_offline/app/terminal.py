@@ -181,7 +181,8 @@ class Terminal:
         best = {"best_epoch": report.best_epoch, "value": found.value, "reason": found.reason}
         records = zip(report.epochs, report.decision.tied, strict=True)
         ties = [record.summary.epoch for record, tied in records if tied]
-        self.json({"rule": report.rule, **best, "near_ties": ties})
+        known = ties_words(report) is not None
+        self.json({"rule": report.rule, **best, "near_ties": ties if known else None})
 
     def follow(self, looks: Iterable[Look]) -> Look | None:
         """Show a run while it is written, and return how it was last seen; Ctrl-C ends the looking."""

@@ -28,6 +28,7 @@ from gwa_offline.figures.displays import DistributionDisplay, SignalsDisplay  # 
 from gwa_offline.figures.style import BAD, BEST, GWA, METRIC, MUTED, STYLE  # noqa: E402
 
 IMAGES = ROOT / "docs" / "images"
+TITLE: dict[str, Any] = {"x": 0.01, "ha": "left", "fontsize": 12, "weight": "bold"}
 
 
 def wrong_labels(result: DemoResult) -> np.ndarray:
@@ -36,14 +37,12 @@ def wrong_labels(result: DemoResult) -> np.ndarray:
     return np.random.default_rng(0).choice(count, round(NOISE * count), replace=False)
 
 
-def draw_first(result: DemoResult) -> None:
-    """The picture of the README: the most suspicious digits, and what to keep of the run."""
+def draw_labels(result: DemoResult) -> None:
+    """The first picture of the README: the most suspicious digits."""
     report, images, wrong = result.report, np.load(result.images), set(wrong_labels(result))
-    figure = plt.figure(figsize=(10.4, 3.7), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=(1.1, 1), wspace=0.03)
-    title = {"x": 0.01, "ha": "left", "fontsize": 12, "weight": "bold"}
-    left.suptitle("The labels to check first", **title)
-    panels = left.subplots(2, 5).ravel()
+    figure, grid = plt.subplots(2, 5, figsize=(5.4, 3.4), layout="constrained")
+    figure.suptitle("The labels to check first", **TITLE)
+    panels = grid.ravel()
     for panel, sample in zip(panels, report.rank(len(panels)), strict=True):
         panel.imshow(images[sample], cmap="gray_r", interpolation="bicubic")
         label, says = report.targets[sample], report.predictions[sample]
@@ -53,25 +52,30 @@ def draw_first(result: DemoResult) -> None:
         panel.set(xticks=[], yticks=[])
         panel.grid(visible=False)
         panel.spines[:].set_visible(False)
+    save(figure, "first-labels")
 
-    right.suptitle("The weights to keep: test accuracy in %", **title)
-    ax = right.subplots()
+
+def draw_weights(result: DemoResult) -> None:
+    """The second picture of the README: the average of the weights beside all epochs."""
+    report, average = result.report, 100 * result.average_accuracy
+    figure, ax = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
+    figure.suptitle("The weights to keep: test accuracy in %", **TITLE)
     accuracy = [100 * record.metrics["test_accuracy"] for record in report.epochs]
     ax.plot([record.summary.epoch for record in report.epochs], accuracy, color=METRIC)
-    ax.axhline(100 * result.average_accuracy, color=GWA, linewidth=2.5)
-    ax.text(1, 100 * result.average_accuracy + 0.1, "average of the weights", color=GWA)
-    ax.plot(report.best_epoch, 100 * result.best_accuracy, "*", color=BEST, markersize=15)
+    ax.axhline(average, color=GWA, linewidth=2.5)
+    ax.text(0, average + 0.1, "average of the weights", color=GWA)
+    best = (report.best_epoch, 100 * result.best_accuracy)
+    ax.plot(*best, "*", color=BEST, markersize=15)
     ax.annotate(
         f"epoch {report.best_epoch}, kept by the rule",
-        (report.best_epoch, 100 * result.best_accuracy),
+        best,
         (report.best_epoch - 2, 94.5),
         color=BEST,
         arrowprops={"arrowstyle": "-", "color": BEST, "shrinkB": 7},
     )
     ax.set_ylim(93.6, 97.5)
     ax.set_xlabel("epoch")
-    save(figure, "first")
-    shrink("first", 256, Image.Quantize.MEDIANCUT)
+    save(figure, "first-weights")
 
 
 def draw_demo(result: DemoResult) -> None:
@@ -141,7 +145,10 @@ def draw_signals(result: DemoResult) -> None:
     """The picture of the page of signals, in few colours so that it is small."""
     figure = SignalsDisplay.from_report(result.report).plot().figure_
     save(figure, "signals")
-    shrink("signals", 96, Image.Quantize.FASTOCTREE)
+    path = IMAGES / "signals.png"
+    Image.open(path).convert("RGB").quantize(96, Image.Quantize.FASTOCTREE).save(
+        path, optimize=True
+    )
 
 
 def draw_saturation() -> None:
@@ -183,19 +190,14 @@ def save(figure: Any, name: str) -> None:
     plt.close(figure)
 
 
-def shrink(name: str, colors: int, method: Image.Quantize) -> None:
-    """Keep few colours of a picture, so that it is small."""
-    path = IMAGES / f"{name}.png"
-    Image.open(path).convert("RGB").quantize(colors, method).save(path, optimize=True)
-
-
 def main() -> None:
     """Draw all pictures."""
     mpl.use("Agg")
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder, plt.rc_context(STYLE):
         result = run_demo(folder)
-        draw_first(result)
+        draw_labels(result)
+        draw_weights(result)
         draw_demo(result)
         draw_stopping(result)
         draw_signals(result)

@@ -22,6 +22,7 @@ from gwa_offline.analysis.view import (
     metric_values,
     unit,
 )
+from gwa_offline.figures.decision_display import DecisionDisplay
 from gwa_offline.figures.sample_displays import DistributionDisplay, SamplesDisplay
 from gwa_offline.figures.style import (
     BAD,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from gwa_offline.figures.images import ImageSource
 
 __all__ = [
+    "DecisionDisplay",
     "DistributionDisplay",
     "GWACurveDisplay",
     "MomentsDisplay",
@@ -422,7 +424,7 @@ def save_figures(
     images : str, path, array, Images or None
         Images of the samples, as in `gwa_offline.figures.images.open_images`.
     metric : str or None
-        A column of the run, drawn beside GWA and the signals. Default: the first column, and for the
+        A column of the run, drawn beside the curves and the signals. Default: the first column, and for the
         figure of the signals the first column that is no signal.
     mode : {"max", "min"}
         Which end of `metric` is better.
@@ -432,8 +434,8 @@ def save_figures(
     Returns
     -------
     list of pathlib.Path
-        ``gwa``, ``moments``, ``signals``, ``distribution``, ``histogram`` and ``samples``, as far as
-        the report has them.
+        ``decision``, ``gwa``, ``moments``, ``signals``, ``distribution``, ``histogram`` and
+        ``samples``, as far as the report has them.
 
     Raises
     ------
@@ -450,6 +452,8 @@ def save_figures(
     shown = epoch_numbers(report)[report.shown]
     if len(report.epochs) > 1:
         beside = next(iter(metric_names(report)), None) if metric is None else metric
+        beside_rule = None if beside == report.decision.signal else beside
+        displays["decision"] = DecisionDisplay.from_report(report, metric=beside_rule).plot
         displays["gwa"] = GWACurveDisplay.from_report(report, metric=beside).plot
         displays["moments"] = MomentsDisplay.from_report(report).plot
         if stored_signals(report):

@@ -18,6 +18,7 @@ from adapters.offline.test_curves import COLUMNS, run
 from PIL import Image
 
 from gwa_offline.figures.displays import (
+    DecisionDisplay,
     DistributionDisplay,
     GWACurveDisplay,
     MomentsDisplay,
@@ -156,6 +157,37 @@ def test_signals_have_a_panel_each_beside_gwa_and_the_metric() -> None:
     assert len(alone.axes_) == 1
 
 
+def test_the_curve_that_decided_shows_what_the_rule_saw() -> None:
+    report = make_report()
+    ax = DecisionDisplay.from_report(report, metric="test_accuracy").plot().ax_
+    values = [record.summary.gwa for record in report.epochs]
+    drawn = line(ax, "gwa").get_ydata()
+    assert np.flatnonzero(np.isnan(drawn)).tolist() == [SICK]
+    assert line(ax, "best epoch").get_xydata().tolist() == [[BEST, values[BEST]]]
+    near = [BEST - 2, BEST - 1, BEST + 1, BEST + 2]
+    assert line(ax, "about as good").get_xydata().tolist() == [[i, values[i]] for i in near]
+    corners = np.concatenate([path.vertices for path in ax.collections[0].get_paths()])
+    error = report.decision.standard_errors[BEST]
+    assert np.ptp(corners[corners[:, 0] == BEST, 1]) == pytest.approx(4 * error)
+    (grey,) = [patch for patch in ax.patches if patch.get_label() == "warm-up"]
+    assert (grey.get_x(), grey.get_width()) == (0, 1.5)
+    low, high = ax.get_ylim()
+    judged = [value for i, value in enumerate(values) if i >= 2 and i != SICK]
+    assert low < min(judged) < max(judged) < high
+    unknown = replace(
+        report.decision, signal="test_accuracy", standard_errors=np.full(T, np.nan),
+        tied=np.zeros(T, bool), warmup=0,
+    )  # fmt: skip
+    bare = (
+        DecisionDisplay.from_report(replace(report, decision=unknown, best_index=None)).plot().ax_
+    )
+    assert not bare.collections
+    assert not bare.patches
+    assert bare.get_legend_handles_labels()[1] == ["test_accuracy"]
+    with pytest.raises(ValueError, match="`metric` must be one of"):
+        DecisionDisplay.from_report(report, metric="accuracy")
+
+
 def test_the_contact_sheet_is_the_samples_that_were_asked_for(tmp_path: Path) -> None:
     report = make_report()
     ids = [9, 250, 3, *range(20, 31)]
@@ -192,7 +224,7 @@ def test_the_contact_sheet_is_the_samples_that_were_asked_for(tmp_path: Path) ->
 def test_save_figures(tmp_path: Path, format: str, start: bytes) -> None:  # noqa: A002
     report = make_report(targets=None)  # one row of images
     paths = save_figures(report, tmp_path / "a" / "b", images=IMAGES, format=format)
-    names = ["gwa", "moments", "distribution", "histogram", "samples"]
+    names = ["decision", "gwa", "moments", "distribution", "histogram", "samples"]
     assert [path.name for path in paths] == [f"{name}.{format}" for name in names]
     assert all(path.read_bytes().startswith(start) for path in paths)
     assert plt.get_fignums() == []

@@ -224,8 +224,8 @@ def class_ends(report: Findings, *, limit: int, k: int) -> list[ClassEnds]:
     return found
 
 
-def class_rows(report: Findings) -> list[ClassRow]:
-    """Return the classes by mean alignment at the shown epoch, lowest first, without unknown ones."""
+def class_rows(report: Findings, limit: int) -> list[ClassRow]:
+    """Return the classes of lowest mean alignment at the shown epoch, lowest first."""
     if report.targets is None:
         return []
     labelled = report.targets >= 0
@@ -236,7 +236,7 @@ def class_rows(report: Findings) -> list[ClassRow]:
     mean, gwa = report.class_mean[report.shown], report.class_gwa[report.shown]
     return [
         ClassRow(report.class_names[c], int(size[c]), int(pulls[c]), float(mean[c]), float(gwa[c]))
-        for c in lowest_classes(report, report.num_classes)
+        for c in lowest_classes(report, limit)
     ]
 
 

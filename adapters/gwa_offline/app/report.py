@@ -47,7 +47,7 @@ _SUSPICIOUS = 200  # rows of the table of labels: what a person may look through
 _SAMPLES = 8  # images at each end of a class
 _CLASSES = 20  # classes with images; the lowest ones where there are more
 _PRINTED_IMAGES, _PRINTED_ROWS = 70, 30  # suspicious labels on paper
-_ROWS = 100  # rows of the table of classes; a search finds the others
+_ROWS, _FOUND = 100, 10_000  # classes of the table, and those that its search finds: the lowest
 
 _MEANINGS = {
     "separation": "Separation is large where the scores are high and fall into two groups: right and "
@@ -101,7 +101,8 @@ def write_html(
 
     The page contains plotly.js (4.6 MB) and loads nothing from the network. The same report gives
     the same bytes. The file is written whole or not at all. It lists at most 200 suspicious labels,
-    with their images, and images of at most 20 classes: size and time grow with T and C, not with N.
+    with their images, images of at most 20 classes, and numbers of at most 10,000: the size grows
+    with T alone.
 
     Examples
     --------
@@ -194,8 +195,9 @@ def _render(
         compared=[name for name in metric_names(report) if name != signal],
         printed_images=_PRINTED_IMAGES,
         printed_rows=_PRINTED_ROWS,
-        class_rows=[[row.name, *map(format_number, row[1:])] for row in class_rows(report)],
+        class_rows=[[row.name, *map(format_number, row[1:])] for row in class_rows(report, _FOUND)],
         most_rows=_ROWS,
+        most_found=_FOUND,
         suspicious=_suspicious(report, folder),
         kept={
             name: "number" if x.dtype.kind in "iuf" else "text" for name, x in report.kept.items()

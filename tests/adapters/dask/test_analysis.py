@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -29,6 +30,12 @@ def check_same(found, want):
         elif isinstance(theirs, np.ndarray):
             np.testing.assert_array_equal(ours, theirs)
             assert ours.dtype == theirs.dtype
+        elif field.name == "decision":
+            for name, value in asdict(theirs).items():
+                same = np.testing.assert_equal
+                if name in ("values", "standard_errors"):
+                    same = partial(np.testing.assert_allclose, rtol=1e-9)
+                same(getattr(ours, name), value)
         elif field.name not in ("epochs", "selection"):
             assert ours == theirs
     assert found.selection.step == want.selection.step

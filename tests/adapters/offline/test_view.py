@@ -139,9 +139,10 @@ def test_labels_that_pull_in_words_and_by_class():
     quality = np.where(np.arange(300) == 4, 0.4, 0.6)
     alone = replace(report, label_quality=quality)
     assert pulling_words(alone) == "1 of 300 labels pulls against the model"
-    rows = class_rows(report)
+    rows = class_rows(report, 10)
+    assert class_rows(report, 2) == rows[:2]
     assert [row.mean for row in rows] == sorted(report.class_mean[BEST])
     for row in rows:
         mask = report.targets == report.class_names.index(row.name)
         assert (row.size, row.pulling) == (mask.sum(), (mask & low).sum())
-    assert class_rows(unlabelled) == []
+    assert class_rows(unlabelled, 10) == []

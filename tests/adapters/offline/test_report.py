@@ -182,16 +182,19 @@ def test_unhealthy_epochs_are_crosses_outside_the_line(page: Page) -> None:
 
 def test_a_rule_on_a_metric_has_no_near_ties(open_page: Open, tmp_path: Path) -> None:
     unknown = np.full(20, np.nan)
-    values = np.array([record.metrics["test_accuracy"] for record in make_report().epochs])
-    seen = Decision(signal="test_accuracy", values=values, standard_errors=unknown, tied=values < 0)
-    report = make_report(decision=seen, rule="BestMetric(metric='test_accuracy')")
+    values = np.array([record.metrics["<b>loss</b>"] for record in make_report().epochs])
+    seen = Decision(signal="<b>loss</b>", values=values, standard_errors=unknown, tied=values < 0)
+    report = make_report(decision=seen, rule="BestMetric(metric='<b>loss</b>')")
     page = open_page(write_html(report, tmp_path / "r.html"))
     assert page.locator(".answer .or").first.inner_text() == f"or epoch {BEST}."
-    assert page.locator("#decided").inner_text() == "test_accuracy decided"
+    assert page.locator("#decided").inner_text() == "<b>loss</b> decided"
+    assert page.locator("#plot-decision .ytitle").text_content() == "<b>loss</b>"
+    caption = page.locator("figure:has(#plot-decision) figcaption").inner_text()
+    assert caption.startswith("The rule reads the column <b>loss</b> of the run.")
     assert trace(page, "about as good") is None
     assert trace(page, "±2 standard errors") is None
     # It is not compared with itself.
-    assert page.locator("#metric option").all_inner_texts() == ["<b>loss</b>", "nothing"]
+    assert page.locator("#metric option").all_inner_texts() == ["test_accuracy", "nothing"]
 
 
 def test_without_an_average_the_epoch_is_the_answer(open_page: Open, tmp_path: Path) -> None:

@@ -191,9 +191,9 @@ def test_the_lines_of_a_run_are_read_in_linear_time(tmp_path):
     for count in (5_000, 20_000):
         lines = (json.dumps(record | {"epoch": i, "step": i}) for i in range(count))
         file.write_text("\n".join(lines) + "\n")
-        start = time.perf_counter()
+        start = time.process_time()
         assert len(RunFolder.open(tmp_path / "run").epochs()) == count
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     # Four times the lines; the quadratic reader took sixteen times as long, and 3 s for these.
     assert seconds[1] < max(8 * seconds[0], 1.0)
 

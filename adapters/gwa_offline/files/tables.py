@@ -67,9 +67,8 @@ class Column:
         """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
         row_shape, found = self.shape[1:], 0
         parts: list[NDArray[Any]] = []
-        for values, count in _flat(self.name, self.batches(rows), optional=self.optional):
-            if len(values) != count * math.prod(row_shape):
-                raise FeaturesError(f"`{self.name}` must have lists of one length, {row_shape[0]}")
+        batches = self.batches(rows)
+        for values, count in _flat(self.name, batches, row_shape, optional=self.optional):
             # Batches may end early at a row group.
             dtype = values.dtype if self.optional else self.dtype
             parts.append(values.reshape(count, *row_shape).astype(dtype, copy=False))
@@ -85,9 +84,13 @@ class Column:
 
 
 def _flat(
-    name: str, batches: Iterator[Any], *, optional: bool = False
+    name: str,
+    batches: Iterator[Any],
+    row_shape: tuple[int, ...] | None = None,
+    *,
+    optional: bool = False,
 ) -> Iterator[tuple[NDArray[Any], int]]:
-    """Yield the flat values and the number of rows of each batch."""
+    """Yield the flat values and the number of rows of each batch; rows have a shape, where known."""
     with reading(_arrow().ArrowException):
         for column in batches:
             if _arrow().types.is_dictionary(column.type):
@@ -99,8 +102,21 @@ def _flat(
                 continue
             if missing:
                 raise FeaturesError(f"`{name}` has missing values (null)")
+            if row_shape is not None:
+                _check_lengths(name, column, len(values), row_shape)
             # A copy, so that nothing stays mapped.
             yield np.array(values.to_numpy(zero_copy_only=False)), len(column)
+
+
+def _check_lengths(name: str, column: Any, total: int, row_shape: tuple[int, ...]) -> None:
+    """Refuse a list of another length; what one has too much another may lack."""
+    wrong = None
+    if hasattr(column, "offsets"):  # others have one length by their type
+        sizes = np.diff(column.offsets.to_numpy())
+        wrong = next((int(size) for size in sizes[sizes != math.prod(row_shape)]), None)
+    if wrong is not None or total != len(column) * math.prod(row_shape):
+        got = "" if wrong is None else f", got one of {wrong}"
+        raise FeaturesError(f"`{name}` must have lists of one length, {row_shape[0]}{got}")
 
 
 def _open_columns(
@@ -142,8 +158,9 @@ def _open_column(
     if fixed:
         shape = (rows, kind.list_size)
     elif nested:
-        first = next(_flat(name, batches(1)), None)
-        shape = (rows, len(first[0]) if first else 0)
+        # A batch may have no rows, which says nothing of the others.
+        widths = (len(values) // count for values, count in _flat(name, batches(1)) if count)
+        shape = (rows, next(widths, 0))
     # What `to_pandas_dtype` gives, for which older releases import pandas.
     dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
     return Column(name, shape, dtype, batches, packed, groups=groups)

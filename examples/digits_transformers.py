@@ -15,7 +15,7 @@ config = ViTConfig(
     num_attention_heads=4,
 )
 arguments = TrainingArguments(
-    "digits",
+    "gwa-demo/trainer",  # where a Trainer writes
     num_train_epochs=20,
     per_device_train_batch_size=64,
     learning_rate=3e-3,

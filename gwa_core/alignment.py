@@ -76,7 +76,8 @@ def alignment_scores(
         Class numbers in 0..C-1, or probabilities that sum to one in each row (with
         ``loss="binary_cross_entropy"``: one probability in [0, 1] for each output).
     logits : array of shape (N, C), optional
-        Outputs of the head, bias included; saves the product ``latents @ weight.T``.
+        Outputs of the head, bias included; saves the product ``latents @ weight.T``. Of NumPy arrays
+        the first finite row is compared with it: call once for each source of logits.
     bias : array of shape (C,), optional
         Bias of the head. Its own gradient is not part of the alignment (as in the paper).
     loss : {"cross_entropy", "binary_cross_entropy"}
@@ -99,7 +100,8 @@ def alignment_scores(
     Raises
     ------
     TypeError, ValueError
-        On shapes, dtypes and options that do not fit; on NumPy arrays also on target values.
+        On shapes, dtypes and options that do not fit; on NumPy arrays also on target values, and on
+        logits of another head.
 
     Notes
     -----
@@ -186,10 +188,15 @@ def _check_logits(
     where: Array | None,
     loss: Loss,
 ) -> None:
-    """Raise unless the first row of logits is that of the head, up to the rounding of bfloat16."""
+    """Raise unless the first finite row of logits is that of the head, up to the rounding of bfloat16."""
     sound = xp.isfinite(logits[:, 0]) if where is None else xp.isfinite(logits[:, 0]) & where
     row = int(xp.argmax(sound))
     with quiet(xp):
+        if not all(xp.all(xp.isfinite(array[row, :])) for array in (latents, logits)):
+            # A row that is not finite says nothing of those after it.
+            for array in (latents, logits):
+                sound = sound & xp.isfinite(xp.sum(array, axis=1, dtype=weight.dtype))
+            row = int(xp.argmax(sound))
         terms = weight * xp.astype(latents[row, :], weight.dtype)
         made = xp.sum(terms, axis=1)
         off = xp.astype(logits[row, :], weight.dtype) - made - (0.0 if bias is None else bias)

@@ -227,6 +227,13 @@ def test_logits_of_something_else_are_refused(loss):
         alignment_scores(**head)[1:],
         rtol=1e-12,
     )
+    # Rows that are not finite say nothing of the others, whichever array they spoil.
+    for name, column in (("latents", 0), ("logits", 0), ("logits", -1)):
+        spoilt = {**head, "logits": logits / 0.07}
+        spoilt[name] = spoilt[name].copy()
+        spoilt[name][:3, column] = np.nan
+        with pytest.raises(ValueError, match="got row 3 that differs"):
+            alignment_scores(**spoilt)
     rounded = (logits.astype(np.float32).view(np.uint32) & 0xFFFF0000).view(np.float32)
     assert np.isfinite(alignment_scores(**head, logits=rounded)).all()
 

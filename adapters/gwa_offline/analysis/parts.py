@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gwa_offline.analysis.scoring import block_rows
+from gwa_offline.analysis.scoring import block_rows, pieces_of
 from gwa_offline.files.arrays import Held, LazyArray
 from gwa_offline.files.copies import copy_array
 from gwa_offline.files.ranges import Count, cut, seeks
@@ -49,6 +49,8 @@ class Part:
     fingerprint : str
         Of all of these and of the numbers of the head: what the scores depend on, beside the options
         of the training.
+    begins : tuple of (str, int)
+        What is called what in messages, and at which of these rows it begins.
     """
 
     start: int
@@ -60,6 +62,7 @@ class Part:
     num_samples: int
     num_classes: int
     fingerprint: str
+    begins: tuple[tuple[str, int], ...]
 
     def __str__(self) -> str:
         more = len(self.files) - 1
@@ -93,6 +96,7 @@ class Part:
             loss=self.loss,
             num_samples=self.num_samples,
             num_classes=self.num_classes,
+            begins=self.begins,
         )
 
 
@@ -175,6 +179,9 @@ def parts_of(
                 num_classes=features.num_classes,
                 fingerprint=fingerprint_of(
                     about, start, stop, [(_absolute(span[2]), span[3]) for span in inside]
+                ),
+                begins=tuple(
+                    (name, first - start) for name, first, _ in pieces_of(features, start, stop)
                 ),
             )
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +21,7 @@ from gwa_offline.analysis.statistics import moments_of
 from gwa_offline.readers import Block, Features
 from gwa_offline.store import FeaturesError
 
-__all__ = ["PartScores", "block_rows", "check_class_weights", "score_part"]
+__all__ = ["PartScores", "block_rows", "check_class_weights", "pieces_of", "score_part"]
 
 # Rows read at once: enough for a fast matrix product, little memory for any D in use. With many
 # classes the logits of a block are larger than it, and bound it.
@@ -70,6 +73,18 @@ class PartScores(NamedTuple):
 def block_rows(num_classes: int) -> int:
     """Return how many rows are scored at once; parts that begin at a multiple give the same scores."""
     return min(BLOCK_ROWS, max(BLOCK_LOGITS // num_classes, 1))
+
+
+def pieces_of(features: Features, start: int, stop: int) -> Iterator[tuple[str, int, slice]]:
+    """Yield the files in which rows lie: the name and first row of each, and its rows among these."""
+    begins = features.begins
+    for i in range(max(bisect_right(begins, start, key=itemgetter(1)) - 1, 0), len(begins)):
+        name, first = begins[i]
+        end = begins[i + 1][1] if i + 1 < len(begins) else features.num_samples
+        if first >= stop:
+            return
+        if end > first:
+            yield name, first, slice(max(first, start), min(end, stop))
 
 
 def check_class_weights(
@@ -168,16 +183,22 @@ def score_part(
                 targets=targets, class_weights=class_weights, label_smoothing=smoothing
             )
             smoothing = 0.0
-        with _blame_logits(block, part):
-            scores[rows] = alignment_scores(
-                latents=block.latents,
-                weight=part.weight,
-                targets=targets,
-                logits=logits,
-                bias=part.bias,
-                loss=part.loss,  # type: ignore[arg-type]  # checked by the reader
-                label_smoothing=smoothing,
-            )
+        # The core looks at one row of the logits; each file has logits that may be others.
+        pieces = [(str(part.path), 0, rows)]
+        if block.logits is not None:
+            pieces = list(pieces_of(part, rows.start, rows.stop))
+        for name, first, piece in pieces:
+            inside = slice(piece.start - rows.start, piece.stop - rows.start)
+            with _blame_logits(name, piece.start - first, block, inside):
+                scores[piece] = alignment_scores(
+                    latents=block.latents[inside],
+                    weight=part.weight,
+                    targets=targets[inside],
+                    logits=logits[inside],
+                    bias=part.bias,
+                    loss=part.loss,  # type: ignore[arg-type]  # checked by the reader
+                    label_smoothing=smoothing,
+                )
         one = logits.shape[1] == 1
         predicted[rows] = logits[:, 0] > 0 if one else logits.argmax(axis=1)
         return len(logits)
@@ -229,18 +250,20 @@ def _one_blas_thread_a_worker() -> Iterator[int]:
 
 
 @contextmanager
-def _blame_logits(block: Block, features: Features) -> Iterator[None]:
-    """Name the file whose logits do not match its head, and the likely cause."""
+def _blame_logits(name: str, skipped: int, block: Block, inside: slice) -> Iterator[None]:
+    """Name the file whose logits do not match its head, the row in it, and the likely cause."""
     try:
         yield
     except ValueError as error:
         if block.logits is None or "`logits` must be latents" not in str(error):
             raise
-        saved = np.asarray(block.logits, np.float32)
+        # The core counts from the first row that it was given.
+        told = re.sub(r"(?<=got row )\d+", lambda row: str(int(row[0]) + skipped), str(error))
+        saved = np.asarray(block.logits[inside], np.float32)
         what = "or probabilities, saved as logits"
         if ((saved >= 0) & (saved <= 1)).all():
             what = "these are all in [0, 1]: save what comes before the softmax or the sigmoid"
-        raise FeaturesError(f"{features.path}: {error}; {what}") from error
+        raise FeaturesError(f"{name}: {told}; {what}") from error
 
 
 def _logits(block: Block, features: Features, out: NDArray[Any] | None) -> NDArray[Any]:

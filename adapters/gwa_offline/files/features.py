@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,6 +67,9 @@ class Features:
         What the files call an array.
     kept : mapping of str to lazy array, optional
         Further columns, one value a row.
+    begins : sequence of (str, int), optional
+        What each part is called, and the row at which it begins, for messages; the first one may begin
+        before these rows do.
 
     Attributes
     ----------
@@ -89,6 +93,8 @@ class Features:
         Further columns, one value a row.
     stored : mapping of str to lazy array
         The arrays as they were opened; of strings their numbers.
+    begins : tuple of (str, int)
+        Name and first row of each part; of a single file, the file.
     """
 
     def __init__(
@@ -102,6 +108,7 @@ class Features:
         files: Sequence[tuple[Place, int]] = (),
         columns: Mapping[str, str] | None = None,
         kept: Mapping[str, LazyArray] | None = None,
+        begins: Sequence[tuple[str, int]] = (),
     ) -> None:
         with blame(path):
             layout, self.targets, self.ids = check_snapshot(
@@ -113,6 +120,7 @@ class Features:
         self.soft = len(arrays["targets"].shape) == 2
         self.path, self.loss = path, loss
         self.kept = dict(kept or {})
+        self.begins = tuple(begins) or ((str(path), 0),)
         self.files, self.columns, self.stored = tuple(files), dict(columns or {}), dict(arrays)
         checked = {"targets": None if self.soft else self.targets, "ids": self.ids}
         self._arrays = {
@@ -217,21 +225,28 @@ def open_snapshot(
         if strings is not None and is_text(arrays["targets"]) and len(arrays["weight"].shape) == 2:
             classes = arrays["weight"].shape[0]
             arrays["targets"] = Held(strings.targets(arrays["targets"], classes))
-    rows = [
-        (path, math.prod(found["latents"].shape[:1]))
-        for path, (found, _) in opened
-        if not isinstance(path, InMemory)
-    ]
+    sizes = [(path, math.prod(found["latents"].shape[:1])) for path, (found, _) in opened]
+    ends = accumulate((size for _, size in sizes), initial=0)
     return Features(
         str(snapshot),
         arrays,
         loss=loss,
         num_samples=num_samples,
         num_classes=num_classes,
-        files=rows,
+        files=[(path, size) for path, size in sizes if not isinstance(path, InMemory)],
         columns=columns,
         kept=kept,
+        begins=[
+            (_called(path, i, len(sizes)), end)
+            for i, ((path, _), end) in enumerate(zip(sizes, ends, strict=False))
+        ],
     )
+
+
+def _called(path: Place | InMemory, number: int, parts: int) -> str:
+    """Return what a part is called in messages; parts in memory have no names."""
+    unnamed = isinstance(path, InMemory) and parts > 1
+    return f"part {number} in memory, counted from 0" if unnamed else str(path)
 
 
 def _beside(parts: tuple[Place | InMemory, ...], name: str) -> Iterator[Place]:

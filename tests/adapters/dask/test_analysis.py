@@ -226,16 +226,25 @@ def test_a_folder_of_another_source_is_refused(client, save_epochs, tmp_path):
         analyse(tmp_path / "features", client=client, folder=tmp_path / "mine")
 
 
-def test_a_damaged_part_is_named(client, save_epochs, tmp_path):
-    def probabilities(arrays):
-        logits = arrays["latents"] @ arrays["weight"].T
-        return arrays | {"logits": np.exp(logits) / np.exp(logits).sum(1, keepdims=True)}
-
-    folder = save_epochs(3, probabilities)
-    with pytest.raises(
-        FeaturesError, match=r"part-\d\.npz.*, rows \d+ to \d+: .*before the softmax"
-    ):
+def test_logits_of_one_file_that_are_not_those_of_the_head(client, save_epochs, tmp_path):
+    folder = save_epochs(7, with_logits)
+    file = folder / "epoch_1" / "part-5.npz"
+    with np.load(file) as loaded:
+        arrays = dict(loaded)
+    np.savez(file, **arrays | {"logits": np.tanh(arrays["logits"]) ** 2})
+    said = r"epoch_1/part-5\.npz: `logits` must be .*, got row 0 that .*before the softmax"
+    with pytest.raises(FeaturesError, match=said):
         analyse(folder, client=client, folder=tmp_path / "run")
+    # A file that is right where a task begins in its middle counts its own rows.
+
+    def turned(arrays):
+        arrays = with_logits(arrays)
+        arrays["logits"][4096:] *= -1
+        return arrays
+
+    folder = save_epochs(1, turned, name="other")
+    with pytest.raises(FeaturesError, match=r"part-0\.npz: `logits` must be .*, got row 4096 that"):
+        analyse(folder, client=client)
 
 
 def test_class_weights_that_do_not_fit(client, save_epochs):

@@ -176,3 +176,63 @@ def test_arrays_in_memory_go_into_files(tmp_path):
     (changed,) = parts_of(open_features(other).epochs[0].features, num_samples=N, folder=tmp_path)
     assert len(set(tmp_path.iterdir()) - files) == 1
     assert changed.fingerprint != again[0].fingerprint
+
+
+def _in_four(change=dict):
+    """An epoch in four parts of 1,661 rows, with its logits and without ids."""
+    arrays = _arrays()
+    arrays["logits"] = arrays["latents"] @ arrays["weight"].T
+    del arrays["ids"]
+    return [
+        change(i, {name: x if name == "weight" else x[rows] for name, x in arrays.items()})
+        for i, rows in enumerate(np.array_split(np.arange(N), 4))
+    ]
+
+
+@pytest.mark.parametrize("wrong", range(4))
+@pytest.mark.parametrize("first", [0, 7])
+def test_the_logits_of_each_file_are_checked(tmp_path, wrong, first):
+    """A shard that another job wrote, after rows that are not finite."""
+
+    def change(i, part):
+        if i == wrong:
+            part["logits"] = np.exp(part["logits"])
+            part["logits"][: first // 2] = np.nan
+            part["latents"][:first] = np.nan
+        return part
+
+    parts = _in_four(change)
+    files = [tmp_path / f"part-{i}.npz" for i in range(4)]
+    for file, part in zip(files, parts, strict=True):
+        np.savez(file, **part)
+    told = rf"got row {first} that differs by .*or probabilities, saved as logits"
+    with pytest.raises(FeaturesError, match=rf"^{files[wrong]}: `logits` .*{told}"):
+        score_part(open_features(files).epochs[0].features)
+    with pytest.raises(FeaturesError, match=rf"^part {wrong} in memory, .*: `logits` .*{told}"):
+        score_part(open_features(parts).epochs[0].features)
+
+
+def test_a_row_far_in_a_file_is_named_by_its_number(tmp_path):
+    file = tmp_path / "f.npz"
+    arrays = _arrays()
+    logits = arrays["latents"] @ arrays["weight"].T
+    logits[2 * BLOCK_ROWS :] *= -1
+    np.savez(file, **arrays, logits=logits)
+    features = open_features(file).epochs[0].features
+    said = rf"f\.npz: `logits` .*got row {2 * BLOCK_ROWS} that"
+    with pytest.raises(FeaturesError, match=said):
+        score_part(features)
+    last = parts_of(features, num_samples=N, rows=BLOCK_ROWS)[2]
+    with pytest.raises(FeaturesError, match=said):
+        score_part(last.open(), threads=1)
+
+
+def test_logits_of_files_change_no_score(tmp_path):
+    """The rows of a block that lie in several files are scored as they are in one."""
+    parts = _in_four(lambda _, part: part)
+    whole = {
+        name: x if name == "weight" else np.concatenate([part[name] for part in parts])
+        for name, x in parts[0].items()
+    }
+    found = [score_part(open_features(x).epochs[0].features) for x in (parts, whole)]
+    _same(*found)

@@ -21,14 +21,12 @@ from gwa_offline.files.folders import (
 )
 from gwa_offline.files.formats import FORMATS, KEY
 from gwa_offline.files.memory import InMemory, is_epochs, is_open
+from gwa_offline.files.shards import PART, check_complete, check_names, refuse_copies, stem_of
 from gwa_offline.files.urls import Place, Url, place_of
 
 _MAX_DIGITS = 18  # of an epoch; a date with a time, or a hash, has more
-_EPOCH = re.compile("epoch[^0-9]?([0-9]+)", re.IGNORECASE)
-_PART = re.compile(
-    r"(?:^|[-_.])(?:([0-9]{1,9})-of-([0-9]{1,9})(?=$|[-_.])|(?:part|shard|chunk)[-_.]?[0-9]+)",
-    re.IGNORECASE,
-)
+# "epochs50" and "max_epoch50" say how many there are.
+_EPOCH = re.compile("(?<!max)(?<!num)(?<!(?:max|num)[-_])epoch[^0-9a-z]?([0-9]+)", re.IGNORECASE)
 
 
 class Snapshot(NamedTuple):
@@ -106,9 +104,12 @@ def gather(paths: Sequence[Place]) -> list[list[Place]]:
     """Put files that a shell listed and whose names say that they are parts of one epoch together."""
     groups: dict[object, list[Place]] = {}
     for i, path in enumerate(paths):
-        split = _PART.search(path.name) if path.is_file() else None
+        split = PART.search(path.name) if path.is_file() else None
         key: object = i if split is None else (path.parent, path.name[: split.start()])
         groups.setdefault(key, []).append(path)
+    for parts in groups.values():
+        if len(parts) > 1:
+            check_complete(parts)
     return list(groups.values())
 
 
@@ -124,7 +125,7 @@ def name_of(paths: Sequence[Place]) -> Place:
 
 def prefix_of(part: Place) -> str:
     """Return what the names of the parts of an epoch have in common; nothing where they have not."""
-    split = _PART.search(part.name)
+    split = PART.search(part.name)
     return part.name[: split.start()] if split else ""
 
 
@@ -153,7 +154,7 @@ def _one_epoch(files: list[Place | InMemory]) -> Snapshot:
             raise FeaturesError(f"{file}: there is no such file or folder")
         if not is_features(file):
             raise FeaturesError(f"{file}: {unknown(file)}")
-    _check_complete(places)
+    check_complete(places, chosen=True)
     numbers = {_said(file) for file in places} or {None}
     return Snapshot(numbers.pop() or 0 if len(numbers) == 1 else 0, tuple(files))
 
@@ -173,7 +174,7 @@ def _by_epoch(files: list[Place]) -> list[Snapshot]:
             f"{groups[None][0]}: its name has no number of an epoch, and others of the pattern have"
         )
     for parts in groups.values():
-        _check_complete(parts)
+        check_complete(parts)
     return [
         Snapshot(0 if number is None else number, tuple(parts))
         for number, parts in sorted(groups.items(), key=lambda item: item[0] or 0)
@@ -209,8 +210,9 @@ def _in_folder(folder: Place) -> list[Snapshot]:
         return _in_partitions(folder)
     named = _EPOCH.search(folder.resolve().name)
     if one := saved_dataset(folder) or (_parts_in(folder) if named else []):
-        _check_complete(one)
+        check_complete(one)
         return [Snapshot(_find_part_number(folder, "", ""), tuple(one))]
+    refuse_copies([entry for entry in entries if entry.suffix in FORMATS])
     found: dict[int, list[Place]] = {}
     prefixes: dict[int, str | None] = {}
     for file in entries:
@@ -219,8 +221,8 @@ def _in_folder(folder: Place) -> list[Snapshot]:
             inside = _parts_in(file)
             if not inside or not re.search("[0-9]", file.name):
                 continue
-        stem = file.stem if file.suffix in FORMATS else file.name
-        split = None if inside else _PART.search(stem)
+        stem = stem_of(file)
+        split = None if inside else PART.search(stem)
         prefix = None
         if split is None:
             number = _find_number(file, stem)
@@ -234,7 +236,7 @@ def _in_folder(folder: Place) -> list[Snapshot]:
     if not found:
         raise FeaturesError(f"{folder}: {_nothing_in(entries)}; {SUPPORTED}")
     for parts in found.values():
-        _check_complete(parts)
+        check_complete(parts)
     return [Snapshot(number, tuple(parts)) for number, parts in sorted(found.items())]
 
 
@@ -251,6 +253,8 @@ def _in_partitions(folder: Place) -> list[Snapshot]:
         found.setdefault(int(number), []).append(file)
     if not found:
         raise FeaturesError(f"{folder}: its partitions have no features; {SUPPORTED}")
+    for parts in found.values():
+        check_names(parts)
     return [Snapshot(number, tuple(parts)) for number, parts in sorted(found.items())]
 
 
@@ -281,24 +285,3 @@ def _find_part_number(folder: Place, prefix: str, rest: str) -> int:
     numbers = _EPOCH.findall(prefix) or _EPOCH.findall(rest) or re.findall("[0-9]+", prefix)
     numbers = numbers or _EPOCH.findall(folder.resolve().name)
     return int(numbers[-1]) if numbers and len(numbers[-1]) <= _MAX_DIGITS else 0
-
-
-def _check_complete(parts: Sequence[Place]) -> None:
-    """Refuse parts that say how many they are and are not all there."""
-    said = [(file, found) for file in parts if (found := _PART.search(file.name)) and found[2]]
-    if not said:
-        return
-    totals = sorted({int(found[2]) for _, found in said})
-    numbers = {int(found[1]) for _, found in said}
-    first = 0 if 0 in numbers else 1
-    last = str(said[0][1][2])
-    if len(totals) > 1 or len(said) < len(parts):
-        raise FeaturesError(f"{said[0][0]}: others of its epoch do not say that they are of {last}")
-    if len(numbers) < len(parts):
-        raise FeaturesError(f"{said[0][0]}: two files of its epoch have the same number of a part")
-    # The names may claim any total, so nothing as long as it is made.
-    if len(numbers) != totals[0] or max(numbers) - first + 1 != totals[0]:
-        missing = next(i for i in range(first, first + totals[0] + 1) if i not in numbers)
-        raise FeaturesError(
-            f"{said[0][0]}: part {missing} of {totals[0]} is missing, {len(numbers)} are there"
-        )

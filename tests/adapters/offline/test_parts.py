@@ -48,7 +48,7 @@ def write_parts(writer, folder, name, arrays):
     folder.mkdir(exist_ok=True, parents=True)
     return [
         writer(folder / name.format(i), part)
-        for i, part in zip((1, 2, 10), parts_of(arrays), strict=True)
+        for i, part in zip((9, 10, 11), parts_of(arrays), strict=True)
     ]
 
 
@@ -165,6 +165,91 @@ def test_a_part_that_is_missing_is_told(tmp_path, left_out):
             write_npz(tmp_path / f"x-0000{i + 1}-of-00003", part)
     with pytest.raises(FeaturesError, match=f"part {left_out + 1} of 3 is missing, 2 are there"):
         analyse(tmp_path)
+
+
+def named(folder, *names):
+    """Write one part of an epoch under each name, each with the rows of its number."""
+    folder.mkdir(parents=True, exist_ok=True)
+    arrays = {name: array for name, array in make_epoch().items() if name != "ids"}
+    for name in names:
+        place = folder / name
+        writer = {".npz": write_npz, ".safetensors": write_safetensors}[place.suffix]
+        writer(folder / place.stem, arrays)
+    return folder
+
+
+PARTS = ("part-0.npz", "part-1.npz", "part-2.npz", "part-3.npz")
+
+
+@pytest.mark.parametrize("folder", ["epoch_3", "saved"])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["part-0.safetensors"], r"part-0\.npz and part-0\.safetensors are the same part"),
+        (["part-4.safetensors"], r"part-3\.npz and part-4\.safetensors are of two formats"),
+        (["part-01.npz"], r"part-1\.npz and part-01\.npz are the same part"),
+        (["part_1.npz"], r"part-1\.npz and part_1\.npz are the same part"),
+        (["part-1 (copy).npz"], r"part-1 \(copy\)\.npz: is a copy of part-1\.npz by its name"),
+        (["part-1 (2).npz"], r"part-1 \(2\)\.npz: is a copy of part-1\.npz"),
+        (["part-1 - Copy.npz"], r"part-1 - Copy\.npz: is a copy of part-1\.npz"),
+        (["part-1-old.npz"], r"part-0\.npz and part-1-old\.npz are parts of different names"),
+        (["part-5.npz"], "part-3.npz: part 4 is missing, and part 5 is there; to leave it out, list"),
+    ],
+)  # fmt: skip
+def test_a_part_that_is_there_twice_or_missing(tmp_path, folder, names, message):
+    place = named(tmp_path / folder, *PARTS, *names)
+    for source in (place, place / "part*"):
+        with pytest.raises(FeaturesError, match=message):
+            open_features(source)
+
+
+def test_a_file_beside_parts_is_no_part(tmp_path):
+    place = named(tmp_path / "epoch_3", *PARTS, "all.npz")
+    for source in (place, place / "*.npz", tmp_path, sorted(place.iterdir())):
+        with pytest.raises(FeaturesError, match=r"all\.npz: is no part, and part-0\.npz beside it"):
+            open_features(source)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a.npz", "a (1).npz"], r"a \(1\)\.npz: is a copy of a\.npz"),
+        (["1.npz", "01.npz"], "are the same part by their names"),
+        (["a.npz", "a.safetensors"], "are the same part by their names"),
+        (["a.npz", "b.safetensors"], "are of two formats"),
+        (["train-part-0.npz", "val-part-0.npz"], "are parts of different names"),
+    ],
+)
+def test_files_of_any_name_that_are_there_twice(tmp_path, names, message):
+    with pytest.raises(FeaturesError, match=message):
+        open_features(named(tmp_path / "epoch_3", *names))
+
+
+def test_a_copy_is_no_epoch_of_its_own(tmp_path):
+    with pytest.raises(FeaturesError, match=r"3 \(1\)\.npz: is a copy of 3\.npz"):
+        open_features(named(tmp_path / "saved", "3.npz", "3 (1).npz"))
+
+
+def test_names_of_parts_that_are_no_copies(tmp_path):
+    task = "{}-0f5c1d3a-1b2c-4d5e-8f90-a1b2c3d4e5f6-c00{}.npz"
+    spark = [task.format(f"part-0000{i}", j) for i, j in ((0, 0), (3, 0), (3, 1))]
+    ranks = [f"rank{rank}-part-{part}.npz" for rank in (0, 1) for part in (0, 1)]
+    for names in (spark, ranks, ["0.npz", "1000.npz", "2000.npz"], ["b.npz", "a.npz"]):
+        place = named(tmp_path / f"epoch_{len(names)}_{names[0][:4]}", *names)
+        assert open_features(place).num_samples == N * len(names)
+    place = named(tmp_path / "epoch_9", *PARTS)
+    assert open_features([place / PARTS[0], place / PARTS[3]]).num_samples == 2 * N
+    with pytest.raises(FeaturesError, match=r"part-0\.npz: is there twice"):
+        open_features([place / PARTS[0], place / PARTS[0]])
+    shell = gwa("analyse", place / PARTS[0], place / PARTS[3])
+    assert shell.returncode == 2
+    assert "part 1 is missing, and part 3 is there" in shell.stderr
+
+
+@pytest.mark.parametrize("name", ["cifar_epochs50", "max_epoch50", "num_epoch_50", "Epochs_50"])
+def test_a_number_of_epochs_is_no_number_of_one(tmp_path, name):
+    place = named(tmp_path / name, *(f"features_{i}.npz" for i in range(3)))
+    assert [epoch.epoch for epoch in open_features(place).epochs] == [0, 1, 2]
 
 
 def test_parts_that_a_shell_listed_are_one_source(tmp_path):

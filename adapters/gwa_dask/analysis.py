@@ -24,6 +24,7 @@ from gwa_offline.analysis import EpochRecord, Report
 from gwa_offline.analysis.analysis import conclude, record_of
 from gwa_offline.analysis.parts import fingerprint_of, parts_of
 from gwa_offline.analysis.scoring import check_class_weights
+from gwa_offline.files import records
 from gwa_offline.readers import Epoch, Features, Source, open_features
 from gwa_offline.store import FeaturesError, RunFolder
 
@@ -56,7 +57,8 @@ def analyse(
         machine, until the analysis ends.
     folder : path, optional
         A run folder to write, on a file system that all workers share. If it has parts of this
-        analysis, the analysis goes on from them. Default a temporary folder of this machine.
+        analysis, the analysis goes on from them; labels, names of classes and epochs become those of
+        the source. Default a temporary folder of this machine.
     rule : gwa_core.Rule, optional
         The stopping rule, default ``MaxSeparation()``.
     label_smoothing : float
@@ -170,11 +172,11 @@ class _Writer:
     ) -> None:
         self.source = source
         self.records: list[EpochRecord] = []
-        self.run = _open_run(folder, source)
-        self.staging = Staging(folder)
         with warnings.catch_warnings():
             # The half-written line of a call that was killed is no surprise.
             warnings.simplefilter("ignore", UserWarning)
+            self.run = _open_run(folder, source)
+            self.staging = Staging(folder)
             self._written = {record[0].epoch: record for record in self.run.epochs()}
         self._smoothing = label_smoothing
         self._weights = None
@@ -248,7 +250,7 @@ class _Writer:
             moments = batch.wait(self._report)
         record = record_of(epoch, beta=self.source.beta, moments=moments, rows=job.rows)
         self.records.append(record)
-        if batch is None and self._has(epoch, record):
+        if batch is None and self._has(job, record):
             return
         # What was written of another source, and all after it.
         self.run.truncate(epoch.epoch)
@@ -266,8 +268,9 @@ class _Writer:
             record.summary, scores=scores, predictions=predictions, metrics=epoch.metrics
         )
 
-    def _has(self, epoch: Epoch, record: EpochRecord) -> bool:
+    def _has(self, job: _Job, record: EpochRecord) -> bool:
         """Return whether the run has this very epoch, from an earlier call."""
+        epoch = job.epoch
         written = self._written.get(epoch.epoch)
         if written is None or repr(written) != repr((record.summary, dict(record.metrics))):
             return False
@@ -275,10 +278,8 @@ class _Writer:
             (epoch.scores, self.run.scores(epoch.epoch)),
             (epoch.predictions, self.run.predictions(epoch.epoch)),
         )
-        return all(
-            new is None or (old is not None and np.array_equal(new, old, equal_nan=True))
-            for new, old in pairs
-        )
+        # What the source does not have is of its features.
+        return all((new is None and job.tasks) or _same(new, old) for new, old in pairs)
 
     def _gather(self, tasks: Sequence[Task]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """Read what the workers left of an epoch."""
@@ -296,6 +297,12 @@ class _Writer:
         return scores, predictions
 
 
+def _same(one: NDArray[Any] | None, other: NDArray[Any] | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other, equal_nan=True)
+
+
 def _open_run(folder: Path, source: Source) -> RunFolder:
     """Open the run of an earlier call, or begin one."""
     about: dict[str, Any] = {
@@ -305,16 +312,28 @@ def _open_run(folder: Path, source: Source) -> RunFolder:
         "loss": source.loss,
         "adapter": "dask",
     }
+    names, targets = source.class_names, source.targets
+    if targets is not None and (targets < 0).any():
+        targets = None  # a run has a label for each sample
+    about |= {"class_names": names, "targets": targets}
     if not (folder / "run.json").exists():
-        targets = source.targets
-        if targets is not None and (targets < 0).any():
-            targets = None  # a run has a label for each sample
-        return RunFolder.create(folder, class_names=source.class_names, targets=targets, **about)
+        return RunFolder.create(folder, **about)
     run = RunFolder.open(folder)
-    for name, value in about.items():
-        if (found := getattr(run, name)) != value:
+    for name in ("num_samples", "num_classes", "beta", "loss", "adapter"):
+        if (found := getattr(run, name)) != (value := about[name]):
             raise FeaturesError(
                 f"{folder} has the run of another source: `{name}` is {found!r} there and {value!r} "
                 "here; choose another `folder`, or remove it"
             )
-    return run
+    if not _same(run.targets(), targets):
+        # All scores are of the old labels.
+        run.truncate(0)
+        return RunFolder.create(folder, **about)
+    if run.class_names != names:
+        header = records.read_header(folder)
+        header["class_names"] = None if names is None else list(names)
+        records.check_header(header)
+        records.write_header(folder, header)
+        run = RunFolder.open(folder)
+    lacking = {record[0].epoch for record in run.epochs()} - {n.epoch for n in source.epochs}
+    return run.truncate(min(lacking)) if lacking else run

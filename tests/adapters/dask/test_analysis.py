@@ -226,6 +226,69 @@ def test_a_folder_of_another_source_is_refused(client, save_epochs, tmp_path):
         analyse(tmp_path / "features", client=client, folder=tmp_path / "mine")
 
 
+def check_run(folder, report):
+    """The run in a folder is that of the report, as the tools that read it see it."""
+    again = gwa_offline.analyse(folder)
+    records = tuple(replace(record, source="offline") for record in again.epochs)
+    check_same(replace(again, name=report.name, epochs=records), report)
+
+
+def test_a_folder_has_the_labels_and_names_of_the_last_call(client, save_epochs, tmp_path):
+    folder, run = save_epochs(2, without("targets")), tmp_path / "run"
+    labels = np.arange(N) % C
+    others = np.where(np.arange(N) < 600, (labels + 1) % C, labels)
+    partly = np.where(np.arange(N) < 5, -1, labels)  # a run has labels for all or for none
+    names = ["a", "b", "c", "d"]
+    written = {}
+    for told in (
+        {"targets": labels},
+        {"targets": others},
+        {"targets": others, "class_names": names},
+        {"targets": others, "class_names": names[::-1]},
+        {"targets": others},
+        {"targets": labels, "class_names": names},
+    ):
+        source = open_features(folder, **told)
+        report = analyse(source, client=client, folder=run)
+        check_same(report, gwa_offline.analyse(source))
+        check_run(run, report)
+        found = (run / "scores" / "000000.npy").stat().st_mtime_ns
+        key = told["targets"] is labels, "class_names" in told
+        if key == (False, True):  # names alone are no reason to score again
+            assert found == written[False, False]
+        written[key] = found
+    source = replace(source, targets=partly)
+    analyse(source, client=client, folder=run)
+    assert RunFolder.open(run).targets() is None
+
+
+@pytest.mark.parametrize("gone", range(EPOCHS))
+def test_a_folder_has_the_epochs_of_the_last_call(client, save_epochs, tmp_path, gone):
+    folder, run = save_epochs(2), tmp_path / "run"
+    analyse(folder, client=client, folder=run)
+    (folder / f"epoch_{gone}").rename(tmp_path / "elsewhere")
+    report = analyse(folder, client=client, folder=run)
+    check_same(report, gwa_offline.analyse(folder))
+    check_run(run, report)
+    (tmp_path / "elsewhere").rename(folder / f"epoch_{gone}")
+    report = analyse(folder, client=client, folder=run)
+    check_run(run, report)
+
+
+def test_a_folder_has_no_scores_that_its_source_lost(client, tmp_path):
+    source = RunFolder.create(tmp_path / "source", num_samples=3, num_classes=2, adapter="test")
+    tracker = GWATracker(3)
+    tracker.update(np.array([0.1, 0.5, 0.9]), ids=np.arange(3))
+    classes = np.array([0, 1, 1])
+    source.write_epoch(tracker.end_epoch(), scores=tracker.scores, predictions=classes)
+    for kind in ("predictions", "scores"):
+        analyse(tmp_path / "source", client=client, folder=tmp_path / "run")
+        assert getattr(RunFolder.open(tmp_path / "run"), kind)(0) is not None
+        (tmp_path / "source" / kind / "000000.npy").unlink()
+        analyse(tmp_path / "source", client=client, folder=tmp_path / "run")
+        assert getattr(RunFolder.open(tmp_path / "run"), kind)(0) is None
+
+
 def test_logits_of_one_file_that_are_not_those_of_the_head(client, save_epochs, tmp_path):
     folder = save_epochs(7, with_logits)
     file = folder / "epoch_1" / "part-5.npz"

@@ -24,9 +24,8 @@ from gwa_offline.analysis import EpochRecord, Report
 from gwa_offline.analysis.analysis import conclude, record_of
 from gwa_offline.analysis.parts import fingerprint_of, parts_of
 from gwa_offline.analysis.scoring import check_class_weights
-from gwa_offline.files import records
 from gwa_offline.readers import Epoch, Features, Source, open_features
-from gwa_offline.store import FeaturesError, RunFolder
+from gwa_offline.store import FeaturesError, RunFolder, name_classes
 
 __all__ = ["analyse"]
 
@@ -330,10 +329,6 @@ def _open_run(folder: Path, source: Source) -> RunFolder:
         run.truncate(0)
         return RunFolder.create(folder, **about)
     if run.class_names != names:
-        header = records.read_header(folder)
-        header["class_names"] = None if names is None else list(names)
-        records.check_header(header)
-        records.write_header(folder, header)
-        run = RunFolder.open(folder)
+        run = name_classes(folder, names)
     lacking = {record[0].epoch for record in run.epochs()} - {n.epoch for n in source.epochs}
     return run.truncate(min(lacking)) if lacking else run

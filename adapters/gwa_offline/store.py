@@ -30,7 +30,7 @@ from gwa_offline.files.checks import (
 from gwa_offline.files.errors import FeaturesError, blame
 from gwa_offline.files.formats import open_npy
 
-__all__ = ["FeaturesError", "RunFolder", "begin_run", "end_run"]
+__all__ = ["FeaturesError", "RunFolder", "begin_run", "end_run", "name_classes"]
 
 
 class RunFolder:
@@ -414,6 +414,38 @@ def end_run(path: str | os.PathLike[str]) -> RunFolder:
         If there is no run.
     """
     return _change(path, status="ended")
+
+
+def name_classes(path: str | os.PathLike[str], class_names: Sequence[str] | None) -> RunFolder:
+    """Give the classes of a run other names; its epochs stay.
+
+    Parameters
+    ----------
+    path : path
+        The folder of a run.
+    class_names : sequence of str or None
+        C names, or none.
+
+    Returns
+    -------
+    RunFolder
+        With these names.
+
+    Raises
+    ------
+    FeaturesError
+        If there is no run, or the names do not fit.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> run = RunFolder.create(folder.name, num_samples=3, num_classes=2, adapter="mine")
+    >>> name_classes(folder.name, ["cat", "dog"]).class_names
+    ('cat', 'dog')
+    >>> folder.cleanup()
+    """
+    return _change(path, class_names=None if class_names is None else list(class_names))
 
 
 def _save(array: NDArray[Any], stream: IO[bytes]) -> None:

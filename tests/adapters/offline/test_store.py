@@ -12,7 +12,7 @@ import pytest
 
 from gwa_core import EpochSummary
 from gwa_offline.readers import open_features
-from gwa_offline.store import FeaturesError, RunFolder, begin_run, end_run
+from gwa_offline.store import FeaturesError, RunFolder, begin_run, end_run, name_classes
 
 N, C, D = 12, 3, 4
 HALF_LINE = "last line is incomplete"
@@ -565,3 +565,15 @@ def test_the_store_needs_no_more_than_numpy():
     )
     env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=env)
+
+
+def test_classes_get_other_names_and_epochs_stay(run):
+    run.write_epoch(make_summary(0))
+    before = open_header(run)
+    for names in (["a", "b", "c"], None):
+        assert name_classes(run.path, names).class_names == (names and tuple(names))
+        assert open_header(run) == before | {"class_names": names}
+        assert len(RunFolder.open(run.path).epochs()) == 1
+    with pytest.raises(FeaturesError, match="class_names"):
+        name_classes(run.path, ["a"])
+    assert open_header(run) == before

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import IO, Any, Protocol
 
 import numpy as np
@@ -97,6 +98,24 @@ def _native(block: NDArray[Any]) -> NDArray[Any]:
 
 def _row_blocks(n: int, rows: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + rows, n)) for start in range(0, n, rows))
+
+
+def in_blocks(pieces: Iterable[NDArray[Any]], rows: int) -> Iterator[NDArray[Any]]:
+    """Yield pieces of any lengths as blocks of `rows` rows, the last one shorter."""
+    held: list[NDArray[Any]] = []
+    count = 0
+    for piece in pieces:
+        held.append(piece)
+        count += len(piece)
+        if count < rows:  # many small pieces are joined once
+            continue
+        joined = np.concatenate(held) if len(held) > 1 else piece
+        while len(joined) >= rows:
+            yield joined[:rows]
+            joined = joined[rows:]
+        held, count = [joined] if len(joined) else [], len(joined)
+    if count:
+        yield np.concatenate(held) if len(held) > 1 else held[0]
 
 
 @dataclass(frozen=True)
@@ -212,35 +231,38 @@ class Joined:
 
     parts: tuple[tuple[str, LazyArray], ...]  # the name of each
 
-    @property
+    @cached_property
     def shape(self) -> tuple[int, ...]:
         """Number of elements along each dimension."""
         first = self.parts[0][1].shape
         return (sum(array.shape[0] for _, array in self.parts), *first[1:])
 
-    @property
+    @cached_property
     def dtype(self) -> np.dtype[Any]:
         """Dtype of the blocks: one that holds the numbers of all parts."""
-        return np.result_type(*(array.dtype for _, array in self.parts))
+        kinds = {array.dtype for _, array in self.parts}
+        found = np.result_type(*kinds)
+        # NumPy takes floats for uint64 beside negative numbers, and they do not hold all of either.
+        whole = found.kind == "f" and all(kind.kind in "iub" for kind in kinds)
+        return np.dtype(np.int64) if whole else found
 
-    @property
+    @cached_property
     def streams(self) -> bool:
         """Whether blocks of rows can be read without reading all."""
         return all(array.streams for _, array in self.parts)
 
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
         """Yield blocks of `rows` rows, the last one shorter, as one array would."""
-        held: NDArray[Any] | None = None
+        return in_blocks(self._blocks(rows), rows)
+
+    def _blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         for name, array in self.parts:
             with blame(name):
                 for block in array.chunks(rows):
-                    if block.dtype.kind != "O":  # with missing values it is of objects
-                        block = block.astype(self.dtype, copy=False)
-                    if held is not None:
-                        block = np.concatenate([held, block])
-                    while len(block) >= rows:
-                        yield block[:rows]
-                        block = block[rows:]
-                    held = block if len(block) else None
-        if held is not None:
-            yield held
+                    # With missing values it is of objects.
+                    yield block if block.dtype.kind == "O" else self._cast(block)
+
+    def _cast(self, block: NDArray[Any]) -> NDArray[Any]:
+        if block.dtype == np.uint64 and self.dtype == np.int64 and (block >> 63).any():
+            raise FeaturesError(f"has {block.max()}, and int64 of other parts ends at 2**63 - 1")
+        return block.astype(self.dtype, copy=False)

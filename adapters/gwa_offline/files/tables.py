@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.files.arrays import LazyArray, Openers
+from gwa_offline.files.arrays import LazyArray, Openers, in_blocks
 from gwa_offline.files.arrow import FILE, read_contents
 from gwa_offline.files.errors import FeaturesError, reading
 from gwa_offline.files.urls import Place, handle, size_of
@@ -65,20 +65,16 @@ class Column:
 
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
         """Yield blocks of `rows` rows, the last one shorter, each a new native C-ordered array."""
+        return in_blocks(self._blocks(rows), rows)
+
+    def _blocks(self, rows: int) -> Iterator[NDArray[Any]]:
         row_shape, found = self.shape[1:], 0
-        parts: list[NDArray[Any]] = []
         batches = self.batches(rows)
         for values, count in _flat(self.name, batches, row_shape, optional=self.optional):
             # Batches may end early at a row group.
             dtype = values.dtype if self.optional else self.dtype
-            parts.append(values.reshape(count, *row_shape).astype(dtype, copy=False))
             found += count
-            joined = np.concatenate(parts) if len(parts) > 1 else parts[0]
-            while len(joined) >= rows:
-                yield joined[:rows]
-                joined = joined[rows:]
-            parts = [joined] if len(joined) else []
-        yield from parts
+            yield values.reshape(count, *row_shape).astype(dtype, copy=False)
         if found != self.shape[0]:
             raise FeaturesError(f"has {found} of {self.shape[0]} rows; the file is damaged")
 

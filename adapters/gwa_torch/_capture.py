@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import math
 import weakref
 from collections.abc import Callable, Sequence
@@ -169,6 +170,7 @@ class Capture:
         self._slots = Slots(head_device(head)) if gradients and sketch is None else None
         self._newest: _Link | None = None
         self._count = 0
+        self._closed = False
         # Of a call that failed, for one more try; and beside passes that `logits` named.
         self._missed: list[Forward] = []
         self._left: list[Forward] = []
@@ -179,6 +181,7 @@ class Capture:
 
     def close(self) -> None:
         """Remove the hook and let go of what waits."""
+        self._closed = True
         self._hook.remove()
         self.forget()
 
@@ -216,6 +219,10 @@ class Capture:
             self._count += 1
             if self._count > MOST_WAITING:
                 self.forget()
+                # A monitor that nobody has any more closes this when it is collected.
+                gc.collect()
+                if self._closed:
+                    return None
                 raise RuntimeError(
                     f"`update` must follow the forward passes of the head, got {MOST_WAITING} "
                     "passes in training mode without one; wrap passes that do not train the head "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import weakref
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
@@ -195,6 +196,8 @@ class GWAMonitor:
             always=residual == "backward",
             whole=reduce == "gradient",
         )
+        # A notebook's cell that runs again leaves a monitor behind.
+        weakref.finalize(self, self._capture.close).atexit = False
         self._residuals = Residuals(
             residual, self._capture, self._keeper, self._score, self._current_options
         )

@@ -378,6 +378,28 @@ class TestMemory:
         assert monitor.end_epoch().count == 6
 
 
+def test_a_monitor_that_is_left_behind_does_not_stop_the_next_training():
+    """A notebook's cell that runs again, on the same model."""
+    head = nn.Linear(4, 3)
+    x, y = torch.randn(5, 4), torch.arange(5) % 3
+    gc.disable()
+    try:
+        for _ in range(3):
+            monitor = GWAMonitor(head, num_samples=5)
+            for _ in range(300):
+                head(x)
+                monitor.update(y, torch.arange(5))
+                monitor.end_epoch()
+    finally:
+        gc.enable()
+    assert len(monitor.history) == 300
+    left = weakref.ref(monitor)
+    del monitor
+    gc.collect()
+    assert left() is None
+    assert not head._forward_hooks
+
+
 class TestState:
     @pytest.mark.parametrize("num_samples", [40, None])
     @pytest.mark.parametrize("killed_at", [1, 5, 13, 14, 19])

@@ -23,7 +23,7 @@ def main() -> None:
     except MemoryError as error:
         print(f"gwa: the memory does not suffice: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ValueError, TypeError, ArithmeticError, OSError, ImportError) as error:
         print(f"gwa: {error}", file=sys.stderr)
         raise SystemExit(2) from None
 

@@ -82,26 +82,46 @@ def keep_rows(
     Returns
     -------
     dict of str to array of shape (N,)
-        Of objects, None where unknown, unless all samples have numbers.
+        Of objects, None where unknown, unless all samples have numbers: then of the dtype that holds
+        those of all epochs.
+
+    Raises
+    ------
+    FeaturesError
+        If a column is damaged, or has text in some rows and numbers in others.
     """
     if not keep:
         return {}
     found = {name: np.full(num_samples, None, object) for name in keep}
     known = np.zeros(num_samples, np.bool_)
-    kinds: dict[str, Any] = {}
+    dtypes: dict[str, set[np.dtype[Any]]] = {name: set() for name in keep}
+    kinds: dict[str, dict[str, object]] = {name: {} for name in keep}
     for features in epochs:
         ids = np.arange(features.num_samples) if features.ids is None else features.ids
         fresh = ~known[ids]
         for name in keep:
             array = features.kept[name]
-            kinds.setdefault(name, array.dtype)
+            dtypes[name].add(array.dtype)
             with blame(features.path), blame(f"`{name}`"):
                 values = _values(array, features.num_samples)
+                _check_kinds(values, kinds[name], features.path)
             found[name][ids[fresh]] = values[fresh]
         known[ids] = True
         if known.all():
             break
-    return {name: _narrow(values, kinds[name]) for name, values in found.items()}
+    return {name: _narrow(values, dtypes[name]) for name, values in found.items()}
+
+
+def _check_kinds(values: NDArray[Any], kinds: dict[str, object], where: object) -> None:
+    """Refuse text beside numbers; `kinds` has where each of them came first."""
+    for value in values:
+        if value is not None and value == value:  # nan may stand for text that is missing
+            kinds.setdefault("text" if isinstance(value, str) else "numbers", where)
+    if len(kinds) > 1:
+        (first, place), (other, _) = kinds.items()
+        raise FeaturesError(
+            f"must be text or numbers, got {other} here and {first} in {place}; save it as one of them"
+        )
 
 
 def _values(array: LazyArray, rows: int) -> NDArray[Any]:
@@ -122,10 +142,16 @@ def _values(array: LazyArray, rows: int) -> NDArray[Any]:
     return values
 
 
-def _narrow(values: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """Return numbers as numbers where none is missing."""
-    numbers = dtype.kind in "iufb" and not any(x is None for x in values)
-    return values.astype(dtype) if numbers else values
+def _narrow(values: NDArray[Any], dtypes: set[np.dtype[Any]]) -> NDArray[Any]:
+    """Return numbers as numbers where none is missing, and where one dtype holds them all."""
+    if any(dtype.kind not in "iufb" for dtype in dtypes) or any(x is None for x in values):
+        return values
+    numbers = values.astype(np.result_type(*dtypes))
+    # Floats do not hold all whole numbers.
+    exact = len(dtypes) == 1 or all(
+        new == old or old != old for new, old in zip(numbers.tolist(), values, strict=True)
+    )
+    return numbers if exact else values
 
 
 def read_index(

@@ -435,6 +435,66 @@ def test_missing_values_and_rows_are_none(tmp_path):
     assert source.kept["text"].tolist() == [None] * 20 + texts[20:]
 
 
+HALF = N // 2
+
+
+def save_halves(folder, first, second):
+    """Write two epochs, of half of the samples each, with one value; a sample is in both."""
+    folder.mkdir()
+    halves = (np.arange(HALF), first), (np.arange(HALF - 1, N), second)
+    for epoch, (ids, value) in enumerate(halves):
+        arrays = {name: x if name == "weight" else x[ids] for name, x in PLAIN.items()}
+        column = np.full(len(ids), value, np.asarray(value).dtype)
+        write_npz(folder / f"epoch_{epoch}", arrays | {"ids": ids, "score": column})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "dtype"),
+    [
+        (np.int64(3), np.float64(156.75), "f8"),
+        (np.int8(3), np.int64(1000), "i8"),
+        (np.uint8(3), np.int8(-1), "i2"),
+        (np.bool_(True), np.int64(7), "i8"),
+        (np.float32(0.25), np.float64(1e300), "f8"),
+        (np.float64("nan"), np.int64(7), "f8"),
+        (np.int64(2**53 + 1), np.float64(0.5), "O"),  # no dtype has both
+        (np.int64(-1), np.uint64(2**64 - 1), "O"),
+        (np.str_("a"), np.str_("longer"), "O"),
+    ],
+)
+@pytest.mark.parametrize("turned", [False, True])
+def test_columns_of_epochs_keep_their_values(tmp_path, one, other, dtype, turned):
+    first, second = (other, one) if turned else (one, other)
+    folder = save_halves(tmp_path / "run", first, second)
+    found = open_features(folder, keep=["score"]).kept["score"]
+    # By Python, which compares whole numbers with floats exactly.
+    want = [first.item()] * HALF + [second.item()] * (N - HALF)
+    pairs = zip(found.tolist(), want, strict=True)
+    assert all(new == old or np.isnan([new, old]).all() for new, old in pairs)
+    assert found.dtype == dtype
+
+
+def test_text_beside_numbers_is_refused(tmp_path):
+    said = r"epoch_1\.npz: `score`: must be text or numbers, got text here and numbers in .*epoch_0"
+    with pytest.raises(FeaturesError, match=said):
+        open_features(save_halves(tmp_path / "run", 3, "high"), keep=["score"])
+    mixed = np.array([*range(N - 2), np.nan, "high"], object)
+    with pytest.raises(FeaturesError, match="`score`: must be text or numbers, got text here"):
+        open_features(PLAIN | {"score": mixed}, keep=["score"])
+    mixed[:-2] = "low"  # nan is text that is missing
+    assert open_features(PLAIN | {"score": mixed}, keep=["score"]).kept["score"][0] == "low"
+
+
+def test_an_error_of_arithmetic_is_a_sentence(tmp_path, monkeypatch):
+    def fail(*_, **__):
+        raise OverflowError("a number is too large")
+
+    monkeypatch.setattr("gwa_offline.app.options.SourceOptions.open", fail)
+    done = gwa("samples", tmp_path)
+    assert (done.returncode, done.stderr) == (2, "gwa: a number is too large\n")
+
+
 def test_keep_is_for_a_source_that_is_not_open(tmp_path):
     file = write_npz(tmp_path / "a", PLAIN | COLUMNS)
     with pytest.raises(FeaturesError, match="`keep` must be names of columns"):

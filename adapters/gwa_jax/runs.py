@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from gwa_core import EpochSummary
 from gwa_jax.scoring import Array, Loss
@@ -61,8 +62,9 @@ def save(
     Raises
     ------
     ValueError
-        If the epoch has no scores, if the folder belongs to a run of another size, loss or beta, or
-        if epoch 0 comes to a folder that holds epochs.
+        If the epoch has no scores, if `scores` or `predictions` are not those that the summary is of,
+        if the folder belongs to a run of another size, loss or beta, or if epoch 0 comes to a folder
+        that holds epochs. Nothing is written then.
 
     Notes
     -----
@@ -90,6 +92,7 @@ def save(
     if jax.process_index() > 0:
         return
     scores, predictions, targets = jax.device_get((scores, predictions, targets))
+    _check_epoch(summary, scores, predictions)
     size = summary.count + summary.omitted if scores is None else len(scores)
     given = {"num_classes": num_classes, "beta": beta, "loss": loss}
     if summary.epoch > 0 and (Path(run_folder) / "run.json").exists():
@@ -113,3 +116,21 @@ def save(
         )
     numbers = {name: float(value) for name, value in (metrics or {}).items()}
     run.write_epoch(summary, scores=scores, predictions=predictions, metrics=numbers)
+
+
+def _check_epoch(summary: EpochSummary, scores: Any, predictions: Any) -> None:
+    """Refuse what was taken from the state when `end_epoch` had emptied it."""
+    cause = "which `end_epoch` empties: take `scores` and `predictions` before it"
+    if scores is not None:
+        found = int(np.isfinite(scores).sum())
+        # float32, in which JAX counts, does not have all whole numbers beyond 2**24.
+        if abs(found - summary.count) > 1e-6 * summary.count:
+            raise ValueError(
+                f"`scores` must be those of the epoch, {summary.count} of them finite, got {found} "
+                f"finite ones; they are of another state, {cause}"
+            )
+    if predictions is not None and summary.count and not (np.asarray(predictions) >= 0).any():
+        raise ValueError(
+            f"`predictions` must be those of the epoch, which has {summary.count} scores, got -1 "
+            f"everywhere; they are of another state, {cause}"
+        )

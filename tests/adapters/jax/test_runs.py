@@ -128,6 +128,50 @@ def test_without_ids_summaries_alone_are_saved(tmp_path):
     assert run.epochs()[0][0] == gwa_jax.fetch(summary)
 
 
+def begun(ids, values):
+    """A state of three samples in its second epoch, with predictions."""
+    state = gwa_jax.init(3, predictions=True)
+    logits = jnp.eye(3)
+    made = {"logits": logits, "latents": logits, "kernel": jnp.eye(3)}
+    state = gwa_jax.update(state, **made, targets=jnp.arange(3), ids=np.arange(3))
+    state, _ = gwa_jax.end_epoch(state)
+    logits = jnp.asarray(np.diag(values)[list(ids)], jnp.float32)
+    made = {"logits": logits, "latents": logits, "kernel": jnp.eye(3)}
+    return gwa_jax.update(state, **made, targets=jnp.asarray(ids), ids=np.asarray(ids))
+
+
+def test_what_end_epoch_has_emptied_is_refused(tmp_path):
+    before = begun([0, 1, 2], [1.0, 2.0, 3.0])
+    after, summary = gwa_jax.end_epoch(before)
+    folder, about = tmp_path / "run", {"num_classes": 3}
+    for name, emptied in {
+        "scores": gwa_jax.scores(after),
+        "predictions": after.predictions,
+    }.items():
+        with pytest.raises(ValueError, match=rf"`{name}` must be those of the epoch.*before it"):
+            gwa_jax.save(folder, summary, **about, **{name: emptied})
+    early = gwa_jax.scores(begun([0, 1], [1.0, 2.0, 3.0]))
+    with pytest.raises(ValueError, match="3 of them finite, got 2 finite ones"):
+        gwa_jax.save(folder, summary, **about, scores=early)
+    assert not folder.exists()
+    kept = {"scores": gwa_jax.scores(before), "predictions": before.predictions}
+    gwa_jax.save(folder, summary, **about, **kept)
+    assert len(RunFolder.open(folder).epochs()) == 1
+
+
+def test_samples_that_are_omitted_or_do_not_come_are_no_reason_to_refuse(tmp_path):
+    for number, (ids, values, omitted) in enumerate(
+        [([0, 1, 2], [1.0, np.nan, 3.0], 1), ([0, 2], [1.0, 2.0, 3.0], 0)]
+    ):
+        state = begun(ids, values)
+        kept = {"scores": gwa_jax.scores(state), "predictions": state.predictions}
+        summary = gwa_jax.fetch(gwa_jax.end_epoch(state)[1])
+        assert (summary.count, summary.omitted) == (2, omitted)
+        gwa_jax.save(tmp_path / str(number), summary, **kept, num_classes=3)
+        saved = RunFolder.open(tmp_path / str(number)).scores(summary.epoch)
+        np.testing.assert_array_equal(saved, kept["scores"])
+
+
 def test_what_does_not_fit_is_refused_and_nothing_is_lost(tmp_path):
     state, told = train(tmp_path, epochs=2)
     with pytest.raises(FeaturesError, match="already holds a run of 2 epochs"):

@@ -20,11 +20,10 @@ from gwa_offline.files.checks import (
     LOSSES,
     check_class_names,
     likeliest_labels,
-    to_numpy,
 )
 from gwa_offline.files.errors import FeaturesError
 from gwa_offline.files.features import Block, Features, open_snapshot
-from gwa_offline.files.memory import is_open
+from gwa_offline.files.memory import is_open, read_array
 from gwa_offline.files.places import (
     Snapshot,
     expand_pattern,
@@ -198,7 +197,7 @@ def open_features(
     >>> folder.cleanup()
     """
     given = {
-        name: to_numpy(name, array)
+        name: read_array(name, array)
         for name, array in {"weight": weight, "bias": bias, "targets": targets}.items()
         if array is not None
     }

@@ -136,8 +136,9 @@ class Held:
         return self.array.dtype
 
     def chunks(self, rows: int) -> Iterator[NDArray[Any]]:
-        """Yield blocks of `rows` rows, the last one shorter."""
-        return (self.array[a:b] for a, b in _row_blocks(self.shape[0], rows))
+        """Yield blocks of `rows` rows, the last one shorter, each C-ordered."""
+        spans = _row_blocks(self.shape[0], rows)
+        return (np.ascontiguousarray(self.array[a:b]) for a, b in spans)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from gwa_offline.files.arrays import Held, LazyArray, read_all
 from gwa_offline.files.errors import FeaturesError, blame
 
 FIELDS = ("latents", "weight", "targets", "logits", "bias", "ids")
+# Names that data sets commonly use for the same thing.
+ALIASES = {"target": "targets", "label": "targets", "labels": "targets", "id": "ids"}
 LOSSES = ("cross_entropy", "binary_cross_entropy")
 
 # Soft targets kept in bfloat16 sum to one within 2^-8; a wrong normalisation is off by far more.
@@ -342,13 +344,15 @@ def check_features(features: Mapping[str, Any], run: Sizes) -> dict[str, NDArray
 
 
 def to_numpy(name: str, array: Any) -> NDArray[Any]:
-    """Return an array of any library as NumPy's."""
+    """Return an array of any library and device as NumPy's; bfloat16 becomes float32."""
     try:
+        if hasattr(array, "detach"):  # of PyTorch
+            array = array.detach().cpu()
+            array = array.float() if str(array.dtype) == "torch.bfloat16" else array
+        elif hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
+            array = np.from_dlpack(array)
         found: NDArray[Any] = np.asarray(array)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise FeaturesError(
-            f"`{name}` cannot become a NumPy array: {error} (a tensor must be detached, on the "
-            "CPU, and not bfloat16)"
-        ) from error
+    except (TypeError, ValueError, RuntimeError, BufferError) as error:
+        raise FeaturesError(f"`{name}` cannot become a NumPy array: {error}") from error
     # JAX hands bfloat16 over as a type that NumPy can save but not load.
     return found.astype(np.float32) if found.dtype.name == "bfloat16" else found

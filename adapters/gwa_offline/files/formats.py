@@ -18,15 +18,13 @@ import numpy as np
 
 from gwa_offline.files.arrays import Held, LazyArray, Openers, Packed, check_size, open_at
 from gwa_offline.files.checkpoints import open_checkpoint
-from gwa_offline.files.checks import FIELDS
+from gwa_offline.files.checks import ALIASES, FIELDS
 from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.memory import InMemory
 from gwa_offline.files.tables import Column, open_ipc, open_parquet
 from gwa_offline.files.tensors import open_safetensors
 from gwa_offline.files.urls import Place, handle, size_of
 
-# Names that data sets commonly use for the same thing.
-ALIASES = {"target": "targets", "label": "targets", "labels": "targets", "id": "ids"}
 _NPY_DTYPES = {"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f2", "f4", "f8"}
 # Strings of a fixed length, the longest that a path can have.
 _STRINGS = re.compile("U[1-9][0-9]{0,3}")

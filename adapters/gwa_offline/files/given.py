@@ -9,8 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gwa_offline.files.arrays import LazyArray, read_all
+from gwa_offline.files.checks import ALIASES
 from gwa_offline.files.errors import FeaturesError, blame, reading
-from gwa_offline.files.formats import ALIASES, FORMATS, open_npy
+from gwa_offline.files.formats import FORMATS, open_npy
 
 _PICKLED = (".bin", ".ckpt", ".pkl")
 

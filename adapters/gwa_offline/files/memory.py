@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.files.arrays import Held, LazyArray, Openers
-from gwa_offline.files.checks import to_numpy
+from gwa_offline.files.arrays import Held, LazyArray, Openers, read_all
+from gwa_offline.files.checks import ALIASES, FIELDS, to_numpy
 from gwa_offline.files.errors import FeaturesError, blame, reading
-from gwa_offline.files.tables import is_table, open_table
+from gwa_offline.files.tables import is_column, is_table, open_column, open_table
 
 
 @dataclass(frozen=True)
@@ -42,33 +42,29 @@ class Sliced:
     def _read(self, start: int, stop: int) -> NDArray[Any]:
         with blame(f"`{self.name}`"), reading():
             piece = self.array[start:stop]
-        block = on_host(self.name, piece)
+        block = to_numpy(self.name, piece)
         # A copy: what it was cut from is the user's.
         return np.array(block, dtype=block.dtype.newbyteorder("="), order="C")
 
 
-def on_host(name: str, array: Any) -> NDArray[Any]:
-    """Return an array of any library and device as NumPy's; bfloat16 becomes float32."""
-    try:
-        if hasattr(array, "detach"):  # of PyTorch
-            array = array.detach().cpu()
-            array = array.float() if str(array.dtype) == "torch.bfloat16" else array
-        elif hasattr(array, "__dlpack__") and not hasattr(array, "__array__"):
-            array = np.from_dlpack(array)
-    except (TypeError, ValueError, RuntimeError, BufferError) as error:
-        raise FeaturesError(f"`{name}` cannot become a NumPy array: {error}") from error
-    return to_numpy(name, array)
-
-
 def open_array(name: str, array: Any) -> LazyArray:
-    """Open an array of any library, or a list of numbers."""
+    """Open an array of any library, a column or a frame of numbers, or a list of them."""
     if isinstance(array, Mapping):
         raise FeaturesError(
             f"`{name}` is a {type(array).__name__} and no array; give what is in it"
         )
-    if not hasattr(array, "shape") or not hasattr(array, "__getitem__") or not len(array.shape):
-        return Held(on_host(name, array))
-    return Sliced(name, array)
+    if is_column(array):
+        return open_column(name, array)
+    # A slice of a frame goes by the labels of its rows.
+    with reading():
+        sliced = not is_table(array) and hasattr(array, "__getitem__") and hasattr(array, "shape")
+        sliced = sliced and len(array.shape) > 0
+    return Sliced(name, array) if sliced else Held(to_numpy(name, array))
+
+
+def read_array(name: str, array: Any) -> NDArray[Any]:
+    """Return an array of any library, or a column of a table, in memory."""
+    return read_all(open_column(name, array)) if is_column(array) else to_numpy(name, array)
 
 
 class InMemory:
@@ -92,7 +88,8 @@ class InMemory:
         if is_table(self.data):
             return open_table(self.data)
         arrays = {str(key): array for key, array in self.data.items() if array is not None}
-        if any(is_table(array) for array in arrays.values()):
+        tables = [is_table(array) for array in arrays.values()]
+        if tables and all(tables) and not {*FIELDS, *ALIASES} & {*arrays}:
             raise FeaturesError(
                 f"holds the splits {', '.join(arrays)}; give one of them: data[{next(iter(arrays))!r}]"
             )
@@ -106,4 +103,8 @@ def is_open(source: object) -> bool:
 
 def is_epochs(source: object) -> bool:
     """Return whether a mapping has the numbers of epochs for keys."""
-    return isinstance(source, Mapping) and bool(source) and all(type(key) is int for key in source)
+    return (
+        isinstance(source, Mapping)
+        and bool(source)
+        and all(isinstance(x, int | np.integer) and not isinstance(x, bool) for x in source)
+    )

@@ -80,7 +80,7 @@ def _one_of(number: int, source: Any) -> Snapshot:
     found = find_snapshots(source)
     if len(found) > 1:
         raise FeaturesError(f"epoch {number} must be one epoch, got {len(found)}")
-    return Snapshot(number, found[0].parts)
+    return Snapshot(int(number), found[0].parts)
 
 
 def is_pattern(place: Place) -> bool:

@@ -52,7 +52,7 @@ def check_names(parts: Sequence[Place], *, chosen: bool = False) -> None:
 
 def refuse_copies(files: Sequence[Place]) -> None:
     """Refuse a file that is there twice, and what a file manager calls a copy of another one."""
-    stems = {}
+    stems: dict[tuple[str, str], Place] = {}
     for file in files:
         if stems.setdefault((stem_of(file), file.suffix), file) is not file:
             raise FeaturesError(f"{file}: is there twice")

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.files.arrays import LazyArray, Openers, in_blocks
+from gwa_offline.files.arrays import Held, LazyArray, Openers, in_blocks
 from gwa_offline.files.arrow import FILE, read_contents
-from gwa_offline.files.errors import FeaturesError, reading
+from gwa_offline.files.errors import FeaturesError, blame, reading
 from gwa_offline.files.urls import Place, handle, size_of
 
 # The arrays of one column of a table, about as many rows each as asked for.
@@ -255,12 +255,23 @@ def _slices(found: Iterator[Any], column: int, rows: int, start: int) -> Iterato
 
 # --- in memory ----------------------------------------------------------------------------------
 
+# What tables call their columns, in one library or another; a column has none.
+_NAMES = ("columns", "column_names", "schema")
+
 
 def is_table(data: object) -> bool:
     """Return whether an object is a table or a data set, of Arrow or of what speaks its language."""
-    return hasattr(data, "__arrow_c_stream__") or _is(
+    named = any(hasattr(data, name) for name in _NAMES)
+    return (hasattr(data, "__arrow_c_stream__") and named) or _is(
         data, "pyarrow.dataset.Dataset", "datasets.Dataset"
     )
+
+
+def is_column(data: object) -> bool:
+    """Return whether an object is one column, of Arrow or of what speaks its language."""
+    speaks = hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
+    column = speaks and not any(hasattr(data, name) for name in _NAMES)
+    return column or _is(data, "pandas.Series")  # older ones do not speak
 
 
 def _is(data: object, *names: str) -> bool:
@@ -283,6 +294,18 @@ def open_table(data: Any) -> Openers:
             return _open_columns(data.schema, data.count_rows(), partial(_of_files, data))
         table = pa.table(data)
         return _open_columns(table.schema, table.num_rows, partial(_of_table, table))
+
+
+def open_column(name: str, data: Any) -> LazyArray:
+    """Open one column."""
+    kind = getattr(data, "dtype", None)
+    if isinstance(kind, np.dtype) and kind.kind != "O":
+        return Held(np.asarray(data))
+    pa = _arrow()
+    with blame(f"`{name}`"), reading(pa.ArrowException, TypeError):
+        chunks = data if hasattr(data, "__arrow_c_stream__") else [pa.array(data)]
+        table = pa.table({name: pa.chunked_array(chunks)})
+        return open_table(table)[name]()
 
 
 def _of_table(table: Any, column: int, rows: int) -> Iterator[Any]:

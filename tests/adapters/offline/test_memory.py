@@ -1,0 +1,106 @@
+"""What is open already: columns and frames as arrays, arrays beside a file, and what is none."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from adapters.offline.sources import make_epoch, npz
+from adapters.offline.test_sources import check_same
+from backends import require
+
+from gwa_offline import analyse, open_features
+from gwa_offline.store import FeaturesError
+
+
+@pytest.fixture
+def whole(tmp_path):
+    return analyse(npz(tmp_path, make_epoch()))
+
+
+# --- columns --------------------------------------------------------------------------------------
+
+
+def series(array, index=None):
+    rows = list(array) if array.ndim > 1 else array
+    return require("pandas").Series(rows, index=index)
+
+
+def labelled_series(array):
+    """One whose labels are floats, by which slices go."""
+    return series(array, index=np.arange(len(array))[::-1] / 2)
+
+
+def arrow_array(array):
+    return require("pyarrow").array(list(array))
+
+
+def chunked(array):
+    rows = arrow_array(array)
+    return require("pyarrow").chunked_array([rows[:7], rows[:0], rows[7:]])
+
+
+def frame(array):
+    pd = require("pandas")
+    labels = np.arange(len(array))[::-1] / 2
+    return pd.DataFrame(array, index=labels) if array.ndim > 1 else series(array, labels)
+
+
+@pytest.mark.parametrize("column", [series, labelled_series, chunked, arrow_array, frame])
+def test_columns_in_a_mapping_are_arrays(whole, column):
+    arrays = make_epoch()
+    columns = {name: column(arrays[name]) for name in ("latents", "targets", "ids")}
+    check_same(analyse(arrays | columns), whole)
+    rows = {name: arrays[name] for name in ("latents", "targets")}
+    by_id = {name: column(arrays[name]) for name in ("bias", "targets")}
+    head = {"weight": frame(arrays["weight"]), "bias": by_id["bias"]}
+    want = analyse({**rows, "weight": arrays["weight"], "bias": arrays["bias"]})
+    check_same(analyse(open_features(rows, **head)), want)
+    given = open_features({"latents": arrays["latents"]}, **head, targets=by_id["targets"])
+    check_same(analyse(given), want)
+
+
+def test_strings_in_columns_are_names():
+    arrays = make_epoch()
+    words = np.array(["cat", "dog", "owl"])[arrays["targets"]]
+    want = analyse(arrays | {"targets": words})
+    for column in (series(words), series(words).astype("category"), chunked(words)):
+        found = analyse(arrays | {"targets": column})
+        check_same(found, want)
+        assert found.class_names == ("cat", "dog", "owl")
+
+
+def test_columns_with_holes_are_refused():
+    arrays = make_epoch()
+    holes = arrays["targets"].tolist()
+    holes[3] = None
+    for column in (require("pyarrow").array(holes), require("pandas").Series(holes, dtype="Int64")):
+        with pytest.raises(FeaturesError, match="`targets` has missing values"):
+            analyse(arrays | {"targets": column})
+    ragged = [list(row) for row in arrays["latents"]]
+    ragged[3] += [1.0]
+    with pytest.raises(FeaturesError, match="must have lists of one length, 5, got one of 6"):
+        analyse(arrays | {"latents": require("pandas").Series(ragged)})
+
+
+# --- tensors --------------------------------------------------------------------------------------
+
+
+def test_tensors_beside_a_source(tmp_path):
+    torch = require("torch")
+    arrays = make_epoch()
+    head = {name: torch.as_tensor(arrays[name]).bfloat16() for name in ("weight", "bias")}
+    rounded = {name: value.float().numpy() for name, value in head.items()}
+    want = analyse(npz(tmp_path, arrays | rounded))
+    rows = {name: arrays[name] for name in ("latents", "ids")}
+    by_id = torch.as_tensor(arrays["targets"])[np.argsort(arrays["ids"])]
+    head = {name: value.requires_grad_() for name, value in head.items()}
+    check_same(analyse(open_features(rows, targets=by_id, **head)), want)
+
+
+# --- numbers of epochs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8])
+def test_numbers_of_epochs_are_of_any_integer_type(kind):
+    found = open_features({kind(12): make_epoch(12), 3: make_epoch(3)})
+    assert [(type(epoch.epoch), epoch.epoch) for epoch in found.epochs] == [(int, 3), (int, 12)]

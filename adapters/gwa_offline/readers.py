@@ -367,7 +367,7 @@ def _open_files(path: Any, name: str, told: _Told) -> Source:
         name=name,
         num_samples=num_samples,
         num_classes=num_classes,
-        class_names=class_names or strings.class_names,
+        class_names=class_names or strings.class_names or strings.told(num_classes),
         beta=1.2,
         loss=loss,
         targets=labels,

@@ -344,7 +344,7 @@ def check_features(features: Mapping[str, Any], run: Sizes) -> dict[str, NDArray
 
 
 def to_numpy(name: str, array: Any) -> NDArray[Any]:
-    """Return an array of any library and device as NumPy's; bfloat16 becomes float32."""
+    """Return an array of any library and device as NumPy's; bfloat16 becomes float32, bytes text."""
     try:
         if hasattr(array, "detach"):  # of PyTorch
             array = array.detach().cpu()
@@ -354,5 +354,19 @@ def to_numpy(name: str, array: Any) -> NDArray[Any]:
         found: NDArray[Any] = np.asarray(array)
     except (TypeError, ValueError, RuntimeError, BufferError) as error:
         raise FeaturesError(f"`{name}` cannot become a NumPy array: {error}") from error
+    if found.dtype.kind in "SO":
+        return _text(name, found)
     # JAX hands bfloat16 over as a type that NumPy can save but not load.
     return found.astype(np.float32) if found.dtype.name == "bfloat16" else found
+
+
+def _text(name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array whose bytes, as HDF5 has them for strings, are strings."""
+    flat = array.astype(object).reshape(-1)
+    try:
+        for i, value in enumerate(flat):
+            if isinstance(value, bytes):
+                flat[i] = value.decode()
+    except UnicodeDecodeError as error:
+        raise FeaturesError(f"`{name}` has bytes that are no text in UTF-8: {flat[i]!r}") from error
+    return flat.reshape(array.shape)

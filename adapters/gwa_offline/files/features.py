@@ -222,6 +222,8 @@ def open_snapshot(
             arrays["targets"] = Held(_pick(by_id, arrays, num_samples))
         if missing := [name for name in ("latents", "weight", "targets") if name not in arrays]:
             raise FeaturesError(_missing(missing[0], names, snapshot.parts[0]))
+        if strings is not None:
+            strings.note(arrays["targets"])
         if strings is not None and is_text(arrays["targets"]) and len(arrays["weight"].shape) == 2:
             classes = arrays["weight"].shape[0]
             arrays["targets"] = Held(strings.targets(arrays["targets"], classes))

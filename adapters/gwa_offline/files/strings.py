@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.files.arrays import LazyArray, refuse_inflating
+from gwa_offline.files.arrays import Joined, LazyArray, refuse_inflating
 from gwa_offline.files.errors import FeaturesError
 
 __all__ = ["Strings", "is_text", "text_blocks"]
@@ -58,12 +58,30 @@ class Strings:
         self._classes = {name: i for i, name in enumerate(class_names or ())}
         self._rows: dict[str, int] = {}
         self._kind: str | None = None
+        self._told: tuple[str, ...] = ()
         self.labelled = False
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """Names of the classes, if any labels are strings."""
         return tuple(self._classes) if self.labelled else None
+
+    def note(self, array: LazyArray) -> None:
+        """Remember the names of classes that a column of numbers has; refuse two orders of them."""
+        parts = array.parts if isinstance(array, Joined) else (("", array),)
+        for _, part in parts:
+            names = getattr(part, "classes", ())
+            if names and self._told and names != self._told:
+                raise FeaturesError(
+                    f"`targets` has the classes {_listed(names)} here, and {_listed(self._told)} "
+                    "elsewhere; one number must be one class in all parts and epochs"
+                )
+            self._told = self._told or names
+
+    def told(self, num_classes: int) -> tuple[str, ...] | None:
+        """Return the names that columns have, where the head has as many outputs."""
+        fits = len(self._told) in (num_classes, max(num_classes, 2)) and bool(self._told)
+        return self._told if fits and not self.labelled else None
 
     @property
     def row_names(self) -> list[str] | None:

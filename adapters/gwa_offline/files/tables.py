@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -40,6 +41,7 @@ class Column:
     packed: int | None = None  # bytes of its file
     optional: bool = False  # may have missing values: None, of floats nan
     groups: tuple[int, ...] = ()  # rows of each group, where reading can begin at one
+    classes: tuple[str, ...] = ()  # names of the numbers, where its library says them
     streams = True
 
     def check_inflated(self) -> None:
@@ -123,12 +125,26 @@ def _open_columns(
     groups: tuple[int, ...] = (),
 ) -> Openers:
     with reading():  # a damaged name is no text
+        classes = _classes(schema)
+        openers: dict[str, Callable[[], LazyArray]] = {}
+        for i, field in enumerate(schema):
+            column = field.name, field.type, rows, partial(batches, i), packed, groups
+            openers[field.name] = partial(_open_column, *column, classes.get(field.name, ()))
+        return openers
+
+
+def _classes(schema: Any) -> dict[str, tuple[str, ...]]:
+    """Return the names of classes that Hugging Face writes beside the types of columns."""
+    try:
+        text = (schema.metadata or {}).get(b"huggingface", b"{}")
+        features = json.loads(text)["info"]["features"]
         return {
-            field.name: partial(
-                _open_column, field.name, field.type, rows, partial(batches, i), packed, groups
-            )
-            for i, field in enumerate(schema)
+            column: tuple(map(str, about["names"]))
+            for column, about in features.items()
+            if about.get("_type") == "ClassLabel"
         }
+    except (ValueError, LookupError, TypeError, AttributeError):  # of others, who may say anything
+        return {}
 
 
 def _open_column(
@@ -138,6 +154,7 @@ def _open_column(
     batches: Callable[[int], Iterator[Any]],
     packed: int | None,
     groups: tuple[int, ...],
+    classes: tuple[str, ...],
 ) -> LazyArray:
     pa = _arrow()
     types = pa.types
@@ -159,7 +176,7 @@ def _open_column(
         shape = (rows, next(widths, 0))
     # What `to_pandas_dtype` gives, for which older releases import pandas.
     dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
-    return Column(name, shape, dtype, batches, packed, groups=groups)
+    return Column(name, shape, dtype, batches, packed, groups=groups, classes=classes)
 
 
 def _arrow(file: Place | None = None) -> Any:

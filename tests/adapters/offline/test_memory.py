@@ -104,3 +104,35 @@ def test_tensors_beside_a_source(tmp_path):
 def test_numbers_of_epochs_are_of_any_integer_type(kind):
     found = open_features({kind(12): make_epoch(12), 3: make_epoch(3)})
     assert [(type(epoch.epoch), epoch.epoch) for epoch in found.epochs] == [(int, 3), (int, 12)]
+
+
+# --- strings --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["O", "S12"])
+def test_strings_of_hdf5_are_text(tmp_path, kind):
+    h5py = require("h5py")
+    arrays = make_epoch()
+    words = np.array(["Kätzchen", "dog", "owl"])[arrays["targets"]]
+    names = np.array([f"img/{i}.png" for i in arrays["ids"]])
+    want = analyse(arrays | {"targets": words, "ids": names})
+    assert want.class_names == ("Kätzchen", "dog", "owl")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        for name, array in (arrays | {"targets": words, "ids": names, "path": names}).items():
+            if array.dtype.kind == "U":
+                array = np.array([text.encode() for text in array], kind)
+            file[name] = array
+    with h5py.File(tmp_path / "x.h5") as file:
+        found = analyse(file)
+        check_same(found, want)
+        assert found.class_names == want.class_names
+        source = open_features(file, keep=["path"])
+        assert source.kept["path"].tolist() == source.kept["name"].tolist() == list(names)
+    encoded = np.array([word.encode() for word in words])
+    rows = {name: value for name, value in arrays.items() if name not in ("targets", "ids")}
+    check_same(analyse(open_features(rows, targets=encoded)), analyse(rows | {"targets": words}))
+
+
+def test_bytes_that_are_no_text_are_refused():
+    with pytest.raises(FeaturesError, match=r"`targets` has bytes that are no text in UTF-8"):
+        open_features(make_epoch() | {"targets": [b"\xff"] * 61})

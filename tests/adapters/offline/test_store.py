@@ -218,11 +218,17 @@ def test_bfloat16_of_jax_can_be_read_again(run):
         np.testing.assert_array_equal(saved["latents"], arrays["latents"].astype(np.float32))
 
 
-def test_a_tensor_that_is_no_array_says_what_to_do(run):
+def test_tensors_are_written_as_they_are(run):
     import torch
 
-    with pytest.raises(FeaturesError, match=r"`scores` cannot become a NumPy array.*detached"):
-        run.write_epoch(make_summary(0), scores=torch.zeros(N, requires_grad=True))
+    arrays = {name: torch.as_tensor(array) for name, array in make_arrays(0).items()}
+    arrays["weight"] = arrays["weight"].to(torch.bfloat16).requires_grad_()
+    run.write_epoch(make_summary(0), scores=torch.zeros(N, requires_grad=True), features=arrays)
+    np.testing.assert_array_equal(run.scores(0), np.zeros(N))
+    with np.load(run.features_path(0)) as saved:
+        np.testing.assert_array_equal(saved["weight"], arrays["weight"].detach().float().numpy())
+    with pytest.raises(FeaturesError, match="`scores` cannot become a NumPy array"):
+        run.write_epoch(make_summary(1), scores=torch.zeros(N).to_sparse())
 
 
 def test_going_on_from_an_older_checkpoint(run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from adapters.offline.sources import make_epoch, save_head
+from adapters.offline.sources import make_epoch
 from backends import require
 
 from gwa_offline import analyse, open_features
@@ -57,3 +57,60 @@ def test_lists_of_which_one_has_what_another_lacks(tmp_path, way, large, longer,
     source = way(tmp_path, table)
     with pytest.raises(FeaturesError, match="`latents` must have lists of one length, 5, got one"):
         analyse(open_features(source, weight=arrays["weight"]))
+
+
+# --- names of classes -----------------------------------------------------------------------------
+
+
+NAMES = ["cat", "dog", "owl"]
+
+
+def labelled(arrays, names=None):
+    datasets = require("datasets")
+    datasets.disable_progress_bars()
+    kinds = {
+        "latents": datasets.Sequence(datasets.Value("float32")),
+        "label": datasets.ClassLabel(names=names or NAMES),
+    }
+    columns = {"latents": arrays["latents"], "label": arrays["targets"]}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(kinds))
+
+
+def saved(folder, data):
+    data.save_to_disk(folder / "saved", num_shards=2)
+    return folder / "saved"
+
+
+def as_parquet(folder, data):
+    data.to_parquet(folder / "x.parquet")
+    return folder / "x.parquet"
+
+
+@pytest.mark.parametrize("way", [lambda _, data: data, saved, as_parquet])
+def test_names_of_classes_that_hugging_face_knows(tmp_path, way):
+    arrays = make_epoch()
+    source = way(tmp_path, labelled(arrays))
+    assert open_features(source, weight=arrays["weight"]).class_names == ("cat", "dog", "owl")
+    given = open_features(source, weight=arrays["weight"], class_names=["a", "b", "c"])
+    assert given.class_names == ("a", "b", "c")
+    # A head of more outputs has other classes.
+    wider = np.concatenate([arrays["weight"], arrays["weight"][:1]])
+    assert open_features(source, weight=wider).class_names is None
+
+
+def test_classes_of_two_orders_are_refused():
+    arrays = make_epoch()
+    one, other = labelled(arrays), labelled(arrays, ["owl", "dog", "cat"])
+    message = "has the classes 'owl', 'dog', 'cat' here, and 'cat', 'dog', 'owl' elsewhere"
+    for source in ([one, other], {0: one, 1: other}):
+        with pytest.raises(FeaturesError, match=message):
+            open_features(source, weight=arrays["weight"])
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b'{"info": {"features": {"label": 3}}}', b"\xff"])
+def test_what_others_write_in_its_place_is_passed_over(tmp_path, text):
+    arrays = make_epoch()
+    table = pa.table({"latents": list(arrays["latents"]), "label": arrays["targets"]})
+    pq.write_table(table.replace_schema_metadata({"huggingface": text}), tmp_path / "x.parquet")
+    source = open_features(tmp_path / "x.parquet", weight=arrays["weight"])
+    assert source.class_names is None

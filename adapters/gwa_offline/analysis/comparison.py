@@ -119,12 +119,7 @@ def compare(reports: Sequence[Findings], *, metric: str | None = None) -> Compar
     Hölzl, Rueckert, Kaissis, NeurIPS 2025, Sec. 4.2, Fig. 2 and 3.
     """
     rows = tuple(_row(report, metric) for report in reports)
-    if metric is not None and all(row.metric is None for row in rows):
-        columns = sorted({name for r in reports for epoch in r.epochs for name in epoch.metrics})
-        raise ValueError(
-            f"`metric` must be a column of the runs, got {metric!r}; "
-            f"there {'is ' + ', '.join(columns) if columns else 'are none'}"
-        )
+    check_metric(reports, metric)
     pairs = np.asarray(
         [(row.max_mean, row.metric) for row in rows if row.metric is not None], dtype=np.float64
     ).reshape(-1, 2)
@@ -134,12 +129,23 @@ def compare(reports: Sequence[Findings], *, metric: str | None = None) -> Compar
         metric=metric,
         pearson=_correlation(pairs[:, 0], pairs[:, 1]),
         spearman=_correlation(_ranks(pairs[:, 0]), _ranks(pairs[:, 1])),
-        signals=tuple(row for report in reports for row in _signals(report, metric)),
+        signals=tuple(row for report in reports for row in signal_rows(report, metric)),
     )
 
 
-def _signals(report: Findings, metric: str | None) -> Iterator[SignalRow]:
-    """Yield the correlation of each signal with the metric over the epochs of a run."""
+def check_metric(reports: Sequence[Findings], metric: str | None) -> None:
+    """Refuse a column that no run has at the epoch that it shows."""
+    if metric is None or any(metric in r.epochs[r.shown].metrics for r in reports):
+        return
+    columns = sorted({name for r in reports for epoch in r.epochs for name in epoch.metrics})
+    raise ValueError(
+        f"`metric` must be a column of the runs, got {metric!r}; "
+        f"there {'is ' + ', '.join(columns) if columns else 'are none'}"
+    )
+
+
+def signal_rows(report: Findings, metric: str | None, *, first: int = 0) -> Iterator[SignalRow]:
+    """Yield the correlation of each signal with the metric over the epochs of a run from one on."""
     names = metric_names(report)
     if metric is None or metric not in names:
         return
@@ -149,6 +155,7 @@ def _signals(report: Findings, metric: str | None) -> Iterator[SignalRow]:
     others = {name: metric_values(report, name) for name in names if name != metric}
     for name, values in (own | others).items():
         both = np.isfinite(values) & np.isfinite(beside)
+        both[:first] = False
         a, b = values[both], beside[both]
         yield SignalRow(
             run=report.name,

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gwa_core import BestMetric, MaxGWA, Rule, rule_for, select_epoch, warmup_steps
 from gwa_core.signals import SIGNALS
-from gwa_offline.analysis.comparison import compare
+from gwa_offline.analysis.comparison import check_metric, signal_rows
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.statistics import scaled
 from gwa_offline.analysis.view import (
@@ -121,7 +121,8 @@ def signal_curves(
     Each signal has the best epoch of its rule (`gwa_core.rule_for`): `MaxGWA`, `MaxSeparation`,
     `LabelWave`, `GradientDisparity`; for the others it is the best after the warm-up, a tenth of the
     epochs. For the metric it is the best of all. GWA skips unhealthy epochs, and no rule keeps an
-    epoch that was cut short. Correlations are over all epochs. Cost: O(T).
+    epoch that was cut short. Correlations are over the epochs after the
+    warm-up. Cost: O(T).
 
     References
     ----------
@@ -132,7 +133,9 @@ def signal_curves(
     healthy = healthy_epochs(report)
     begin = warmup_steps(WARMUP, len(report.epochs))
     rows = observed(report.epochs)
-    beside = {row.signal: row for row in compare([report], metric=metric).signals}
+    check_metric([report], metric)
+    # The first epochs, in which everything improves, would make all signals look alike.
+    beside = {row.signal: row for row in signal_rows(report, metric, first=begin)}
 
     def curve(
         name: str, values: NDArray[np.float64], high: bool, rule: Rule | None = None

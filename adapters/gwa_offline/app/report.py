@@ -50,9 +50,10 @@ _PRINTED_IMAGES, _PRINTED_ROWS = 70, 30  # suspicious labels on paper
 _ROWS, _FOUND = 100, 10_000  # classes of the table, and those that its search finds: the lowest
 
 _MEANINGS = {
-    "separation": "Separation is large where the scores are high and fall into two groups: right and "
-    "wrong labels.",
-    "bimodality": "Bimodality is large where the scores fall into two groups: right and wrong labels.",
+    "separation": "The score of a sample says whether its label agrees with what the model has learnt. "
+    "Separation is large where the scores are high and fall into two groups: right and wrong labels.",
+    "bimodality": "The score of a sample says whether its label agrees with what the model has learnt. "
+    "Bimodality is large where the scores fall into two groups: right and wrong labels.",
     "gwa": "GWA is the mean of the scores, divided by their kurtosis and a constant.",
 }
 

@@ -215,7 +215,7 @@ def test_shares_in_the_average_are_bars_below_the_curve(page: Page) -> None:
     assert page.locator("#plot-decision .y3title").text_content() == "share"
     words = average_words(report)
     assert words is not None
-    assert page.locator(".answer").get_by_text(words).count() == 1
+    assert page.locator("#decided").locator("xpath=../..").get_by_text(words).count() == 1
     assert "Bars: the share" in page.locator("figure:has(#plot-decision) figcaption").inner_text()
 
 

@@ -16,6 +16,8 @@ from gwa_offline.files.urls import Place
 # Elements of a head that are compared between parts; one step of an optimiser changes all rows.
 _COMPARED = 2**20
 
+_HEAD = ("weight", "bias")
+
 
 def join(parts: Sequence[tuple[Place | InMemory, dict[str, LazyArray]]]) -> dict[str, LazyArray]:
     """Join the rows of the parts; all parts have the weight and bias of one head.
@@ -28,7 +30,7 @@ def join(parts: Sequence[tuple[Place | InMemory, dict[str, LazyArray]]]) -> dict
     Returns
     -------
     dict of str to lazy array
-        Row arrays have the sum of the rows.
+        Row arrays have the sum of the rows; parts without rows are passed over.
 
     Raises
     ------
@@ -40,17 +42,20 @@ def join(parts: Sequence[tuple[Place | InMemory, dict[str, LazyArray]]]) -> dict
     joined: dict[str, LazyArray] = {}
     # The columns that are carried along are rows, too.
     kept = [name for name in parts[0][1] if name not in FIELDS]
+    # What has no rows may have lists of no length, and numbers of no type.
+    filled = [part for part in parts if not _is_empty(part[1])] or parts[:1]
     for field in [*FIELDS, *kept]:
-        found = [(path, arrays[field]) for path, arrays in parts if field in arrays]
+        of = parts if field in _HEAD else filled
+        found = [(path, arrays[field]) for path, arrays in of if field in arrays]
         if not found:
             continue
-        if field in ("weight", "bias"):
+        if field in _HEAD:
             joined[field] = found[0][1]
             for path, array in found[1:]:
                 _check_same_head(field, path, array, *found[0])
             continue
-        if len(found) < len(parts):
-            lacking = next(path for path, arrays in parts if field not in arrays)
+        if len(found) < len(filled):
+            lacking = next(path for path, arrays in filled if field not in arrays)
             raise FeaturesError(
                 f"`{field}` is missing in {lacking.name}, and {found[0][0].name} has it; all parts "
                 "of an epoch must have the same arrays"
@@ -67,7 +72,7 @@ def join(parts: Sequence[tuple[Place | InMemory, dict[str, LazyArray]]]) -> dict
                     f"`{field}` of {path.name} has shape {array.shape}, that of {found[0][0].name} "
                     f"{first.shape}; parts of an epoch differ in their first dimension only"
                 )
-        for path, arrays in parts:
+        for path, arrays in filled:
             if "latents" in arrays and len(arrays[field].shape) and arrays["latents"].shape:
                 rows, latents = arrays[field].shape[0], arrays["latents"].shape[0]
                 if rows != latents:
@@ -76,6 +81,11 @@ def join(parts: Sequence[tuple[Place | InMemory, dict[str, LazyArray]]]) -> dict
                     )
         joined[field] = Joined(tuple((path.name, array) for path, array in found))
     return joined
+
+
+def _is_empty(arrays: dict[str, LazyArray]) -> bool:
+    rows = [x.shape[0] for name, x in arrays.items() if name not in _HEAD and x.shape]
+    return bool(rows) and not any(rows)
 
 
 def _check_same_head(

@@ -161,9 +161,10 @@ def _open_column(
     fixed = types.is_fixed_size_list(kind)
     nested = fixed or types.is_list(kind) or types.is_large_list(kind)
     value = kind.value_type if nested or types.is_dictionary(kind) else kind
-    if not (types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)) and (
-        nested or not (types.is_string(value) or types.is_large_string(value))
-    ):
+    numbers = types.is_integer(value) or types.is_floating(value) or types.is_boolean(value)
+    strings = not nested and (types.is_string(value) or types.is_large_string(value))
+    # An empty part was written by who saw no number; it is passed over.
+    if not (numbers or strings or (types.is_null(value) and not rows)):
         raise FeaturesError(
             f"has type {kind}; a column of numbers, of strings or of lists of numbers is read"
         )
@@ -175,6 +176,7 @@ def _open_column(
         widths = (len(values) // count for values, count in _flat(name, batches(1)) if count)
         shape = (rows, next(widths, 0))
     # What `to_pandas_dtype` gives, for which older releases import pandas.
+    value = pa.float64() if types.is_null(value) else value
     dtype = pa.array([], value).to_numpy(zero_copy_only=False).dtype
     return Column(name, shape, dtype, batches, packed, groups=groups, classes=classes)
 

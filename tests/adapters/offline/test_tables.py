@@ -114,3 +114,50 @@ def test_what_others_write_in_its_place_is_passed_over(tmp_path, text):
     pq.write_table(table.replace_schema_metadata({"huggingface": text}), tmp_path / "x.parquet")
     source = open_features(tmp_path / "x.parquet", weight=arrays["weight"])
     assert source.class_names is None
+
+
+# --- parts without rows ---------------------------------------------------------------------------
+
+
+def typed(table):
+    return table.slice(0, 0)
+
+
+def untyped(table):
+    """As pandas writes lists of which it saw none."""
+    kinds = {"latents": pa.list_(pa.null()), "targets": pa.null(), "ids": pa.int64()}
+    return pa.schema(list(kinds.items())).empty_table()
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("empty", [typed, untyped])
+@pytest.mark.parametrize("way", [of_table, of_parquet, of_feather])
+def test_a_part_without_rows_is_passed_over(tmp_path, way, empty, place):
+    arrays = make_epoch()
+    columns = {"latents": list(arrays["latents"])} | {k: arrays[k] for k in ("targets", "ids")}
+    table = pa.table(columns)
+    parts = [table.slice(0, 20), table.slice(20)]
+    parts.insert(place, empty(table))
+    sources = []
+    for i, part in enumerate(parts):
+        (tmp_path / str(i)).mkdir()
+        sources.append(way(tmp_path / str(i), part))
+    head = {name: arrays[name] for name in ("weight", "bias")}
+    found = analyse(open_features(sources, **head))
+    np.testing.assert_array_equal(found.scores, analyse(arrays).scores)
+    with pytest.raises(FeaturesError, match="`latents` is empty"):
+        open_features([sources[place]], **head)
+
+
+def test_a_part_of_which_only_one_array_has_no_rows(tmp_path):
+    arrays = make_epoch()
+    parts = [arrays, arrays | {"latents": arrays["latents"][:0]}]
+    with pytest.raises(FeaturesError, match="`targets` of dict has 61 rows, and its `latents` 0"):
+        open_features(parts)
+    head = {name: arrays[name] for name in ("weight", "bias")}
+    rows = {name: arrays[name] for name in ("latents", "targets", "ids")}
+    nothing = {name: array[:0] for name, array in rows.items()} | head
+    np.testing.assert_array_equal(analyse([nothing, rows]).scores, analyse(arrays).scores)
+    other = nothing | {"weight": head["weight"] + 1}
+    with pytest.raises(FeaturesError, match="`weight` of dict is another"):
+        analyse([arrays, other])

@@ -26,6 +26,7 @@ from gwa_offline.files.features import Block, Features, open_snapshot
 from gwa_offline.files.memory import is_open, read_array
 from gwa_offline.files.places import (
     Snapshot,
+    as_source,
     expand_pattern,
     find_snapshots,
     is_pattern,
@@ -207,7 +208,7 @@ def open_features(
         raise FeaturesError(f"`columns` must name {', '.join(FIELDS)}, got {wrong[0]!r}")
     names = None if class_names is None else check_class_names(class_names, len(class_names))
     told = _Told(given, columns, names, loss, check_keep(keep), index)
-    place: Any = path
+    place = as_source(path)
     try:
         if isinstance(path, str | os.PathLike | Url):
             if path == "":

@@ -75,8 +75,10 @@ def _open_tensor(name: str, value: Any) -> LazyArray:
 
     if not isinstance(value, torch.Tensor):
         raise FeaturesError(f"is a {type(value).__name__} and no tensor")
-    if value.layout != torch.strided or value.is_quantized or value.is_meta:
-        raise FeaturesError(f"is {value.layout} {value.dtype}; a plain dense tensor is read")
+    plain = value.layout == torch.strided and not value.is_nested
+    if not plain or value.is_quantized or value.is_meta:
+        kind = "nested" if value.is_nested else value.layout
+        raise FeaturesError(f"is {kind} {value.dtype}; a plain dense tensor is read")
     needed = value.numel() * value.element_size()
     if needed > max(_REPEATED, value.untyped_storage().nbytes()):
         raise FeaturesError(

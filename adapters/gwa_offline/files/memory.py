@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gwa_offline.files.arrays import Held, LazyArray, Openers, read_all
 from gwa_offline.files.checks import ALIASES, FIELDS, to_numpy
 from gwa_offline.files.errors import FeaturesError, blame, reading
-from gwa_offline.files.tables import is_column, is_table, open_column, open_table
+from gwa_offline.files.tables import is_column, is_stream, is_table, open_column, open_table
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,8 @@ class Sliced:
     @property
     def shape(self) -> tuple[int, ...]:
         """Number of elements along each dimension."""
-        return tuple(int(size) for size in self.array.shape)
+        with blame(f"`{self.name}`"), reading():  # a file may be closed
+            return tuple(int(size) for size in self.array.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -87,8 +88,12 @@ class InMemory:
         """Return what opens each array by name."""
         if is_table(self.data):
             return open_table(self.data)
-        arrays = {str(key): array for key, array in self.data.items() if array is not None}
-        tables = [is_table(array) for array in arrays.values()]
+        try:
+            items = list(self.data.items())
+        except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise FeaturesError(f"cannot be read; is it closed? ({error})") from error
+        arrays = {str(key): array for key, array in items if array is not None}
+        tables = [is_table(array) or is_stream(array) for array in arrays.values()]
         if tables and all(tables) and not {*FIELDS, *ALIASES} & {*arrays}:
             raise FeaturesError(
                 f"holds the splits {', '.join(arrays)}; give one of them: data[{next(iter(arrays))!r}]"

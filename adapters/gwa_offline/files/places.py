@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gwa_offline.files.errors import FeaturesError
+import numpy as np
+
+from gwa_offline.files.errors import FeaturesError, blame
 from gwa_offline.files.folders import (
     SUPPORTED,
     in_order,
@@ -22,6 +25,7 @@ from gwa_offline.files.folders import (
 from gwa_offline.files.formats import FORMATS, KEY
 from gwa_offline.files.memory import InMemory, is_epochs, is_open
 from gwa_offline.files.shards import PART, check_complete, check_names, refuse_copies, stem_of
+from gwa_offline.files.tables import is_stream
 from gwa_offline.files.urls import Place, Url, place_of
 
 _MAX_DIGITS = 18  # of an epoch; a date with a time, or a hash, has more
@@ -55,7 +59,8 @@ def find_snapshots(source: Any) -> list[Snapshot]:
     if is_open(source):
         return [Snapshot(0, (_in_memory(source),))]
     if not isinstance(source, Path | Url):
-        return [_one_epoch([_in_memory(x) if is_open(x) else place_of(x) for x in source])]
+        items = as_source(source)
+        return [_one_epoch([_in_memory(x) if is_open(x) else place_of(x) for x in items])]
     if is_pattern(source):
         return _by_epoch(expand_pattern(source))
     if source.is_file():
@@ -64,7 +69,40 @@ def find_snapshots(source: Any) -> list[Snapshot]:
         return [Snapshot(0, (source,))]
     if is_npy_folder(source):
         return [Snapshot(0, (source,))]
+    if not source.exists():
+        raise FeaturesError(f"{source}: there is no such file or folder")
     return _in_folder(source)
+
+
+def as_source(source: Any) -> Any:
+    """Return what may be a source, a list for what is read once; refuse all else at once."""
+    if isinstance(source, str | os.PathLike | Url) or is_open(source):
+        return source
+    if isinstance(source, np.ndarray) and source.ndim == 1 and source.dtype.kind in "UO":
+        source = source.tolist()
+    if isinstance(source, bytes) or not isinstance(source, Sequence | Iterator):
+        raise FeaturesError(_no_source(source))
+    items = list(source)
+    for item in items:
+        if not (isinstance(item, str | os.PathLike | Url) or is_open(item)):
+            raise FeaturesError(_no_source(item, f" in a {type(source).__name__}"))
+    return items
+
+
+def _no_source(source: object, where: str = "") -> str:
+    hint = ""
+    if source is None:
+        hint = "; is a variable unset?"
+    elif is_stream(source):
+        hint = (
+            "; a stream has no number of rows: store it first, by Dataset.from_list(list(stream))"
+        )
+    elif hasattr(source, "__array__"):
+        hint = "; give arrays their names"
+    return (
+        "`path` must be a path, an address, a mapping {'latents': ..., 'weight': ..., 'targets': "
+        f"...}}, a table, or a list of such, got {type(source).__name__}{where}{hint}"
+    )
 
 
 def _in_memory(source: Any) -> InMemory:
@@ -75,9 +113,10 @@ def _one_of(number: int, source: Any) -> Snapshot:
     """Return what a mapping of epochs has for one."""
     if number < 0:
         raise FeaturesError(f"the number of an epoch must be at least 0, got {number}")
-    if isinstance(source, str | Path):
+    if isinstance(source, str | os.PathLike):
         source = place_of(source)
-    found = find_snapshots(source)
+    with blame(f"epoch {number}"):
+        found = find_snapshots(source)
     if len(found) > 1:
         raise FeaturesError(f"epoch {number} must be one epoch, got {len(found)}")
     return Snapshot(int(number), found[0].parts)

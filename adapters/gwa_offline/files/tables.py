@@ -286,6 +286,11 @@ def is_table(data: object) -> bool:
     )
 
 
+def is_stream(data: object) -> bool:
+    """Return whether an object is rows without a number, which are read once."""
+    return _is(data, "datasets.IterableDataset", "torch.utils.data.DataLoader")
+
+
 def is_column(data: object) -> bool:
     """Return whether an object is one column, of Arrow or of what speaks its language."""
     speaks = hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")

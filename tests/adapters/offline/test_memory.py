@@ -136,3 +136,80 @@ def test_strings_of_hdf5_are_text(tmp_path, kind):
 def test_bytes_that_are_no_text_are_refused():
     with pytest.raises(FeaturesError, match=r"`targets` has bytes that are no text in UTF-8"):
         open_features(make_epoch() | {"targets": [b"\xff"] * 61})
+
+
+# --- what is no source ----------------------------------------------------------------------------
+
+
+def stream_of_rows():
+    datasets = require("datasets")
+
+    def rows():
+        raise AssertionError("a stream that is refused is not read")
+        yield {}
+
+    return datasets.IterableDataset.from_generator(rows)
+
+
+def loader():
+    torch = require("torch")
+    return torch.utils.data.DataLoader([1, 2])
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: None, "got NoneType; is a variable unset"),
+        (lambda: 5, "got int$"),
+        (lambda: b"x.npz", "got bytes$"),
+        (lambda: np.ones((3, 2)), "got ndarray; give arrays their names"),
+        (lambda: (np.ones((3, 2)), np.ones((2, 2)), [0, 1, 1]), "got ndarray in a tuple; give arr"),
+        (lambda: [None], "got NoneType in a list; is a variable unset"),
+        (lambda: {3: np.ones((3, 2))}, "epoch 3: `path` must be .* got ndarray; give arrays their"),
+        (lambda: {3: None}, "epoch 3: `path` must be .* got NoneType"),
+        (lambda: {3: "none.npz"}, "epoch 3: none.npz: there is no such file or folder"),
+        (lambda: require("torch").ones(3, 2), "got Tensor; give arrays their names"),
+        (lambda: require("pandas").Series([1.0]), "got Series; give arrays their names"),
+        (stream_of_rows, "got IterableDataset; a stream has no number of rows: store it first"),
+        (lambda: [stream_of_rows()], "got IterableDataset in a list; a stream has no number"),
+        (lambda: {"train": stream_of_rows()}, r"holds the splits train; give one of them: data"),
+        (loader, "got DataLoader; a stream has no number"),
+    ],
+)  # fmt: skip
+def test_what_is_no_source_is_refused_at_once(build, message):
+    with pytest.raises(FeaturesError, match=message):
+        analyse(build())
+
+
+def test_files_that_are_yielded_and_named_by_numpy(tmp_path, whole):
+    file = npz(tmp_path, make_epoch())
+    check_same(analyse(path for path in [file]), whole)
+    check_same(analyse(np.array([str(file)])), whole)
+
+
+def test_a_file_that_was_closed(tmp_path):
+    h5py = require("h5py")
+    with h5py.File(tmp_path / "x.h5", "w") as file:
+        file["latents"] = make_epoch()["latents"]
+        latents = file["latents"]
+        source = open_features(make_epoch() | {"latents": latents})
+    archive = np.load(npz(tmp_path, make_epoch()))
+    archive.close()
+    for closed in (file, archive):
+        with pytest.raises(FeaturesError, match=r"File: cannot be read; is it closed\?"):
+            analyse(closed)
+    with pytest.raises(FeaturesError, match="`latents`: cannot be read"):
+        open_features(make_epoch() | {"latents": latents})
+    with pytest.raises(FeaturesError, match="`latents`: cannot be read"):
+        list(source.epochs[0].features.blocks())
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_nested_tensor_is_no_array(tmp_path):
+    torch = require("torch")
+    nested = torch.nested.nested_tensor([torch.ones(2, 5), torch.ones(3, 5)])
+    torch.save({"latents": nested}, tmp_path / "x.pt")
+    with pytest.raises(FeaturesError, match=r"`latents`: is nested torch\.float32; a plain dense"):
+        open_features(tmp_path / "x.pt")
+    with pytest.raises(FeaturesError, match="`latents`: cannot be read"):
+        open_features(make_epoch() | {"latents": nested})

@@ -56,6 +56,7 @@ def name_of(path):
 
 
 execute = script("execute")
+quotes = script("quotes")
 PAGES = [path for path in execute.TEXTS if execute.blocks(path)]
 STANDALONE = [
     pytest.param(block, id=f"{name_of(path)}-{block.framework}")
@@ -189,6 +190,11 @@ def test_the_readme_is_short_and_claims_what_was_measured():
     assert len(rows) >= 3
     for name, *cells in rows:
         assert cells == measured[names.get(name, name)]
+
+
+@pytest.mark.parametrize(("page", "sentence"), quotes.sentences())
+def test_a_number_in_a_sentence_is_the_one_that_was_measured(page, sentence):
+    assert sentence in quotes.plain((ROOT / page).read_text(encoding="utf-8"))
 
 
 def test_a_command_prints_the_same_in_a_process_of_its_own(tmp_path, monkeypatch):

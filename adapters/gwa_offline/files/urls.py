@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple, cast
+from typing import IO, Any, NamedTuple, TypeVar, cast
 from urllib.parse import quote, unquote
 
 from gwa_offline.files.errors import FeaturesError
@@ -22,6 +22,17 @@ _WRITTEN = ("mtime", "LastModified", "last_modified", "updated", "created")
 
 # Bytes that one request asks for at least: where a file is read here and there, and in order.
 _SOME, _MANY = 2**16, 2**22
+
+# Bytes of a file that is fetched whole, and of all of them that are kept.
+_SMALL, _KEPT = 2**20, 2**26
+
+# Errors of Python and of aiohttp where no answer came, or not all of it.
+_DOWN = {"ConnectionError", "TimeoutError", "ClientConnectionError", "ClientPayloadError"}
+
+# Seconds before a request is made again that a server could not answer.
+_PAUSES = (0.1, 0.5)
+
+_Found = TypeVar("_Found")
 
 
 def is_url(text: str) -> bool:
@@ -46,6 +57,25 @@ class Stat(NamedTuple):
     st_mtime_ns: int
 
 
+class _Known:
+    """What is known of the files of one source: what the system says of them, and small ones whole."""
+
+    def __init__(self) -> None:
+        self.infos: dict[str, Mapping[str, Any] | None] = {}
+        self._files: dict[str, bytes] = {}
+        self._kept = 0
+
+    def whole(self, address: str, fetch: Callable[[], bytes]) -> bytes:
+        """Return a small file, which is fetched once, or again after many others."""
+        found = self._files.get(address)
+        if found is None:
+            found = self._files[address] = fetch()
+            self._kept += len(found)
+            while self._kept > _KEPT:  # the oldest go
+                self._kept -= len(self._files.pop(next(iter(self._files))))
+        return found
+
+
 class Url:
     """A file or a folder behind an address, with what is used of `pathlib.Path`.
 
@@ -61,12 +91,22 @@ class Url:
         What the system says of it, where known; None: there is no such file.
     siblings : mapping, optional
         The same of all in its folder, by name, where known.
+    known : _Known, optional
+        What was asked already of the files of its source.
     """
 
     def __init__(
-        self, system: Any, path: str, prefix: str, *, info: Any = ..., siblings: Any = None
+        self,
+        system: Any,
+        path: str,
+        prefix: str,
+        *,
+        info: Any = ...,
+        siblings: Any = None,
+        known: _Known | None = None,
     ) -> None:
         self._system, self._prefix, self._info, self._siblings = system, prefix, info, siblings
+        self._known = known or _Known()
         self._listed: Mapping[str, Any] | None = None
         self._web = any(name in _LISTED for name in _names_of(system))
         self._path, self._query = path, ""
@@ -83,9 +123,8 @@ class Url:
                 f"{_shown(text)}: an address is read with fsspec: pip install 'gwa-core[remote]'"
             ) from error
         try:
-            with _asking(_shown(text)):
-                system, path = fsspec.core.url_to_fs(text)
-                system.invalidate_cache()  # of what an earlier call listed
+            system, path = _ask(lambda: fsspec.core.url_to_fs(text), _shown(text))
+            system.invalidate_cache()  # of what an earlier call listed
         except OSError as error:  # of an address within another one
             raise FeaturesError(f"{_shown(text)}: there is no such file or folder") from error
         if not path.strip("/"):
@@ -95,7 +134,12 @@ class Url:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave what is known of it behind: another process asks anew."""
-        return self.__dict__ | {"_info": ..., "_siblings": None, "_listed": None}
+        return self.__dict__ | {
+            "_info": ...,
+            "_siblings": None,
+            "_listed": None,
+            "_known": _Known(),
+        }
 
     def __str__(self) -> str:
         return _shown(self._prefix + self._path) + ("?..." if self._query else "")
@@ -146,7 +190,7 @@ class Url:
     def parent(self) -> Url:
         """The folder that it is in."""
         folder = self._path.rstrip("/").rpartition("/")[0]
-        return Url(self._system, folder, self._prefix)
+        return Url(self._system, folder, self._prefix, known=self._known)
 
     def with_name(self, name: str) -> Url:
         """Return another file of the same folder."""
@@ -157,10 +201,11 @@ class Url:
     def __truediv__(self, name: str) -> Url:
         path = f"{self._path.rstrip('/')}/{quote(name) if self._web else name}"
         if self._listed is None:
-            return Url(self._system, path, self._prefix)
+            return Url(self._system, path, self._prefix, known=self._known)
         info = self._listed.get(name)
         path = path if info is None else info["name"]
-        return Url(self._system, path, self._prefix, info=info, siblings=self._listed)
+        siblings, known = self._listed, self._known
+        return Url(self._system, path, self._prefix, info=info, siblings=siblings, known=known)
 
     def resolve(self) -> Url:
         """Return itself: an address is absolute."""
@@ -170,12 +215,17 @@ class Url:
     def info(self) -> Mapping[str, Any] | None:
         """What the system says of it; None where there is nothing."""
         if self._info is ...:
-            with _asking(self):
-                try:
-                    self._info = self._system.info(self._address)
-                except (FileNotFoundError, NotADirectoryError):
-                    self._info = None
+            self._info = self._asked()
         return cast("Mapping[str, Any] | None", self._info)
+
+    def _asked(self) -> Mapping[str, Any] | None:
+        infos, address = self._known.infos, self._address
+        if address not in infos:
+            try:
+                infos[address] = _ask(lambda: self._system.info(address), self)
+            except (FileNotFoundError, NotADirectoryError):
+                infos[address] = None
+        return infos[address]
 
     def exists(self) -> bool:
         """Return whether there is a file or a folder."""
@@ -200,8 +250,7 @@ class Url:
         if info is None:
             raise FileNotFoundError("there is no such file")
         if info.get("size") is None and self._web:  # a listing does not say it
-            with _asking(self):
-                self._info = info = self._system.info(self._address)
+            self._info = info = self._asked() or {}
         size: Any = info.get("size")
         if size is None:
             raise OSError("the server does not say how many bytes it has")
@@ -217,8 +266,7 @@ class Url:
     def iterdir(self) -> Iterator[Url]:
         """Yield what is in a folder."""
         if self._listed is None:
-            with _asking(self):
-                found = self._system.ls(self._path, detail=True)
+            found = _ask(lambda: self._system.ls(self._path, detail=True), self)
             paths = {_bare(info["name"]): info for info in found}
             paths.pop(_bare(self._path), None)  # a folder may be listed as one of its files
             names = {path: path.rpartition("/")[2] for path in paths}
@@ -230,9 +278,10 @@ class Url:
 
     def expand(self) -> list[Url]:
         """Return all that fit the address, which is a pattern."""
-        with _asking(self):
-            found = self._system.glob(self._address)
-        return [Url(self._system, path, self._prefix) for path in found]
+        found = _ask(lambda: self._system.glob(self._address), self)
+        if not found and self._web:  # a server that is down has nothing, too
+            Url(self._system, re.split(r"[*?\[]", self._path)[0], self._prefix).exists()
+        return [Url(self._system, path, self._prefix, known=self._known) for path in found]
 
     @property
     def pattern(self) -> str:
@@ -244,15 +293,25 @@ class Url:
         return cast("IO[bytes]", Ranges(self))
 
     def read(self, start: int, stop: int) -> bytes:
-        """Return bytes start..stop of a file."""
-        with _asking():
-            data: bytes = self._system.cat_file(self._address, start=start, end=stop)
+        """Return bytes start..stop of a file; a small one is fetched once."""
+        if self.size > _SMALL:
+            return self._fetch(start, stop)
+        return self._known.whole(self._address, self._fetch_whole)[start:stop]
+
+    def _fetch_whole(self) -> bytes:
+        data, size = b"", self.size
+        while len(data) < size and (more := self._fetch(len(data), size)):
+            data += more
+        return data
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        data = _ask(lambda: self._system.cat_file(self._address, start=start, end=stop))
         if len(data) > stop - start:
             raise FeaturesError(
                 "the server sends the whole file where a range is asked for; download it, or put "
                 "simplecache:: before the address"
             )
-        return data
+        return cast("bytes", data)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         """Return a whole file as text."""
@@ -345,17 +404,36 @@ def _shown(text: str) -> str:
     return re.sub(r"(://)[^/@]*@", r"\1", text) if not text.startswith("hf://") else text
 
 
-@contextmanager
-def _asking(where: object = None) -> Iterator[None]:
+def _ask(request: Callable[[], _Found], where: object = None) -> _Found:
     """Turn whatever a file system raises into one error, but for a file that is not there."""
     name = "" if where is None else f"{where}: "
-    try:
-        yield
-    except (FileNotFoundError, NotADirectoryError, FeaturesError, MemoryError):
-        raise
-    except ImportError as error:  # of the library of one scheme
-        raise FeaturesError(f"{name}{error}") from error
-    except Exception as error:  # each has errors of its own, of which few are an OSError
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = re.sub(r"\?[^\s'\"]+", "?...", reason)  # what signs an address
-        raise FeaturesError(f"{name}cannot be reached: {reason}") from error
+    for pause in (*_PAUSES, None):
+        try:
+            return request()
+        except (FeaturesError, MemoryError):
+            raise
+        except ImportError as error:  # of the library of one scheme
+            raise FeaturesError(f"{name}{error}") from error
+        except Exception as error:  # each has errors of its own, of which few are an OSError
+            passing = _passing(error)
+            if isinstance(error, FileNotFoundError | NotADirectoryError) and passing is None:
+                raise
+            if pause is None or passing is None:
+                cause = passing or error
+                reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+                reason = re.sub(r"\?[^\s'\"]+", "?...", reason)  # what signs an address
+                raise FeaturesError(f"{name}cannot be reached: {reason}") from error
+            time.sleep(pause)
+    raise AssertionError  # the last one returns or raises
+
+
+def _passing(error: BaseException | None) -> BaseException | None:
+    """Return what may be otherwise in a moment: a server that is down or busy."""
+    while error is not None:
+        status = getattr(error, "status", None)
+        kinds = {kind.__name__ for kind in type(error).__mro__}
+        if (isinstance(status, int) and status >= 500) or kinds & _DOWN:
+            return error
+        # Some systems say of any failure that there is no such file.
+        error = error.__cause__
+    return None

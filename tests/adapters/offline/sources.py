@@ -196,7 +196,22 @@ def arrow_table(folder, arrays):
 class _Handler(http.server.SimpleHTTPRequestHandler):
     """A file server that answers requests for ranges, as all but Python's own do."""
 
+    def _is_busy(self):
+        """Answer the first requests for each file or range of it by an error."""
+        server, asked = self.server, (self.command, self.path, self.headers.get("Range"))
+        server.busy[asked] = server.busy.get(asked, 0) + 1
+        if server.busy[asked] > server.failing or server.only not in self.path:
+            return False
+        self.send_error(503)
+        return True
+
+    def do_HEAD(self):
+        if not self._is_busy():
+            super().do_HEAD()
+
     def do_GET(self):
+        if self._is_busy():
+            return
         path, asked = Path(self.translate_path(self.path)), self.headers.get("Range")
         self.server.requests.append((self.path, asked))
         if self.server.refuse or path.name == "forbidden.npz":
@@ -228,6 +243,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
 
     def __init__(self, folder, *, ranges=True):
         self.sent, self.requests, self.ranges, self.refuse = 0, [], ranges, False
+        self.busy, self.failing, self.only = {}, 0, ""
         super().__init__(("127.0.0.1", 0), lambda *args: _Handler(*args, directory=str(folder)))
 
     @property

@@ -21,6 +21,7 @@ from adapters.offline.test_sources import check_same
 from backends import require
 
 from gwa_offline import RunFolder, analyse, open_features
+from gwa_offline.files import urls
 from gwa_offline.files.urls import Url, place_of
 from gwa_offline.store import FeaturesError
 
@@ -125,11 +126,14 @@ def test_blocks_are_fetched_as_they_are_read(tmp_path, server):
 
 def test_a_server_that_sends_no_ranges(tmp_path):
     require("aiohttp")
-    file = sources.npz(tmp_path, make_epoch(n=20_000))
+    file = sources.npz(tmp_path, make_epoch(n=60_000))
+    small = sources.safetensors(tmp_path, make_epoch())
     with serving(tmp_path, ranges=False) as server:
         with pytest.raises(FeaturesError, match="sends the whole file where a range is asked for"):
             open_features(f"{server.address}/{file.name}")
         cached = analyse(f"simplecache::{server.address}/{file.name}")
+        whole = analyse(f"{server.address}/{small.name}")  # small files are fetched whole
+    np.testing.assert_array_equal(whole.scores, analyse(small).scores)
     np.testing.assert_array_equal(cached.scores, analyse(file).scores)
 
 
@@ -214,6 +218,67 @@ def test_a_place_goes_to_another_process(tmp_path):
     assert str(again) == str(place)
     assert again.stat().st_size == file.stat().st_size
     assert again.stat().st_mtime_ns > 0
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [sources.npz, sources.safetensors, sources.folder_of_parts])
+def test_small_files_are_fetched_once(tmp_path, server, whole, kind):
+    source = kind(tmp_path, make_epoch())
+    check_same(analyse(behind(server.address, tmp_path, source)), whole)
+    files = [path for path, _ in server.requests if path.endswith((".npz", ".safetensors"))]
+    assert len(files) == len(set(files))  # of GET, beside one HEAD each
+    # Whether something lies beside, such as x.bias.npy, is asked once.
+    assert len(server.requests) == len(set(server.requests))
+
+
+def test_what_is_kept_of_small_files_has_an_end(tmp_path, server, whole, monkeypatch):
+    monkeypatch.setattr(urls, "_KEPT", 5000)
+    source = behind(server.address, tmp_path, sources.folder_of_parts(tmp_path, make_epoch()))
+    opened = open_features(source)
+    check_same(analyse(opened), whole)
+    (place,) = {part._known for part in opened.epochs[0]._features.args[0].parts}
+    assert sum(map(len, place._files.values())) == place._kept <= 5000
+
+
+@pytest.mark.parametrize("n", [61, 60_000])
+def test_a_server_that_is_busy_is_asked_again(tmp_path, server, monkeypatch, n):
+    monkeypatch.setattr(urls, "_PAUSES", (0.001, 0.001))
+    file = sources.npz(tmp_path, make_epoch(n=n))
+    want = analyse(file)
+    for failing in (1, 2):  # HEAD and GET fail alike
+        server.busy = {}
+        server.failing = failing
+        np.testing.assert_array_equal(analyse(f"{server.address}/x.npz").scores, want.scores)
+    server.failing = 99
+    with pytest.raises(FeaturesError, match=r"x\.npz: cannot be reached: 503"):
+        analyse(f"{server.address}/x.npz")
+
+
+def test_a_server_that_fails_says_not_that_there_is_no_bias(tmp_path, server):
+    arrays = make_epoch()
+    bias = arrays.pop("bias")
+    np.save(tmp_path / "x.bias.npy", bias)
+    file = sources.npz(tmp_path, arrays)
+    server.failing, server.only = 99, "x.bias.npy"
+    with pytest.raises(FeaturesError, match=r"x\.bias\.npy: cannot be reached: 503"):
+        analyse(f"{server.address}/{file.name}")
+
+
+@pytest.mark.parametrize("name", ["x.npz", "*.npz", "epoch_0/"])
+def test_a_server_that_is_not_there(monkeypatch, name):
+    require("aiohttp")
+    monkeypatch.setattr(urls, "_PAUSES", (0.001, 0.001))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(FeaturesError, match=r"cannot be reached: Cannot connect to host 127\.0"):
+        open_features(
+            f"{address}/{name}?X-Signature=secret" if "x" in name else f"{address}/{name}"
+        )
+    with pytest.raises(FeaturesError, match="cannot be reached: Cannot connect to host"):
+        open_features(f"zip://x.npz::{address}/a.zip")
 
 
 # --- S3 -------------------------------------------------------------------------------------------

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from shutil import rmtree
+from tempfile import mkdtemp
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,6 +34,8 @@ __all__ = ["analyse"]
 WAITING = 1 << 12
 # Bytes of a task, which holds places in files, and what each of its files may add.
 LARGEST, EACH = 1 << 18, 1 << 12
+# How often a temporary folder is emptied of what tasks that end leave in it.
+SWEEPS = 10
 
 
 def analyse(
@@ -43,6 +46,8 @@ def analyse(
     rule: Rule | None = None,
     label_smoothing: float = 0.0,
     class_weights: NDArray[Any] | None = None,
+    keep: Sequence[str] = (),
+    index: str | os.PathLike[str] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Analyse saved features or a run on a cluster: `gwa_offline.analyse`, with the parts as tasks.
@@ -64,6 +69,8 @@ def analyse(
         In [0, 1), as in the training; used for scores computed from features.
     class_weights : array of shape (C,), optional
         As in the training, for softmax cross-entropy; used like `label_smoothing`.
+    keep, index
+        See `open_features`; a source that is open has them already. This process reads them.
     progress : callable, optional
         Called as ``progress(done, total)`` with the number of rows scored.
 
@@ -82,7 +89,8 @@ def analyse(
     ImportError
         If a worker lacks gwa-core or has another version of it.
     ValueError
-        If the source lacks the column that the rule reads, or the class weights do not fit.
+        If the source lacks the column that the rule reads, the class weights do not fit, or `keep` or
+        `index` is given for a source that is open.
 
     Notes
     -----
@@ -107,12 +115,15 @@ def analyse(
     >>> folder.cleanup()
     """
     if not isinstance(source, Source):
-        source = open_features(_absolute(source))
+        source = open_features(_absolute(source), keep=keep, index=index)
+    elif keep or index is not None:
+        raise ValueError("`keep` and `index` must go to `open_features`, got a source that is open")
     weights = check_class_weights(class_weights, loss=source.loss, num_classes=source.num_classes)
     with ExitStack() as stack:
         if folder is None:
-            folder = stack.enter_context(TemporaryDirectory(prefix="gwa-"))
+            folder = stack.enter_context(_scratch())
         writer = _Writer(source, Path(folder).absolute(), label_smoothing, weights)
+        stack.callback(writer.staging.close)
         run = writer.measure(stack.enter_context(connected(client)), progress)
         report = conclude(
             source,
@@ -123,6 +134,19 @@ def analyse(
         )
         writer.staging.clear()
     return report
+
+
+@contextmanager
+def _scratch() -> Iterator[str]:
+    """Yield a folder that is gone at the end, though workers may write into it until it is."""
+    folder = mkdtemp(prefix="gwa-")
+    try:
+        yield folder
+    finally:
+        for _ in range(SWEEPS):
+            rmtree(folder, ignore_errors=True)
+            if not Path(folder).exists():
+                break
 
 
 class _Stored(Sequence[NDArray[np.float32] | None]):

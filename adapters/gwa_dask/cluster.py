@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
-from typing import Any
+from multiprocessing.resource_tracker import ensure_running
 from uuid import uuid4
 
 from distributed import Client, LocalCluster, as_completed
 from distributed.comm.core import CommClosedError
+from distributed.gc import disable_gc_diagnosis
 from distributed.scheduler import KilledWorker
 
 from gwa_core import Moments
@@ -19,8 +22,6 @@ from gwa_offline.store import FeaturesError
 
 __all__ = ["Batch", "connected", "open_cluster"]
 
-# How often a task that fails is given to a worker again; a worker that dies does not count.
-RETRIES = 2
 # Moments that merge in one task.
 FAN = 16
 
@@ -49,7 +50,8 @@ def open_cluster(*, workers: int | None = None, scheduler: str | None = None) ->
     Notes
     -----
     A script that starts processes has its work behind ``if __name__ == "__main__":``, as they import
-    it. Cost: about a second for a cluster on this machine.
+    it. Cost: about a second for a cluster on this machine. Its processes pass over Ctrl-C, which ends
+    this one and then them, and their logs are silent: what fails is raised here.
 
     Examples
     --------
@@ -69,13 +71,45 @@ def open_cluster(*, workers: int | None = None, scheduler: str | None = None) ->
             yield client
         return
     cores = os.cpu_count() or 1
-    with (
-        LocalCluster(
-            n_workers=workers or cores, threads_per_worker=1, dashboard_address=":0"
-        ) as own,
-        Client(own, set_as_default=False) as client,
-    ):
-        yield client
+    with _interrupts_held():
+        own = LocalCluster(
+            n_workers=workers or cores,
+            threads_per_worker=1,
+            dashboard_address=":0",
+            silence_logs=logging.CRITICAL,
+        )
+    # Python drops a Ctrl-C that comes while the scheduler of this process watches the garbage collector.
+    disable_gc_diagnosis()
+    # A second Ctrl-C while they close would wait for them until each gives up.
+    try:
+        client = Client(own, set_as_default=False)
+        try:
+            yield client
+        finally:
+            with _interrupts_held():
+                client.close()
+    finally:
+        with _interrupts_held():
+            own.close()
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back from this thread, and for good from the threads and processes that it starts.
+
+    A terminal sends it to all processes. The thread that begins here starts the workers, also those that
+    take the place of dead ones, and each inherits what is held back.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    # It would lift what is held back, were it started with the first worker.
+    ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -107,12 +141,12 @@ class Batch:
         self._client = client
         name = uuid4().hex
         keys = [f"gwa-{name}-{number}" for number in range(len(tasks))]
-        options: dict[str, Any] = {"retries": RETRIES, "pure": False}
-        self._parts = client.map(run_task, tasks, key=keys, **options)
+        # A task repeats what may succeed by itself; a worker that dies does not count.
+        self._parts = client.map(run_task, tasks, key=keys, pure=False)
         level = self._parts
         while len(level) > 1:
             groups = [level[i : i + FAN] for i in range(0, len(level), FAN)]
-            level = [client.submit(merge_moments, group, **options) for group in groups]
+            level = [client.submit(merge_moments, group, pure=False) for group in groups]
         self._root = level[0]
 
     def wait(self, done: Callable[[int], object]) -> Moments:

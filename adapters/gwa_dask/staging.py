@@ -128,6 +128,10 @@ class Staging:
     def _noted(self, epoch: int) -> Path:
         return self.folder / f"{epoch:06d}.json"
 
+    def close(self) -> None:
+        """Remove what is of this call alone, however it ends."""
+        self.token.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove all but the notes of the epochs."""
         for pattern in ("*.npz", "*.npy", "call-*", ".*.tmp"):

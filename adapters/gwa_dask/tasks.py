@@ -18,6 +18,10 @@ from gwa_offline.store import FeaturesError
 __all__ = ["Task", "merge_moments", "run_task"]
 
 
+# How often a task is begun again where its end may be another: a disk that is full for a moment.
+RETRIES = 2
+
+
 class Task(NamedTuple):
     """A part to be scored, as places in files: some kilobytes, whatever its rows.
 
@@ -64,7 +68,22 @@ def run_task(task: Task) -> Moments:
         If a file is damaged, or is not seen from here.
     ImportError
         If another gwa-core is installed here.
+
+    Notes
+    -----
+    What is wrong with the source or with the worker is raised at once. All else is tried three times.
     """
+    for _ in range(RETRIES):
+        try:
+            return _score(task)
+        except (ValueError, ImportError):
+            raise
+        except Exception:  # noqa: S112  (the last one is raised)
+            continue
+    return _score(task)
+
+
+def _score(task: Task) -> Moments:
     if task.version != __version__:
         raise ImportError(
             f"{_worker()} has gwa-core {__version__}, the analysis was begun by {task.version}; "

@@ -9,6 +9,14 @@ import sys
 def main() -> None:
     """Run the command line."""
     try:
+        _run()
+    except KeyboardInterrupt:
+        # One that came while a command began or ended; the commands answer the others.
+        raise SystemExit(130) from None
+
+
+def _run() -> None:
+    try:
         from gwa_offline.app.cli import app
     except ImportError as error:
         # The bare install computes; it has nothing to draw a terminal with.

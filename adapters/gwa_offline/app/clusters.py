@@ -52,9 +52,20 @@ class ClusterOptions:
                 f"`--workers` and `--scheduler` need Dask ({error}): pip install 'gwa-core[dask]'"
             ) from error
         with gwa_dask.open_cluster(workers=self.workers, scheduler=self.scheduler) as client:
+            folder: Path | None = None
 
             def analysis(out: Path | None) -> Callable[..., Any]:
+                nonlocal folder
                 folder = None if out is None else out / "run"
                 return partial(gwa_dask.analyse, client=client, folder=folder)
 
-            yield analysis
+            try:
+                yield analysis
+            except KeyboardInterrupt:
+                what = "the same call goes on from what is done, which --out keeps"
+                if folder is None:
+                    what = (
+                        "nothing is kept; with --out FOLDER a later call goes on from what is done"
+                    )
+                typer.echo(f"gwa: interrupted; {what}", err=True)
+                raise

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
 import sys
+import time
 
+import numpy as np
 import pytest
 from backends import require
 
@@ -82,3 +88,67 @@ def test_a_cluster_of_this_machine_ends_with_its_context():
         with pytest.raises(FeaturesError, match="no such file"):
             analyse("nowhere", client=client)
     assert client.status == "closed"
+
+
+@pytest.fixture
+def many_epochs(save_epochs, tmp_path):
+    """Epochs for some seconds, which are one file."""
+    file = save_epochs() / "epoch_0" / "part-0.npz"
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for epoch in range(100):
+        os.link(file, folder / f"epoch_{epoch}.npz")
+    return folder
+
+
+def interrupted(folder, out, *arguments):
+    """Press Ctrl-C in a terminal, when the analysis has begun."""
+    command = [sys.executable, "-m", "gwa_offline", "analyse", folder, "--workers", "2", *arguments]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(out)}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(
+        [*map(str, command), "--quiet"], env=environment, start_new_session=True, **pipes
+    ) as process:
+        while process.poll() is None and not any(
+            file.stat().st_size for file in out.rglob("epochs.jsonl")
+        ):
+            time.sleep(0.01)
+        os.killpg(process.pid, signal.SIGINT)
+        printed = process.communicate(timeout=60)
+    return process.returncode, *printed
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_ctrl_c_is_a_sentence_and_the_next_call_goes_on(gwa, many_epochs, tmp_path, keeps):
+    place = tmp_path / "results"
+    place.mkdir()
+    options = ("--out", place / "out") if keeps else ()
+    code, out, err = interrupted(many_epochs, place, *options)
+    want = "the same call goes on from what is done, which --out keeps"
+    if not keeps:
+        want = "nothing is kept; with --out FOLDER a later call goes on from what is done"
+    assert (code, out, err) == (130, "", f"gwa: interrupted; {want}\n")
+    assert list(place.rglob("call-*")) == []
+    assert list(place.glob("gwa-*")) == []
+    if keeps:
+        scores = place / "out" / "run" / "scores"
+        first = scores / "000000.npy"
+        written = first.stat().st_mtime_ns
+        assert len(list(scores.iterdir())) < 100
+        code, printed = gwa("analyse", many_epochs, "--workers", 2, "--json", *options)
+        assert code == 0
+        assert first.stat().st_mtime_ns == written
+        assert len(json.loads(printed.out)["epochs"]) == 100
+
+
+def test_what_a_worker_refuses_is_a_sentence_and_no_log(save_epochs, tmp_path):
+    def squashed(arrays):
+        return arrays | {"logits": np.full((len(arrays["latents"]), 4), [0.1, 0.2, 0.3, 0.4])}
+
+    command = [sys.executable, "-m", "gwa_offline", "analyse", save_epochs(2, squashed)]
+    command += ["--workers", "2", "--quiet", "--out", tmp_path / "out"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([*map(str, command)], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert re.fullmatch(r"gwa: .*part-\d\.npz: `logits` must be [^\n]*\n", done.stderr)
+    assert list(tmp_path.rglob("call-*")) == []

@@ -190,6 +190,7 @@ def tasks(client, save_epochs, tmp_path, monkeypatch):
     monkeypatch.setattr(analysis, "Batch", take)
     with pytest.raises(StoppedError):
         analyse(folder, client=client, folder=tmp_path / "run")
+    made[0].token.touch()  # as while the call lasts
     return made
 
 
@@ -245,6 +246,42 @@ def test_a_worker_with_another_version(client, tasks):
     other = tasks[0]._replace(version="0.0.1")
     with pytest.raises(ImportError, match=re.escape("pip install 'gwa-core[dask]==0.0.1' there")):
         client.submit(run_task, other, pure=False).result()
+
+
+class Failing:
+    """A path that cannot be opened, and notes each time that somebody tries."""
+
+    def __init__(self, notes, error):
+        self.notes, self.error = notes, error
+
+    def __fspath__(self):
+        with self.notes.open("a") as file:
+            file.write("x")
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "said"),
+    [
+        (FeaturesError("it is damaged"), 1, "^it is damaged"),
+        (ImportError("it lacks Dask"), 1, "^it lacks Dask"),
+        (ValueError("it does not fit"), 1, r"part-0\.npz.*: ValueError: it does not fit"),
+        (OSError("the disk is full"), 3, r"part-0\.npz.*: OSError: the disk is full"),
+    ],
+)
+def test_what_another_try_cannot_change_is_tried_once(client, tasks, tmp_path, error, times, said):
+    notes = tmp_path / "notes"
+    task = tasks[0]._replace(class_weights=Failing(notes, error))
+    with pytest.raises((FeaturesError, ImportError), match=said):
+        Batch(client, [task]).wait(int)
+    assert len(notes.read_text()) == times
+
+
+def test_nothing_of_a_call_that_fails_is_left(client, save_epochs, tmp_path):
+    run = tmp_path / "run"
+    with pytest.raises(StoppedError):
+        analyse(save_epochs(4), client=client, folder=run, progress=after(1, stop))
+    assert list((run / "parts").glob("call-*")) == []
 
 
 class Deadly:

@@ -179,7 +179,7 @@ def read_index(
     Raises
     ------
     FeaturesError
-        If the table has no ids, or one twice, or none of the source.
+        If the table has no ids, or one twice, or none of the source, or two columns would have one name.
     """
     place = Path(file)
     with blame(place):
@@ -198,7 +198,13 @@ def read_index(
     for name, values in columns.items():
         column = np.full(num_samples, None, object)
         column[ids[inside]] = values[inside]
-        found[f"index.{name}" if name in RESULTS else name] = column
+        called = f"index.{name}" if name in RESULTS else name
+        if called != name and called in columns:
+            raise FeaturesError(
+                f"{place}: has the columns `{name}` and `{called}`, and results call the first one "
+                f"`{called}`, as they have their own `{name}`; give one of them another name"
+            )
+        found[called] = column
     return found
 
 

@@ -315,6 +315,22 @@ def test_class_weights_that_do_not_fit(client, save_epochs):
         analyse(save_epochs(), client=client, class_weights=np.ones(3))
 
 
+def test_what_to_keep_of_each_sample(client, save_epochs, tmp_path):
+    folder = save_epochs(3, lambda arrays: arrays | {"width": 2 * arrays["ids"]})
+    index = tmp_path / "rows.csv"
+    index.write_text("id,place\n" + "".join(f"{i},p{i}\n" for i in range(N)))
+    told = {"keep": ["width"], "index": index}
+    found = analyse(folder, client=client, **told)
+    want = gwa_offline.analyse(folder, **told)
+    assert list(found.kept) == list(want.kept) == ["width", "place"]
+    np.testing.assert_array_equal(found.kept["width"], 2 * np.arange(N))
+    np.testing.assert_array_equal(found.kept["place"], want.kept["place"])
+    check_same(replace(found, kept={}), replace(want, kept={}))
+    for name, value in told.items():
+        with pytest.raises(ValueError, match="`keep` and `index` must go to `open_features`"):
+            analyse(open_features(folder), client=client, **{name: value})
+
+
 def test_rows_in_memory_go_to_the_workers_by_a_file(client):
     rng = np.random.default_rng(0)
     data = {"latents": rng.normal(size=(N, 3)), "weight": np.eye(2, 3), "targets": np.arange(N) % 2}

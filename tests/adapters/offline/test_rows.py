@@ -535,6 +535,24 @@ def test_an_index_is_a_table_by_id(tmp_path):
     assert kept["width"].tolist() == [2 * i for i in range(N)]
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_no_column_of_an_index_hides_another(tmp_path, turned):
+    columns = {"label": FILES, "index.label": LABELS}
+    columns = dict(reversed(columns.items())) if turned else columns
+    source = write_npz(tmp_path / "a", PLAIN)
+    said = r"rows\.\w+: has the columns `label` and `index\.label`"
+    with pytest.raises(FeaturesError, match=said):
+        open_features(source, index=write_index(tmp_path / "rows.csv", range(N), **columns))
+    pq.write_table(pa.table({"id": range(N), **columns}), tmp_path / "rows.parquet")
+    with pytest.raises(FeaturesError, match=said):
+        open_features(source, index=tmp_path / "rows.parquet")
+    # Beside a column of the source the same holds.
+    kept = write_npz(tmp_path / "b", PLAIN | {"index.label": LABELS})
+    index = write_index(tmp_path / "one.csv", range(N), label=FILES)
+    with pytest.raises(FeaturesError, match=r"`index\.label` is a column of the source and of the"):
+        open_features(kept, keep=["index.label"], index=index)
+
+
 def test_an_index_of_a_run_folder(tmp_path):
     run = RunFolder.create(tmp_path / "run", num_samples=N, num_classes=C, adapter="mine")
     epoch = analyse(write_npz(tmp_path / "a", PLAIN)).epochs[0].summary

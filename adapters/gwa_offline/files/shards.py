@@ -67,6 +67,7 @@ def _check_numbers(files: Sequence[Place], *, chosen: bool) -> None:
     splits = {file: PART.search(stem_of(file)) for file in files}
     first = next((file for file, split in splits.items() if split), None)
     same: dict[object, Place] = {}
+    names: dict[str, Place] = {}
     runs: dict[str, dict[int, Place]] = {}
     for file, split in splits.items():
         stem = stem_of(file)
@@ -80,12 +81,13 @@ def _check_numbers(files: Sequence[Place], *, chosen: bool) -> None:
             number = int(split[1] or split[3])
             name, rest = _plain(stem[: split.start()]), _plain(stem[split.end() :])
             key = name, rest, number
+            if not _SPARK.match(rest):
+                names.setdefault(re.sub("[0-9]+", "", name + "\0" + rest), file)
             if not split[2] and not _SPARK.match(rest):
                 runs.setdefault(name + "\0" + rest, {})[number] = file
         other = same.setdefault(key, file)
         if other is not file:
             raise FeaturesError(f"{other} and {file.name} are the same part by their names")
-    names = {re.sub("[0-9]+", "", run): next(iter(found.values())) for run, found in runs.items()}
     if len(names) > 1:
         one, other = list(names.values())[:2]
         raise FeaturesError(

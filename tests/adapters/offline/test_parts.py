@@ -218,6 +218,7 @@ def test_a_file_beside_parts_is_no_part(tmp_path):
         (["a.npz", "a.safetensors"], "are the same part by their names"),
         (["a.npz", "b.safetensors"], "are of two formats"),
         (["train-part-0.npz", "val-part-0.npz"], "are parts of different names"),
+        (["a-1-of-2.npz", "b-2-of-2.npz"], "are parts of different names"),
     ],
 )
 def test_files_of_any_name_that_are_there_twice(tmp_path, names, message):

@@ -35,7 +35,7 @@ from gwa_core.targets import loss_weights, weighted_targets
 from gwa_core.ties import near_ties, signal_standard_error
 from gwa_core.tracker import GWATracker
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Agreement",

@@ -107,7 +107,12 @@ def interrupted(folder, out, *arguments):
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(out)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     with subprocess.Popen(
-        [*map(str, command), "--quiet"], env=environment, start_new_session=True, **pipes
+        [*map(str, command), "--quiet"],
+        env=environment,
+        start_new_session=True,
+        # What a shell starts in the background ignores it, and hands that on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **pipes,
     ) as process:
         while process.poll() is None and not any(
             file.stat().st_size for file in out.rglob("epochs.jsonl")

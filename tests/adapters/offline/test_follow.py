@@ -66,6 +66,8 @@ def started(*command, **options):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **options}
     places = os.pathsep.join(sys.path)
     env = {**os.environ, "PYTHONPATH": places, "COLUMNS": "80", "TERM": "xterm", "LINES": "24"}
+    # What a shell starts in the background ignores Ctrl-C, and hands that on.
+    pipes["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen([sys.executable, *map(str, command)], env=env, **pipes) as process:
         try:
             yield process

@@ -9,6 +9,7 @@ import warnings
 
 import numpy as np
 import pytest
+from backends import require
 
 from gwa_core import EpochSummary
 from gwa_offline.readers import open_features
@@ -219,8 +220,7 @@ def test_bfloat16_of_jax_can_be_read_again(run):
 
 
 def test_tensors_are_written_as_they_are(run):
-    import torch
-
+    torch = require("torch")
     arrays = {name: torch.as_tensor(array) for name, array in make_arrays(0).items()}
     arrays["weight"] = arrays["weight"].to(torch.bfloat16).requires_grad_()
     run.write_epoch(make_summary(0), scores=torch.zeros(N, requires_grad=True), features=arrays)

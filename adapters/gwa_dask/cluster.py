@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from multiprocessing.resource_tracker import ensure_running
+from types import FrameType
 from uuid import uuid4
 
 from distributed import Client, LocalCluster, as_completed
@@ -24,6 +26,9 @@ __all__ = ["Batch", "connected", "open_cluster"]
 
 # Moments that merge in one task.
 FAN = 16
+
+# Whether Ctrl-C was pressed while a cluster of this machine is open.
+_PRESSED = threading.Event()
 
 
 @contextmanager
@@ -84,7 +89,8 @@ def open_cluster(*, workers: int | None = None, scheduler: str | None = None) ->
     try:
         client = Client(own, set_as_default=False)
         try:
-            yield client
+            with _interrupts_remembered():
+                yield client
         finally:
             with _interrupts_held():
                 client.close()
@@ -110,6 +116,28 @@ def _interrupts_held() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _interrupts_remembered() -> Iterator[None]:
+    """Remember a Ctrl-C: Python drops its exception where it comes in a callback or a destructor."""
+    usual = signal.default_int_handler
+    main = threading.current_thread() is threading.main_thread()
+    if not main or signal.getsignal(signal.SIGINT) is not usual:
+        yield
+        return
+
+    def hear(number: int, frame: FrameType | None) -> None:
+        _PRESSED.set()
+        usual(number, frame)
+
+    _PRESSED.clear()
+    signal.signal(signal.SIGINT, hear)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        _PRESSED.clear()
 
 
 @contextmanager
@@ -170,6 +198,8 @@ class Batch:
         """
         numbers = {future.key: number for number, future in enumerate(self._parts)}
         for future in as_completed(self._parts, loop=self._client.loop):
+            if _PRESSED.is_set():
+                raise KeyboardInterrupt
             part = self.tasks[numbers[future.key]].part
             with _telling(part):
                 if future.status != "finished":

@@ -123,6 +123,30 @@ def interrupted(folder, out, *arguments):
     return process.returncode, *printed
 
 
+class Unlucky:
+    """Is interrupted where Python drops the exception."""
+
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.01)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_that_python_drops_is_not_forgotten(save_epochs, monkeypatch):
+    folder = save_epochs(2)
+    monkeypatch.setattr(sys, "unraisablehook", lambda _: None)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with open_cluster(workers=1) as client:
+            Unlucky()
+            with pytest.raises(KeyboardInterrupt):
+                analyse(folder, client=client)
+        with open_cluster(workers=1) as client:
+            assert len(analyse(folder, client=client).epochs) == 3
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("keeps", [True, False])
 def test_ctrl_c_is_a_sentence_and_the_next_call_goes_on(gwa, many_epochs, tmp_path, keeps):
     place = tmp_path / "results"

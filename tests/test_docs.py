@@ -110,11 +110,15 @@ def same_output(path, got, shown):
 LONG = {
     "README.md",
     "docs/command-line.md",
+    "docs/quickstart.md",
     "docs/sklearn/digits.md",
     "docs/sklearn/text.md",
+    "docs/torch/ignite.md",
     "docs/torch/language.md",
+    "docs/torch/layers.md",
     "docs/torch/lightning.md",
     "docs/torch/transformers.md",
+    "docs/tutorials/offline.md",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import os
@@ -138,7 +139,14 @@ def read_lines(path: Path) -> Lines:
             data = path.read_bytes()
         except FileNotFoundError:
             data = b""
-        return _parse_lines(data)
+        # Records are in no cycle, and the collector would look at all of them again and again.
+        collects = gc.isenabled()
+        gc.disable()
+        try:
+            return _parse_lines(data)
+        finally:
+            if collects:
+                gc.enable()
 
 
 def _parse_lines(data: bytes) -> Lines:

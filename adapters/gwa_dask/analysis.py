@@ -61,8 +61,8 @@ def analyse(
         machine, until the analysis ends.
     folder : path, optional
         A run folder to write, on a file system that all workers share. If it has parts of this
-        analysis, the analysis goes on from them; labels, names of classes and epochs become those of
-        the source. Default a temporary folder of this machine.
+        analysis, the analysis goes on from them, and replaces labels, class names and epochs that differ
+        from the source. Default a temporary folder of this machine.
     rule : gwa_core.Rule, optional
         The stopping rule, default ``MaxSeparation()``.
     label_smoothing : float

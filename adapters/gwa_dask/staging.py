@@ -48,7 +48,7 @@ class PartFile(NamedTuple):
         _write_whole(self.path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
 
     def read(self) -> PartScores | None:
-        """Read the scores of the part; None where there are none, or those of another source."""
+        """Read the scores of the part; None if the file is missing or belongs to another source."""
         found = self._read("ids", "scores", "predictions", "moments")
         if found is None:
             return None

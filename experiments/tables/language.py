@@ -51,7 +51,7 @@ def _examples(results: list[Result], loss: str) -> str:
         ways = WAYS if name in REDUCTIONS else WAYS[1:]
         for way in ways:
             cells = [_precision(runs, name, way, epochs) for _, runs, epochs in columns]
-            # Of a single epoch all ways are the same.
+            # Forgetting is not known of one epoch.
             if set(cells) != {MISSING}:
                 rows.append([f"{title}: {HOW[way]}", *cells])
     return markdown(["signal", *(title for title, *_ in columns)], rows) if columns else ""

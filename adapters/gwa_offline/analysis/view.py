@@ -18,6 +18,7 @@ __all__ = [
     "History",
     "average_sentence",
     "average_words",
+    "chosen_metric",
     "class_ends",
     "class_of",
     "class_rows",
@@ -197,6 +198,16 @@ def metric_values(report: Findings, name: str) -> NDArray[np.float64]:
     found = [record.metrics.get(name) for record in report.epochs]
     values = np.array([math.nan if value is None else value for value in found], dtype=np.float64)
     return np.where(np.abs(values) < LARGEST, values, np.nan)
+
+
+def chosen_metric(report: Findings, name: str | None) -> NDArray[np.float64] | None:
+    """Return the metric of a name as `metric_values` does, None without one; refuse other names."""
+    if name is None:
+        return None
+    names = metric_names(report)
+    if name not in names:
+        raise ValueError(f"`metric` must be one of {names}, got {name!r}")
+    return metric_values(report, name)
 
 
 def lowest_classes(report: Findings, limit: int) -> NDArray[np.intp]:

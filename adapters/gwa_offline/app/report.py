@@ -15,6 +15,7 @@ from gwa_offline.analysis.curves import signal_curves, stored_signals
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.view import (
     average_words,
+    chosen_metric,
     class_ends,
     class_of,
     class_rows,
@@ -130,8 +131,7 @@ def write_html(
     if not report.epochs:
         raise ValueError("`report` must have at least one epoch, got none; the run may be empty")
     found = None if images is None else match_images(images, report.num_samples)
-    if metric is not None and metric not in metric_names(report):
-        raise ValueError(f"`metric` must be one of {metric_names(report)}, got {metric!r}")
+    chosen_metric(report, metric)  # refuses what the run does not have
     path = Path(path)
     page = _render(report, found, metric, mode, path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -10,22 +10,22 @@ from numpy.typing import NDArray
 
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.view import (
+    chosen_metric,
     curve_limits,
     epoch_numbers,
     healthy_epochs,
-    metric_names,
-    metric_values,
     unit,
 )
 from gwa_offline.figures.style import (
     BEST,
     GWA,
-    METRIC,
     MUTED,
     Display,
     dot_size,
+    draw_metric,
     mark_epochs,
     plain,
+    star_best,
 )
 
 __all__ = ["DecisionDisplay"]
@@ -96,9 +96,6 @@ class DecisionDisplay(Display):
         ValueError
             The report has no such metric.
         """
-        names = metric_names(report)
-        if metric is not None and metric not in names:
-            raise ValueError(f"`metric` must be one of {names}, got {metric!r}")
         seen = report.decision
         known = healthy_epochs(report) if seen.signal == "gwa" else True
         return cls(
@@ -110,7 +107,7 @@ class DecisionDisplay(Display):
             tied=seen.tied,
             warmup=seen.warmup,
             best_index=report.best_index,
-            metric=None if metric is None else metric_values(report, metric),
+            metric=chosen_metric(report, metric),
             metric_name=metric or "metric",
         )
 
@@ -135,7 +132,7 @@ class DecisionDisplay(Display):
         if 0 < self.warmup < len(self.epochs):
             end = (self.epochs[self.warmup - 1] + self.epochs[self.warmup]) / 2
             ax.axvspan(self.epochs[0], end, color=MUTED, alpha=0.1, linewidth=0, label="warm-up")
-        self._draw_metric(ax)
+        self.metric_ax_ = draw_metric(ax, self.epochs, self.metric, self.metric_name)
         self._mark(ax)
         # What the rule does not keep must not flatten the rest.
         judged = np.isfinite(self.values) & (np.arange(len(self.epochs)) >= self.warmup)
@@ -147,19 +144,6 @@ class DecisionDisplay(Display):
             columnspacing=1.1, handlelength=1.6, handletextpad=0.5,
         )  # fmt: skip
 
-    def _draw_metric(self, ax: Any) -> None:
-        self.metric_ax_ = None
-        if self.metric is None:
-            return
-        right, name = ax.twinx(), plain(self.metric_name)
-        self.metric_ax_ = right
-        right.grid(visible=False)
-        right.plot(self.epochs, self.metric, color=METRIC, linewidth=1.8, linestyle=":")
-        right.set_ylabel(name, color=METRIC, labelpad=8)
-        ax.plot([], [], color=METRIC, linewidth=1.8, linestyle=":", label=name)
-        ax.set_zorder(right.get_zorder() + 1)
-        ax.patch.set_visible(False)
-
     def _mark(self, ax: Any) -> None:
         best = self.best_index
         near = np.setdiff1d(
@@ -170,8 +154,4 @@ class DecisionDisplay(Display):
                 self.epochs[near], self.values[near], "o", color=BEST, markersize=6.5,
                 markeredgecolor="white", label="about as good", zorder=4,
             )  # fmt: skip
-        if best is not None:
-            ax.plot(
-                self.epochs[best], self.values[best], "*", color=BEST, markersize=17,
-                markeredgecolor="white", label=f"best {self.unit} {self.epochs[best]}", zorder=5,
-            )  # fmt: skip
+        star_best(ax, self.epochs, self.values, best, self.unit)

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from gwa_offline.analysis.curves import SignalCurve, signal_curves, stored_signals
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.view import (
+    chosen_metric,
     column,
     curve_limits,
     epoch_numbers,
     healthy_epochs,
     metric_names,
-    metric_values,
     unit,
 )
 from gwa_offline.figures.decision_display import DecisionDisplay
@@ -33,10 +33,12 @@ from gwa_offline.figures.style import (
     STYLE,
     Display,
     dot_size,
+    draw_metric,
     import_pyplot,
     mark_epochs,
     plain,
     split_axes,
+    star_best,
 )
 
 if TYPE_CHECKING:
@@ -119,9 +121,6 @@ class GWACurveDisplay(Display):
         ValueError
             The report has no such metric.
         """
-        names = metric_names(report)
-        if metric is not None and metric not in names:
-            raise ValueError(f"`metric` must be one of {names}, got {metric!r}")
         return cls(
             epochs=np.array(epoch_numbers(report)),
             unit=unit(report.epochs),
@@ -129,7 +128,7 @@ class GWACurveDisplay(Display):
             standard_error=column(report, "gwa_standard_error"),
             healthy=healthy_epochs(report),
             best_index=report.best_index,
-            metric=None if metric is None else metric_values(report, metric),
+            metric=chosen_metric(report, metric),
             metric_name=metric or "metric",
             shares=report.average_shares if report.average_shares.any() else None,
         )
@@ -164,21 +163,8 @@ class GWACurveDisplay(Display):
                 self.epochs[~healthy], height[~healthy], "X", color=BAD, markersize=8,
                 label=f"unhealthy {self.unit}",
             )  # fmt: skip
-        self.metric_ax_ = None
-        if self.metric is not None:
-            right = self.metric_ax_ = ax.twinx()
-            right.grid(visible=False)
-            right.plot(self.epochs, self.metric, color=METRIC, linewidth=1.8, linestyle=":")
-            right.set_ylabel(plain(self.metric_name), color=METRIC, labelpad=8)
-            name = plain(self.metric_name)
-            ax.plot([], [], color=METRIC, linewidth=1.8, linestyle=":", label=name)
-            ax.set_zorder(right.get_zorder() + 1)
-            ax.patch.set_visible(False)
-        if self.best_index is not None:
-            ax.plot(
-                self.epochs[self.best_index], self.gwa[self.best_index], "*", color=BEST, markersize=17,
-                markeredgecolor="white", label=f"best {self.unit} {self.epochs[self.best_index]}", zorder=5,
-            )  # fmt: skip
+        self.metric_ax_ = draw_metric(ax, self.epochs, self.metric, self.metric_name)
+        star_best(ax, self.epochs, self.gwa, self.best_index, self.unit)
         if self.shares is not None:
             width = 0.8 * (np.diff(self.epochs).min() if len(self.epochs) > 1 else 1)
             low -= 0.18 * (high - low)

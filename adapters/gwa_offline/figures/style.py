@@ -16,10 +16,12 @@ __all__ = [
     "STYLE",
     "Display",
     "dot_size",
+    "draw_metric",
     "import_pyplot",
     "mark_epochs",
     "plain",
     "split_axes",
+    "star_best",
 ]
 
 # The colours of the HTML page on white; blue, orange and purple stay apart in all colour vision.
@@ -115,3 +117,26 @@ def mark_epochs(ax: Any, epochs: Any, best_index: int | None, unit: str = "epoch
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
     if best_index is not None:
         ax.axvline(epochs[best_index], color=BEST, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1.5)
+
+
+def draw_metric(ax: Any, epochs: Any, metric: Any, name: str) -> Any:
+    """Draw a metric, if there is one, on an axis of its own at the right, and return that axis."""
+    if metric is None:
+        return None
+    right, label = ax.twinx(), plain(name)
+    right.grid(visible=False)
+    right.plot(epochs, metric, color=METRIC, linewidth=1.8, linestyle=":")
+    right.set_ylabel(label, color=METRIC, labelpad=8)
+    ax.plot([], [], color=METRIC, linewidth=1.8, linestyle=":", label=label)
+    ax.set_zorder(right.get_zorder() + 1)
+    ax.patch.set_visible(False)
+    return right
+
+
+def star_best(ax: Any, epochs: Any, values: Any, best_index: int | None, unit: str) -> None:
+    """Draw a star at the best epoch of a curve, if it has one."""
+    if best_index is not None:
+        ax.plot(
+            epochs[best_index], values[best_index], "*", color=BEST, markersize=17,
+            markeredgecolor="white", label=f"best {unit} {epochs[best_index]}", zorder=5,
+        )  # fmt: skip

@@ -62,6 +62,11 @@ def main(arguments: list[str] | None = None) -> None:
         "tables", type=Path, help="folder with 20newsgroups-train.tab and -test.tab"
     )
     answers.add_argument("folder", type=Path, help="of --data")
+    completion = commands.add_parser(
+        "prepare-completion", help="write 20 newsgroups as words to complete, a thousand classes"
+    )
+    completion.add_argument("tables", type=Path, help="the same folder")
+    completion.add_argument("folder", type=Path, help="of --data")
     given = parser.parse_args(arguments)
     commanded = {
         "run": _run,
@@ -72,6 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
         "corrupt": _corrupt,
         "prepare-text": _prepare_text,
         "prepare-language": _prepare_language,
+        "prepare-completion": _prepare_completion,
     }
     commanded[given.command](given)
 
@@ -181,6 +187,12 @@ def _prepare_text(given: Any) -> None:
 
 def _prepare_language(given: Any) -> None:
     from experiments.language_data import prepare
+
+    prepare(given.tables, given.folder)
+
+
+def _prepare_completion(given: Any) -> None:
+    from experiments.completion import prepare
 
     prepare(given.tables, given.folder)
 

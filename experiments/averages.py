@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -61,7 +61,9 @@ class Averages:
         self.means: list[Weights] = []
         self.fading = {name: _copies(self.own) for name in HORIZONS}
         self._mean, self._steps = _copies(self.own), 0
-        self._norms = [m for m in engine.model.modules() if isinstance(m, nn.BatchNorm2d)]
+        # A pretrained body that is in evaluation keeps the statistics that it came with.
+        norms = (m for m in engine.model.modules() if isinstance(m, nn.BatchNorm2d))
+        self._norms = [m for m in norms if m.training]
 
     @torch.no_grad()
     def step(self) -> None:
@@ -83,9 +85,15 @@ class Averages:
         return found
 
     def kept(
-        self, history: Sequence[EpochSummary], tests: Mapping[str, Any]
+        self,
+        history: Sequence[EpochSummary],
+        tests: Mapping[str, Any],
+        chosen: Collection[str] | None = None,
     ) -> dict[str, dict[str, float]]:
-        """Return the accuracies of each mean of the epochs, by the name of the test set and of the mean."""
+        """Return the accuracies of each mean of the epochs, by the name of the test set and of the mean.
+
+        Of all means, or of those that are chosen.
+        """
         records = [
             summary._asdict()
             | {
@@ -100,6 +108,8 @@ class Averages:
         ]
         found: dict[str, dict[str, float]] = {}
         for name, (signal, power, warmup, within) in names().items():
+            if chosen is not None and name not in chosen:
+                continue
             shares = average_shares(records, power, warmup, signal=signal)
             weights = _weighted(self.means if within else self.ends, shares.tolist())
             for test, accuracy in self._accuracies(weights, tests).items():

@@ -63,6 +63,8 @@ class Settings:
         ``"all"`` for that of the document's, too.
     fold : int
         Hold the k-th of ``folds.FOLDS`` out and score its labels at the end; 0 for none.
+    windows : int
+        Records an epoch, each of as many steps as the others; 0 for one of the whole epoch.
     variant : str
         End of the name: what else the grid of the study varies.
     """
@@ -89,6 +91,7 @@ class Settings:
     averages: bool = False
     loss: str = ""
     fold: int = 0
+    windows: int = 0
     variant: str = ""
 
     @property

@@ -69,6 +69,10 @@ OF_AVERAGES = frozenset(
         *(name for name in COLUMNS if name.endswith(ACCURACIES)),
     )
 )
+#: Those of a run with several records an epoch.
+OF_WINDOWS = OF_AVERAGES - {"ema_99_test_accuracy", "ema_99_validation_accuracy", "omitted"} | {
+    *("kurtosis", "gwa_standard_error", "test_loss", "sample_loss", "prediction_changes"),
+}
 #: Those of a language model.
 OF_LANGUAGE = frozenset(
     (
@@ -100,6 +104,8 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     read_by_tables = COLUMNS
     if result["settings"].get("loss"):
         read_by_tables = OF_LANGUAGE
+    elif result["settings"].get("windows"):
+        read_by_tables = OF_WINDOWS
     elif result["settings"].get("averages"):
         read_by_tables = OF_AVERAGES
     columns = {
@@ -156,9 +162,9 @@ def records(result: Result, *further: str) -> list[dict[str, Any]]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
 
-def short(value: Any) -> Any:
+def short(value: Any, digits: int = 6) -> Any:
     """Return a number with six digits; more than an epoch's noise leaves."""
-    return float(f"{value:.6g}") if isinstance(value, float) else value
+    return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 
 def _packed(values: list[Any]) -> Any:

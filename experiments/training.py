@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F  # noqa: N812
 
+from experiments import windows
 from experiments.augmentation import mixed
 from experiments.averages import Averages
 from experiments.data import Images, with_noise
@@ -131,7 +132,8 @@ class Run:
                 return None
             self._epoch()
             trained = time.monotonic()
-            self._end_epoch()
+            if not self.settings.windows:
+                self._end_epoch()
             if not math.isfinite(self.columns[-1]["test_loss"]):
                 raise FloatingPointError(
                     f"{self.settings.name} must have finite outputs, got {self.columns[-1]} in epoch "
@@ -158,7 +160,9 @@ class Run:
         augment = self.engine.augmentations[s.augmentation]
         order = torch.randperm(len(self.rows), generator=self.generator).to(device)
         order = torch.cat([order, order[: -len(order) % s.batch_size]])
-        for ids in order.split(s.batch_size):
+        batches = order.split(s.batch_size)
+        ends = windows.ends(len(batches), s.windows)
+        for number, ids in enumerate(batches, 1):
             for group in self.optimizer.param_groups:
                 group["lr"].fill_(rate(s, self.step, self.steps))
             images, targets = augment(self.images[ids]), self.labels[ids]
@@ -175,10 +179,14 @@ class Run:
             for name, monitor in self.others.items():
                 monitor.update(self.labels[ids] if name == "labels" else targets, ids=ids)
             self.step += 1
+            if number in ends:
+                self._end_epoch(ends[number])
 
-    def _end_epoch(self) -> None:
-        summary = self.monitor.end_epoch(step=self.step)
-        beside = {name: other.end_epoch(step=self.step) for name, other in self.others.items()}
+    def _end_epoch(self, window: int | None = None) -> None:
+        """End an epoch, or a window of so many steps."""
+        clock = {"step": self.step, "batches": window, "window": window}
+        summary = self.monitor.end_epoch(**clock)
+        beside = {name: other.end_epoch(**clock) for name, other in self.others.items()}
         signals = self.others.get("labels", self.monitor).signals
         found: dict[str, Any] = dict(signals.history[-1])
         for name, (images, labels) in self.tests.items():
@@ -200,7 +208,7 @@ class Run:
         self.monitor.save(self.folder, metrics=plain, targets=self.labels, class_names=names)
         values = signals.values | {"alignment": self.monitor.scores.cpu().numpy()}
         for side, mask in {"right": ~self.wrong, "wrong": self.wrong}.items():
-            if mask.any():
+            if mask.any() and not s.windows:
                 for at, share in {"low": 0.1, "middle": 0.5, "high": 0.9}.items():
                     value = np.nanquantile(values["alignment"][mask], share)
                     found[f"{side}_{at}"] = round(float(value), 4)
@@ -225,21 +233,32 @@ class Run:
             for row, value in zip(columns, self.measures.towards(best), strict=True):
                 row["optimum_alignment"] = value
         name = "cpu" if not self.engine.fast else torch.cuda.get_device_name()
+        many = self.settings.windows
         result = {
             "settings": asdict(self.settings),
             "device": name,
             "seconds": round(self.seconds, 1),
             "wrong": float(self.wrong.mean()),
-            "epochs": {key: [short(row[key]) for row in columns] for key in columns[0]},
-            "detection": detection(samples, history, self.wrong, self.engine.device),
+            "epochs": {
+                key: [short(row[key], windows.DIGITS if many else 6) for row in columns]
+                for key in columns[0]
+            },
+            "detection": self._detection(samples),
         }
         if self.averages is not None:
-            result["kept"] = self.averages.kept(history, self.tests)
+            chosen = windows.KEPT if many else None
+            result["kept"] = self.averages.kept(history, self.tests, chosen)
         if self.settings.fold:
             images, labels = self.tests["validation"]
             logits = self.engine.evaluate(images)[1].cpu().numpy()
             result["held_out"] = packed(scores(logits, labels.cpu().numpy()), self.held_wrong)
         return result
+
+    def _detection(self, samples: dict[str, Any]) -> dict[str, Any]:
+        device = self.engine.device
+        if self.settings.windows:
+            return windows.detected(samples, self.wrong, device)
+        return detection(samples, self.monitor.history, self.wrong, device)
 
     def _save(self) -> None:
         state = {

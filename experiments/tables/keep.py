@@ -108,9 +108,14 @@ def claims(results: list[Result]) -> str:
     return markdown(["what is kept", *columns], rows) if columns else ""
 
 
+def _of_epochs(results: list[Result]) -> list[Result]:
+    """Return the runs that keep averages of epochs; those of windows have a table of their own."""
+    return [run for run in results if "kept" in run and not run["settings"]["windows"]]
+
+
 def _reported(results: list[Result]) -> tuple[list[Result], dict[Any, Result]]:
     """Return the runs on all data that chose nothing, and by key their twins with a validation set."""
-    reported = [r for r in results if "kept" in r and r["settings"]["seed"] != CHOSEN_SEED]
+    reported = [r for r in _of_epochs(results) if r["settings"]["seed"] != CHOSEN_SEED]
     twins = {_key(run): run for run in reported if run["settings"]["percent"] == 90}
     return [run for run in reported if run["settings"]["percent"] == 100], twins
 
@@ -132,7 +137,7 @@ def _held_rows(
 
 def candidates(results: list[Result]) -> str:
     """Return the same for other signals, powers and warm-ups, on runs of the choice and on others."""
-    kept = [run for run in results if "kept" in run and run["settings"]["percent"] == 100]
+    kept = [run for run in _of_epochs(results) if run["settings"]["percent"] == 100]
     parts = {
         "Runs of the choice": [r for r in kept if r["settings"]["seed"] == CHOSEN_SEED],
         "Runs made afterwards": [r for r in kept if r["settings"]["seed"] != CHOSEN_SEED],

@@ -10,7 +10,7 @@ import torch
 from shades import write_shades
 from torch import nn
 
-from experiments import data, figures, store
+from experiments import data, figures, store, windows
 from experiments.__main__ import main
 from experiments.engine import Engine
 from experiments.networks import build
@@ -141,6 +141,30 @@ def test_a_folder_without_texts_is_refused(folder, tmp_path):
         main(["prepare-text", str(tmp_path), str(folder / "encoder"), str(tmp_path)])
 
 
+def test_words_to_complete(tmp_path):
+    texts = {"train": "xx yy bread butter zz", "test": "zz butter and butter bread"}
+    for part, text in texts.items():
+        lines = ["Category\tText", "d\tstring", "class\t", "", f"a\t{text}", f"b\t{text}"]
+        (tmp_path / f"20newsgroups-{part}.tab").write_text("\n".join(lines) + "\n")
+    main(["prepare-completion", str(tmp_path), str(tmp_path)])
+    found = data.load(tmp_path / "completion.npz")
+    assert found.class_names == ("bread", "butter")
+    assert np.bincount(found.labels["label"]).tolist() == [2, 2]
+    # Nothing of another text, the neighbours, and at the end "br" or "bu".
+    of = {
+        found.class_names[k]: row.tolist()
+        for k, row in zip(found.labels["label"], found.train, strict=True)
+    }
+    bread, butter, xx, yy, zz, br, bu = range(2, 9)
+    assert of["bread"] == [0] * 6 + [xx, yy, butter, zz] + [0] * 6 + [br]
+    assert of["butter"] == [0] * 5 + [xx, yy, bread, zz] + [0] * 7 + [bu]
+    tests = {tuple(row[:-1]) for row in found.test[found.test_labels == 1].tolist()}
+    # The word itself is hidden wherever it is, and "and" is too rare to be a word.
+    assert tests == {
+        (*[0] * 7, zz, 1, 1, bread, *[0] * 5), (*[0] * 5, zz, 1, 1, bread, *[0] * 7),
+    }  # fmt: skip
+
+
 def test_the_encoder_that_was_cut_is_the_whole_ones_mean_over_tokens(folder):
     network = build("minilm", 3, 0, folder).train()
     whole = transformers.BertModel.from_pretrained(folder / "encoder").eval()
@@ -186,6 +210,31 @@ def test_all_studies_run_and_learn(results, out):
         loss = [metrics["test_loss"] for _, metrics in run.epochs()]
         assert loss[1] < min(loss[0], np.log(3))
     assert {r["wrong"] > 0 for r in results if r["settings"]["study"] == "minilm"} == {True, False}
+
+
+def test_windows_are_parts_of_an_epoch(folder, tmp_path):
+    (tmp_path / "tenths.toml").write_text(
+        COMMON + STUDIES["minilm"].replace(', "label"', "") + "averages = true\nwindows = 3\n"
+    )
+    main(
+        f"run {tmp_path / 'tenths.toml'} --data {folder} --device cpu --out {tmp_path / 'runs'} "
+        f"--results {tmp_path / 'found'}".split()
+    )
+    [result] = store.read(tmp_path / "found")
+    # Four steps an epoch of 20 texts.
+    assert store.column(result, "step").tolist() == [1, 3, 4, 5, 7, 8]
+    assert store.column(result, "count").tolist() == [20, 40, 20] * 2
+    assert np.isfinite(store.column(result, "test_loss")).all()
+    assert np.isnan(store.column(result, "prediction_changes")[:3]).all()
+    assert set(result["detection"]) == {"label_quality", "alignment", "margin", "sample_loss"}
+    assert set(result["kept"]["test_accuracy"]) == set(windows.KEPT)
+    history = [
+        summary for summary, _ in RunFolder.open(tmp_path / "runs" / store.name_of(result)).epochs()
+    ]
+    assert [summary.window for summary in history] == [1, 2, 1] * 2
+    assert [summary.expected for summary in history] == [20, 40, 20] * 2
+    assert windows.ends(172, 10)[172] == 17
+    assert sum(windows.ends(172, 10).values()) == 172
 
 
 def test_the_rate_rises_and_then_keeps_to_its_schedule():

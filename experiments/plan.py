@@ -58,6 +58,9 @@ class Settings:
     averages : bool
         Whether to keep the weights of all epochs and to judge means of them at the end, instead of
         measuring what needs passes of its own.
+    neighbours : bool
+        Whether to judge label quality with the labels of nearest neighbours at the end, instead of
+        measuring what needs passes of its own.
     loss : str
         Makes the run one of a language model: ``"answer"`` for the loss of the answer's tokens,
         ``"all"`` for that of the document's, too.
@@ -89,6 +92,7 @@ class Settings:
     layers: bool = False
     sketch: int = 0
     averages: bool = False
+    neighbours: bool = False
     loss: str = ""
     fold: int = 0
     windows: int = 0

@@ -73,6 +73,8 @@ OF_AVERAGES = frozenset(
 OF_WINDOWS = OF_AVERAGES - {"ema_99_test_accuracy", "ema_99_validation_accuracy", "omitted"} | {
     *("kurtosis", "gwa_standard_error", "test_loss", "sample_loss", "prediction_changes"),
 }
+#: Those of a run that is about neighbours.
+OF_NEIGHBOURS = frozenset(("epoch", "mean", "bimodality", "test_accuracy"))
 #: Those of a language model.
 OF_LANGUAGE = frozenset(
     (
@@ -108,6 +110,8 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
         read_by_tables = OF_WINDOWS
     elif result["settings"].get("averages"):
         read_by_tables = OF_AVERAGES
+    elif result["settings"].get("neighbours"):
+        read_by_tables = OF_NEIGHBOURS
     columns = {
         name: _packed(values) for name, values in result["epochs"].items() if name in read_by_tables
     }

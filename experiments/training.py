@@ -22,6 +22,8 @@ from experiments.data import Images, with_noise
 from experiments.engine import Engine
 from experiments.folds import packed, scores, split
 from experiments.measures import Measures, detection
+from experiments.neighbours import SIGNALS as BESIDE
+from experiments.neighbours import Neighbours
 from experiments.optimisation import optimizer, rate
 from experiments.plan import Settings
 from experiments.store import short
@@ -80,20 +82,20 @@ class Run:
         torch.manual_seed(settings.seed)
         self.optimizer = optimizer(settings, engine)
         head, count = engine.model.head, len(self.rows)
+        signals = BESIDE if s.neighbours else tuple(SIGNALS)
         # Mixup leaves an image no class; its scores are of the mixture, its signals of its label.
-        self.monitor = GWAMonitor(head, count, signals=() if s.mixup else tuple(SIGNALS))
+        self.monitor = GWAMonitor(head, count, signals=() if s.mixup else signals)
         self.others: dict[str, GWAMonitor] = {}
         if s.mixup:
             # No loss is taken of the label alone, so there is no gradient to check it by.
-            self.others["labels"] = GWAMonitor(
-                head, count, signals=tuple(SIGNALS), residual="formula"
-            )
+            self.others["labels"] = GWAMonitor(head, count, signals=signals, residual="formula")
         if 0 < s.sketch < head.in_features:
             self.others["sketched"] = GWAMonitor(head, count, sketch=s.sketch)
         self.averages = Averages(engine, self.images) if s.averages else None
+        self.neighbours = Neighbours(engine, self.epochs) if s.neighbours else None
         self.measures = (
             None
-            if s.averages
+            if s.averages or s.neighbours
             else Measures(engine, self.monitor, self.images, self.labels, s.batch_size)
         )
         self.step, self.seconds = 0, 0.0
@@ -112,8 +114,16 @@ class Run:
     @property
     def steps(self) -> int:
         """Of whole epochs; a last batch is filled up with the first rows of its epoch."""
-        epoch = -(-len(self.rows) // self.settings.batch_size)
-        return max(1, round(self.settings.steps / epoch)) * epoch
+        return self.epochs * self._steps_an_epoch
+
+    @property
+    def epochs(self) -> int:
+        """The nearest number to the steps of the settings, at least one."""
+        return max(1, round(self.settings.steps / self._steps_an_epoch))
+
+    @property
+    def _steps_an_epoch(self) -> int:
+        return -(-len(self.rows) // self.settings.batch_size)
 
     def train(self, deadline: float = math.inf) -> dict[str, Any] | None:
         """Train to the end and return the result; None where the deadline came before.
@@ -196,6 +206,8 @@ class Run:
         s = self.settings
         if self.averages is not None:
             found |= self.averages.epoch(self.tests)
+        if self.neighbours is not None:
+            self.neighbours.epoch(summary)
         if self.measures is not None:
             with contextlib.ExitStack() as paused:
                 for other in self.others.values():
@@ -216,7 +228,8 @@ class Run:
             self.samples.setdefault(name, []).append(x.astype(np.float32))
         over = signals.over_epochs
         for name in ("variability", "forgetting_events"):
-            self.samples.setdefault(name, []).append(over[name].astype(np.float32))
+            if name in over:
+                self.samples.setdefault(name, []).append(over[name].astype(np.float32))
         self.columns.append(summary._asdict() | found)
 
     def _result(self) -> dict[str, Any]:
@@ -245,6 +258,9 @@ class Run:
             },
             "detection": self._detection(samples),
         }
+        if self.neighbours is not None:
+            given = self.images, self.labels, self.wrong
+            result["neighbours"] = self.neighbours.judged(*given, samples)
         if self.averages is not None:
             chosen = windows.KEPT if many else None
             result["kept"] = self.averages.kept(history, self.tests, chosen)
@@ -255,6 +271,8 @@ class Run:
         return result
 
     def _detection(self, samples: dict[str, Any]) -> dict[str, Any]:
+        if self.neighbours is not None:
+            return {}
         device = self.engine.device
         if self.settings.windows:
             return windows.detected(samples, self.wrong, device)
@@ -268,6 +286,7 @@ class Run:
             "others": {name: other.state_dict() for name, other in self.others.items()},
             "measures": None if self.measures is None else self.measures.ends,
             "averages": None if self.averages is None else self.averages.state_dict(),
+            "neighbours": None if self.neighbours is None else self.neighbours.state_dict(),
             "generator": self.generator.get_state(),
             "random": _random_state(self.engine.device),
             "progress": (self.step, self.seconds, self.columns),
@@ -289,6 +308,8 @@ class Run:
             self.measures.ends = state["measures"]
         if self.averages is not None:
             self.averages.load_state_dict(state["averages"])
+        if self.neighbours is not None:
+            self.neighbours.load_state_dict(state["neighbours"])
         self.generator.set_state(state["generator"])
         _set_random_state(self.engine.device, state["random"])
         self.step, self.seconds, self.columns = state["progress"]

@@ -34,6 +34,7 @@ def judged(results: list[Result]) -> list[Result]:
         if not r["settings"]["fold"]
         # Without the columns that the other rules watch.
         and not r["settings"]["averages"]
+        and not r["settings"]["neighbours"]
         and r["settings"]["labels"] != "random"
         and len(column(r, "epoch")) >= 30
     ]

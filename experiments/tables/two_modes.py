@@ -24,6 +24,9 @@ def two_modes(results: list[Result]) -> str:
     found: dict[str, list[Result]] = {}
     for run in results:
         s = run["settings"]
+        if s["neighbours"] or s["windows"]:
+            # Without the columns, or of parts of an epoch.
+            continue
         if (_bimodal(run) or unhealthy(run)) and s["labels"] != "random" and not s["loss"]:
             found.setdefault(f"{s['network']}, {s['labels']}", []).append(run)
     rows = []

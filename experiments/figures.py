@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from experiments.criteria import best_epoch, warm
-from experiments.store import Result, column
+from experiments.store import WITH_CURVES, Result, column
 from experiments.tables.cells import LABELS, NETWORKS, RANKINGS, TITLES
 from experiments.tables.estimator import paired
 from experiments.tables.fine_tuning import STUDIES, after_dip, lowest
@@ -118,6 +118,11 @@ def distributions(runs: dict[str, Result]) -> Any:
 def detection(runs: dict[str, Result]) -> Any:
     """Fig. 4 in numbers: average precision of the label errors over the epochs."""
     runs = {labels: run for labels, run in runs.items() if run["detection"]}
+    if any("by_mean" not in run["detection"]["alignment"] for run in runs.values()):
+        raise ValueError(
+            f"`study` must be one with curves, {' or '.join(WITH_CURVES)}, got another; name it in "
+            "store.WITH_CURVES before you run it"
+        )
     figure, axes = _panels(runs)
     shown = {"alignment": GWA, "margin": BEST, "sample_loss": MUTED, "el2n": METRIC}
     for ax, run in zip(axes, runs.values(), strict=True):

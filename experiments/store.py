@@ -22,6 +22,7 @@ from gwa_core.score import separation
 __all__ = [
     "COLUMNS",
     "RESULTS",
+    "WITH_CURVES",
     "Result",
     "append",
     "column",
@@ -75,6 +76,9 @@ OF_WINDOWS = OF_AVERAGES - {"ema_99_test_accuracy", "ema_99_validation_accuracy"
 }
 #: Those of a run that is about neighbours.
 OF_NEIGHBOURS = frozenset(("epoch", "mean", "bimodality", "test_accuracy"))
+#: Studies whose curves of average precision are drawn; of the others the numbers are enough.
+WITH_CURVES = ("coarse", "convnext")
+CURVES = ("by_epoch", "by_mean")
 #: Those of a language model.
 OF_LANGUAGE = frozenset(
     (
@@ -89,7 +93,7 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     """Add a run to the file of its study.
 
     Several processes may add runs at the same time: each locks the file while it writes. Settings
-    with their default value are left out, and so are columns that no table reads. A column with the
+    with their default value are left out, and so are columns that no table reads and curves that no figure draws. A column with the
     same value in all epochs becomes that value, where there are several, and numbers of epochs and
     steps become their range.
 
@@ -115,8 +119,11 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     columns = {
         name: _packed(values) for name, values in result["epochs"].items() if name in read_by_tables
     }
+    parts = {"settings": settings, "epochs": columns}
+    if settings["study"] not in WITH_CURVES and (found := result.get("detection")):
+        parts["detection"] = {name: _without_curves(values) for name, values in found.items()}
     # NaN is not JSON, but Python reads and writes it.
-    line = json.dumps({**result, "settings": settings, "epochs": columns}, separators=(",", ":"))
+    line = json.dumps({**result, **parts}, separators=(",", ":"))
     with _path(folder, settings["study"]).open("a+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # until the file is closed
         # A process that was killed while it wrote leaves half a line; the next run begins a new one.
@@ -169,6 +176,12 @@ def records(result: Result, *further: str) -> list[dict[str, Any]]:
 def short(value: Any, digits: int = 6) -> Any:
     """Return a number with six digits; more than an epoch's noise leaves."""
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
+
+
+def _without_curves(found: Any) -> Any:
+    if not isinstance(found, Mapping):
+        return found
+    return {name: value for name, value in found.items() if name not in CURVES}
 
 
 def _packed(values: list[Any]) -> Any:

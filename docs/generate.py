@@ -9,7 +9,8 @@ The tables of `backends.md` come from tests/backends.py. Those of `bad-input.md`
 called CASES in tests/core and tests/adapters, whose rows begin with a name and a function that raises;
 the message shown is the one it raised. That of `formats.md` is in
 tests/adapters/offline/sources.py. Those of `torch/situations.md` and `torch/losses.md` are what
-their tests run. What was measured is in measured.py. A test compares the committed pages with these.
+their tests run. What was measured is in measured.py, and of the concepts and guides in quotes/tables.py.
+A test compares the committed pages with these.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ def _load(file: Path) -> ModuleType:
 
 
 measured = _load(DOCS / "measured.py")
+quotes = _load(DOCS / "quotes" / "__init__.py")
 table = measured.table
 
 
@@ -220,11 +222,14 @@ def chapter_tables(page: str) -> dict[str, str]:
 CHAPTER = sorted(path.relative_to(DOCS).as_posix() for path in (DOCS / "results").glob("*.md"))
 
 TABLES: dict[str, Callable[[], dict[str, str]]] = {
+    **quotes.TABLES,
     "backends.md": backends_tables,
     "bad-input.md": bad_input_tables,
     "formats.md": sources_tables,
     **{page: partial(chapter_tables, page) for page in CHAPTER},
-    "sklearn/cleanlab.md": measured.labels_tables,
+    "sklearn/cleanlab.md": lambda: (
+        measured.labels_tables() | quotes.TABLES["sklearn/cleanlab.md"]()
+    ),
     "torch/losses.md": losses_tables,
     "torch/situations.md": situations_tables,
     "torch/speed.md": measured.speed_tables,

@@ -12,7 +12,7 @@ from experiments.store import Result, column
 from experiments.tables.cells import MISSING, counted, markdown, parts_of
 from experiments.tables.runs import SMALL
 
-__all__ = ["candidates", "claims", "keep"]
+__all__ = ["above", "candidates", "claims", "keep", "kind_of", "reported", "size_of"]
 
 #: The seed of the runs that the power and the warm-up were chosen on; other seeds report.
 CHOSEN_SEED = 0
@@ -76,13 +76,13 @@ def _held_out(run: Result) -> float:
 
 def keep(results: list[Result]) -> str:
     """Points above the best epoch by test accuracy, by network, kind of errors and what is kept."""
-    runs, twins = _reported(results)
+    runs, twins = reported(results)
     tables = {}
     for size in SIZES:
         columns = {
             f"{kind}, {len(some)}": some
             for kind in (*KINDS, "all")
-            if (some := [r for r in runs if _size(r) == size and kind in (_kind(r), "all")])
+            if (some := [r for r in runs if size_of(r) == size and kind in (kind_of(r), "all")])
         }
         # Five columns of two digits would be too wide.
         rows = [[name, *_cells(columns, kept, 1)] for name, kept in KEPT.items()]
@@ -95,11 +95,11 @@ def keep(results: list[Result]) -> str:
 
 def claims(results: list[Result]) -> str:
     """Points above the best epoch by test accuracy on all runs made after the choice, by size of network."""
-    runs, twins = _reported(results)
+    runs, twins = reported(results)
     columns = {
         f"{size}, {counted(len(some), 'run')}": some
         for size in SIZES
-        if (some := [run for run in runs if _size(run) == size])
+        if (some := [run for run in runs if size_of(run) == size])
     }
     paired = {title: [run for run in some if _key(run) in twins] for title, some in columns.items()}
     rows = [[name, *_cells(columns, KEPT[name])] for name in CLAIMED]
@@ -113,15 +113,15 @@ def _of_epochs(results: list[Result]) -> list[Result]:
     return [run for run in results if "kept" in run and not run["settings"]["windows"]]
 
 
-def _reported(results: list[Result]) -> tuple[list[Result], dict[Any, Result]]:
+def reported(results: list[Result]) -> tuple[list[Result], dict[Any, Result]]:
     """Return the runs on all data that chose nothing, and by key their twins with a validation set."""
-    reported = [r for r in _of_epochs(results) if r["settings"]["seed"] != CHOSEN_SEED]
-    twins = {_key(run): run for run in reported if run["settings"]["percent"] == 90}
-    return [run for run in reported if run["settings"]["percent"] == 100], twins
+    made_after = [r for r in _of_epochs(results) if r["settings"]["seed"] != CHOSEN_SEED]
+    twins = {_key(run): run for run in made_after if run["settings"]["percent"] == 90}
+    return [run for run in made_after if run["settings"]["percent"] == 100], twins
 
 
 def _cells(columns: dict[str, list[Result]], kept: Kept, digits: int = 2) -> list[str]:
-    return [_cell([_above(run, kept) for run in runs], digits) for runs in columns.values()]
+    return [_cell([above(run, kept) for run in runs], digits) for runs in columns.values()]
 
 
 def _held_rows(
@@ -160,13 +160,15 @@ def _key(run: Result) -> tuple[Any, ...]:
     return s["network"], s["data"], s["labels"], s["seed"], s["schedule"]
 
 
-def _size(run: Result) -> str:
+def size_of(run: Result) -> str:
+    """Return the column of a run: networks that a CPU can train, and others by what they see."""
     if run["settings"]["network"] in SMALL:
         return "small"
     return "large, texts" if run["settings"]["data"] == "newsgroups" else "large, images"
 
 
-def _kind(run: Result) -> str:
+def kind_of(run: Result) -> str:
+    """Return who got the labels of a run wrong."""
     labels = run["settings"]["labels"]
     if labels == "label":
         return "right"
@@ -174,10 +176,11 @@ def _kind(run: Result) -> str:
 
 
 def _column(run: Result) -> str:
-    return "asymmetric" if _kind(run) == "asymmetric" else _size(run)
+    return "asymmetric" if kind_of(run) == "asymmetric" else size_of(run)
 
 
-def _above(run: Result, kept: Kept) -> float | None:
+def above(run: Result, kept: Kept) -> float | None:
+    """Return how many points what is kept lies above the best epoch; None where nothing is kept."""
     return _gain(kept(run), run)
 
 

@@ -1,0 +1,65 @@
+"""Numbers that pages quote: each sentence is made from what was measured.
+
+A test looks for each sentence in its page, line breaks and markup aside. After a new measurement it
+shows the sentences that are stale. Another one looks for numbers that no sentence is behind.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+from .definitions import ANYWHERE, DEFINED
+from .pages import QUOTES, Figures
+from .quantities import passages, plain, untied
+from .tables import TABLES
+
+__all__ = ["CHECKED", "DEFINED", "PAGES", "TABLES", "loose", "passages", "plain", "stale", "untied"]
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+DOCS = ROOT / "docs"
+#: The pages that quote something.
+PAGES = tuple(dict.fromkeys(page for page, *_ in QUOTES))
+#: The pages on which each number must be quoted or defined.
+CHECKED = tuple(
+    path.relative_to(ROOT).as_posix()
+    for path in (
+        ROOT / "README.md",
+        *(DOCS / f"{name}.md" for name in ("index", "quickstart", "which-rule", "faq", "cookbook")),
+        *(DOCS / f"{name}.md" for name in ("from-cleanlab", "from-early-stopping", "report")),
+        *(DOCS / f"{name}.md" for name in ("backends", "torch/speed")),
+        *(x for part in ("concepts", "signals", "sklearn") for x in sorted((DOCS / part).glob("*.md"))),
+    )
+)  # fmt: skip
+
+_figures = cache(lambda numbers: numbers())
+
+
+def stale(page: str) -> list[str]:
+    """Return the sentences that a page should have and has not, each with what it has."""
+    text = list(passages((ROOT / page).read_text(encoding="utf-8")))
+    found = []
+    for numbers, words in _quotes(page):
+        sentence = _sentence(numbers, words)
+        if not any(sentence in passage for passage in text):
+            # Any numbers in the places.
+            pattern = re.sub(r"\\\{\w+\\\}", r".{1,20}?", re.escape(plain(words)))
+            have = next(filter(None, (re.search(pattern, passage) for passage in text)), None)
+            found.append(f"{sentence!r}, got {have and have[0]!r}")
+    return found
+
+
+def loose(page: str) -> list[str]:
+    """Return the numbers of a page that are neither quoted nor defined, with what is around."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    quoted = [_sentence(numbers, words) for numbers, words in _quotes(page)]
+    return untied(text, quoted, [*ANYWHERE, *DEFINED.get(page, ())])
+
+
+def _quotes(page: str) -> list[tuple[Figures, str]]:
+    return [(numbers, words) for of, numbers, words in QUOTES if of == page]
+
+
+def _sentence(numbers: Figures, words: str) -> str:
+    return plain(words.format(**_figures(numbers)))

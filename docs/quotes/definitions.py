@@ -1,0 +1,61 @@
+"""Numbers on the pages that nobody measures, and why."""
+
+from __future__ import annotations
+
+__all__ = ["ANYWHERE", "DEFINED"]
+
+_RATES = r"(?:\d+(?:,| and| to|, or) )*\d+ %"
+
+#: Patterns that hold on every page.
+ANYWHERE = {
+    r"(?:Python|scikit-learn|cleanlab|PyTorch|NumPy|JAX|In) \d+\.\d+": "a version",
+    r"Apache-2\.0": "a licence",
+    r"(?:Sec|App|Fig|Table|Eq)\. ?[A-Z]?\.?\d+(?:\.\d+)?": "a place in the paper",
+    rf"{_RATES} (?:(?:symmetric|asymmetric|human|such|made|wrong) )*(?:errors|noise|labels|wrong|symmetric|asymmetric)":
+        "how many labels of a run are wrong",
+    rf"{_RATES} of (?:the|its) (?:labels|digits) (?:are|have)": "how many labels of a run are wrong",
+    rf"where {_RATES} are wrong": "how many labels of a run are wrong",
+    rf"{_RATES} (?:are )?wrong\b": "how many labels of a run are wrong",
+    r"10 % validation set": "how much of the data a run holds out",
+    r"(?:the )?(?:other|same) 90 %": "how much of the data a run trains on",
+}  # fmt: skip
+
+#: The largest score of a head that separates C classes evenly, 1 / sqrt(C - 1).
+_BOUND = "a bound that the page derives"
+#: By page: patterns of single numbers.
+DEFINED: dict[str, dict[str, str]] = {
+    "docs/faq.md": {
+        r"1 × 1 convolutions": "the size of a kernel",
+        r"at most 0\.33, one of a thousand classes 0\.03": _BOUND,
+    },
+    "docs/report.md": {r"Below 0\.5 the label pulled": "where label quality is neutral"},
+    "docs/concepts/alignment.md": {
+        r"0\.33 for ten classes, 0\.03 for a thousand": _BOUND,
+        r"the paper finds 0\.02 to 0\.12": "a result of the paper",
+    },
+    "docs/concepts/gwa.md": {
+        r"1 for two points": "a value of the coefficient",
+        r"below −0\.4 with more than 6 %": "a threshold in the code",
+    },
+    "docs/concepts/label-quality.md": {
+        r"The 0\.02 keeps chance out": "a constant of the formula",
+        r"within about ±0\.33": _BOUND,
+    },
+    "docs/concepts/numerics.md": {
+        r"up to 0\.004 in bfloat16 and 0\.0005 in float16": "half a unit in the last place",
+    },
+    "docs/concepts/sketches.md": {
+        r"9,275 for 50,000 points and 0\.1": "a value of the bound",
+    },
+    "docs/concepts/stopping.md": {r"make 5\.0 of it": "how a number is written"},
+    "docs/signals/catalogue.md": {
+        r"C−1 times": "how often an eigenvalue occurs",
+        r"needs \| two runs": "what the signal needs",
+    },
+    "docs/signals/index.md": {r"two runs' weights": "what the signal needs"},
+    "docs/sklearn/cleanlab.md": {
+        r"9 to 40 % of them wrong": "how many labels of the data are wrong",
+        r"128 × 128": "the size of the images",
+        r"40 % of one class under the name of another": "an example",
+    },
+}

@@ -1,0 +1,133 @@
+"""Sentences of the pages that quote what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from experiments.criteria import SEPARATION
+from experiments.tables.keep import LAST
+
+from . import averages, benchmarks, ranking, rules
+
+__all__ = ["QUOTES", "Figures"]
+
+Figures = Callable[[], dict[str, str]]
+README, CONCEPTS = "README.md", "docs/concepts"
+STOPPING, QUALITY = f"{CONCEPTS}/stopping.md", f"{CONCEPTS}/label-quality.md"
+WHICH, CLEANLAB, DIGITS = "docs/which-rule.md", "docs/from-cleanlab.md", "docs/sklearn/digits.md"
+
+#: Rows of the first table that a reader sees, and what the results call them.
+KEPT = {
+    "average of the weights": averages.AVERAGE,
+    "plain mean of all epochs (SWA)": "plain mean (SWA)",
+    "exponential mean of the steps (EMA 0.998)": "EMA 0.998, last",
+    "epoch of largest separation": SEPARATION,
+    "last epoch": LAST,
+}
+
+#: Of each page: what gives the numbers, and a sentence with places for them.
+QUOTES: tuple[tuple[str, Figures, str], ...] = (
+    (README, benchmarks.step, "{added} ms of a {step} ms training step"),
+    (README, benchmarks.labels, "over {settings} settings ({earlier} with an earlier version): LabelIssues {ours_precision}"),
+    (README, benchmarks.labels, "(AUM) {aum_precision}, cleanlab {cleanlab_precision}"),
+    (README, benchmarks.labels, "In its worst setting LabelIssues is {behind} behind cleanlab"),
+    (README, averages.average, "| large networks on images, {images} runs | a text encoder, {texts} runs | small networks, {small} runs |"),
+    *((README, averages.row(kept), f"| {name} | {{a}} | {{b}} | {{c}} |") for name, kept in KEPT.items()),
+    ("docs/index.md", benchmarks.demo, "{found} of the {wrong} labels that it ranks first are wrong"),
+    ("docs/index.md", benchmarks.demo, "a test accuracy of {average} %, those of the last epoch {last} %"),
+    ("docs/index.md", benchmarks.step, "The monitor adds {added} ms to a training step of {step} ms"),
+    ("docs/index.md", averages.average, "On {images} runs of large networks on images the average is {mean} points above the best epoch"),
+    ("docs/index.md", averages.average, "{worst} below it in the worst run"),
+    ("docs/faq.md", benchmarks.step, "{added} ms of a {step} ms step"),
+    ("docs/faq.md", benchmarks.step, "{more} MB of {all} GB"),
+    (WHICH, averages.average, "{mean} points above the best epoch; worst of {images} runs −{worst}"),
+    (WHICH, averages.average, "{rule} points below the best epoch; worst −{worst_rule}"),
+    (WHICH, averages.average, "{paper} points below the best epoch; worst −{worst_paper}"),
+    (WHICH, averages.worst_cases, "the last epoch is within {falls_last} points of the best, the average within {falls_average}"),
+    (WHICH, averages.worst_cases, "in a network of three convolutions the average loses {convolutions} points"),
+    (WHICH, benchmarks.rules, "the default rule loses up to {worst} points"),
+    (WHICH, averages.worst_cases, "points, the average up to {asymmetric} |"),
+    (WHICH, averages.worst_cases, "lose up to {encoder_rule} and {encoder} points, a validation set up to {encoder_validation} in {encoder_twins} runs"),
+    (WHICH, averages.fine_tuning, "the default rule loses {lost} points in {runs} runs"),
+    (WHICH, benchmarks.stopping, "{low} to {high} points lost; worst {worst}"),
+    ("docs/from-early-stopping.md", averages.average, "On {images} runs of large networks on images it is {mean} points above the best single epoch"),
+    ("docs/from-early-stopping.md", averages.average, "with a worst run of −{worst}"),
+    (CLEANLAB, benchmarks.labels, "{settings} settings: digits"),
+    (CLEANLAB, benchmarks.labels, "one training | {ours_precision} | {ours_auroc} | {ours_f1} | {ours_seconds} |"),
+    (CLEANLAB, benchmarks.labels, "five folds | {cleanlab_precision} | {cleanlab_auroc} | {cleanlab_f1} | {cleanlab_seconds} |"),
+    (CLEANLAB, benchmarks.labels, "the same training as LabelIssues | {aum_precision} | {aum_auroc} | | {aum_seconds} |"),
+    (CLEANLAB, benchmarks.labels, "the order of the labels, in {ahead} of {settings} settings"),
+    (CLEANLAB, benchmarks.labels, "40 % of the digits | cleanlab, by {behind} |"),
+    (CLEANLAB, benchmarks.labels, "LabelIssues, {right} % to {right_cleanlab} % on Fashion-MNIST"),
+    (CLEANLAB, benchmarks.labels, "(Fashion-MNIST: {time_wide} of cleanlab's)"),
+    (CLEANLAB, benchmarks.labels, "In {earlier} of the {settings} settings"),
+    (CLEANLAB, ranking.without_averages, "ahead of the averaged margin in {won} of {runs} runs of large networks"),
+    (f"{CONCEPTS}/averaging.md", averages.average, "the average of {all} runs"),
+    (f"{CONCEPTS}/averaging.md", averages.worst_cases, "within {falls_last} points of the best one, and the average within {falls_average}"),
+    (f"{CONCEPTS}/averaging.md", benchmarks.demo, "the average has {average} %, and the epoch of largest separation {kept} %"),
+    (QUALITY, ranking.quality, "below that of the plain mean by up to {sarle}"),
+    (QUALITY, ranking.quality, "they have {encoder}, the plain mean {encoder_mean} ({encoder_runs} runs)"),
+    (QUALITY, ranking.quality, "ahead of the plain mean by {mean} and of AUM by {aum}, in {won} of {human} runs"),
+    (QUALITY, ranking.quality, "In {nothing_runs} runs of small networks"),
+    (QUALITY, ranking.quality, "within {nothing} of the plain mean"),
+    (QUALITY, ranking.quality, "{one_way}, the plain mean {one_way_mean} ({one_way_runs} runs)"),
+    (QUALITY, benchmarks.rules, "On digits with 20 % asymmetric errors they lose {least}"),
+    (QUALITY, benchmarks.demo, "{found} of the {wrong} labels made wrong are among the {wrong} most suspicious, {share} %"),
+    (QUALITY, ranking.quality, "the last epoch have {last}, the mean of all epochs has {whole}"),
+    (STOPPING, rules.large, "the {runs} runs that the formula of the default was not found on"),
+    (STOPPING, rules.large, "It was chosen on {chosen} runs"),
+    (STOPPING, rules.large, "The root was chosen on {chosen} runs"),
+    (STOPPING, rules.fashion, "In the {runs} runs in which every rule keeps an epoch MaxSeparation loses {separation} points ({separation_worst})"),
+    (STOPPING, rules.fashion, "MaxBimodality {bimodality} ({bimodality_worst}), MaxGWA {paper} ({paper_worst}), and the last epoch {last} ({last_worst})"),
+    (STOPPING, rules.made, "{runs} runs made after the default was chosen. Under 20 and 40 %"),
+    (STOPPING, rules.made, "MaxSeparation loses {separation_sym20} and {separation_sym40} points, MaxBimodality {bimodality_sym20} and {bimodality_sym40}"),
+    (STOPPING, rules.made, "the last epoch {last_sym20} and {last_sym40}"),
+    (STOPPING, rules.made, "loses {separation_asym20}, as MaxGWA does; MaxBimodality loses {bimodality_asym20}"),
+    (STOPPING, rules.texts, "{all} runs made after the default was chosen. On right labels"),
+    (STOPPING, rules.texts, "MaxSeparation loses {separation} points ({separation_worst}), MaxBimodality {bimodality} ({bimodality_worst})"),
+    (STOPPING, rules.texts, "MaxGWA {paper} ({paper_worst}), LabelWave {wave} ({wave_worst}), the last epoch {last} ({last_worst})"),
+    (STOPPING, rules.texts, "they lose {asymmetric_separation}, {asymmetric_bimodality}, {asymmetric_paper}, {asymmetric_wave} and {asymmetric_last}"),
+    (STOPPING, rules.texts, "such errors it loses {far} points on texts, more than the last epoch"),
+    (STOPPING, rules.small, "{runs} runs made after the default was chosen, with mixup"),
+    (STOPPING, rules.small, "the rules lose {separation}, {bimodality}, {paper}, {wave} and {last}"),
+    (STOPPING, rules.small, "far off in the large networks, loses {disparity} there"),
+    (STOPPING, benchmarks.demo, "MaxSeparation keeps epoch {epoch}, with a test accuracy of {kept} %"),
+    (STOPPING, benchmarks.demo, "The best epoch is {highest_epoch} with {highest} %, the last one has {last} %"),
+    (STOPPING, benchmarks.demo, "the average of the weights {average} %"),
+    (STOPPING, benchmarks.rules, "{worst} points in the worst run with 40 % asymmetric errors"),
+    (STOPPING, rules.large, "the lowest mean loss, by {ahead} points"),
+    (STOPPING, rules.large, "{known} of the {runs} runs were known"),
+    (STOPPING, rules.large, "In the {later} made afterwards it loses {later_separation} points, MaxBimodality {later_bimodality} and MaxGWA {later_paper}"),
+    (STOPPING, rules.restless, "by {points} points on CIFAR-10-N"),
+    (STOPPING, rules.no_memory, "they lose {rules} points, the last epoch {last} at most"),
+    (STOPPING, rules.no_memory, "MaxGWA keeps none in {none} of {many} runs"),
+    (STOPPING, rules.no_memory, "MaxSeparation loses {separation} points there, MaxBimodality {bimodality}"),
+    (STOPPING, benchmarks.stopping, "MaxSeparation loses {separation_digits} points on digits and {separation_fashion} on Fashion-MNIST"),
+    (STOPPING, benchmarks.stopping, "the default of gwa_sklearn, {bimodality_digits} and {bimodality_fashion}"),
+    (STOPPING, rules.no_peak, "in the {runs} runs where that happened, all of small networks, the default loses {lost} points"),
+    ("docs/sklearn/cleanlab.md", benchmarks.negative, "{rest} % have a negative score"),
+    ("docs/sklearn/cleanlab.md", benchmarks.negative, "{bare} % without an intercept, and {softmax} % under the softmax"),
+    ("docs/sklearn/cleanlab.md", benchmarks.labels, "takes {time} of the time of cleanlab's"),
+    ("docs/sklearn/cleanlab.md", benchmarks.labels, "In the other {earlier} settings"),
+    (DIGITS, benchmarks.stopping, "the worst of the {runs} runs"),
+    (DIGITS, benchmarks.stopping, "the default has a test accuracy of {ours} %, and early_stopping=True of {held_out} %"),
+    (DIGITS, benchmarks.stopping, "ahead by up to {ahead} points or behind by up to {behind}"),
+    (DIGITS, benchmarks.stopping, "on digits it loses {network_held_digits} points and the default {network_digits}, on Fashion-MNIST {network_held_fashion} and {network_fashion}"),
+    (DIGITS, benchmarks.stopping, "it loses {separation_digits} points on digits and {separation_fashion} on Fashion-MNIST, the bimodality alone {bimodality_digits} and {bimodality_fashion}"),
+    (DIGITS, benchmarks.average, "mean of the {runs} runs, and the worst"),
+    (DIGITS, benchmarks.average, "it loses {behind} points to the rule with averaged SGD, and gains {ahead} with the others"),
+    (DIGITS, benchmarks.costs, "{dense} times as long for dense float64, {float32} for float32, and {sparse} for sparse rows"),
+    (DIGITS, benchmarks.costs, "{dense10} dense and {sparse10} sparse, and {network} for a network"),
+    (DIGITS, benchmarks.costs, "{memory_dense} % more where they are dense, {memory_sparse} % where they are sparse"),
+    (DIGITS, benchmarks.costs, "an epoch of batches of 100 takes {slow} times as long"),
+    (DIGITS, benchmarks.costs, "{wide_dense} times dense, {wide_sparse} sparse"),
+    ("docs/torch/loop.md", benchmarks.loss, "take {ours} ms and {ours_gb} GB"),
+    ("docs/torch/loop.md", benchmarks.loss, "Plain logits take {plain} ms and {plain_gb} GB"),
+    ("docs/torch/loop.md", benchmarks.loss, "Liger's fused loss takes {liger} ms and {liger_gb} GB"),
+    ("docs/torch/speed.md", benchmarks.loss, "the two gradients ({gradients} MB)"),
+    ("docs/torch/speed.md", benchmarks.loss, "with 256 MiB, {wide} ms and {wide_mb} MB"),
+    ("docs/torch/language.md", averages.examples, "average precision {min} by the scores, {loss} by the loss"),
+    ("docs/torch/language.md", averages.examples, "the loss {loss} and \"mean\" {mean}"),
+    ("docs/results/index.md", averages.average, "{above} points above the rule"),
+    ("docs/results/language.md", averages.examples, "reach {min}. The best other signal is the loss of the answer, with {loss}"),
+)  # fmt: skip

@@ -31,7 +31,7 @@ FRAMEWORK = re.compile(r"^import (torch|jax)\b", re.MULTILINE)
 # Folders of pages that are all about one framework.
 OWNERS = {"jax", "sklearn", "torch"}
 # Pages outside them whose blocks go on from each other.
-TOGETHER = {"cookbook.md", "from-early-stopping.md", "quickstart.md"}
+TOGETHER = {"cookbook.md", "from-early-stopping.md", "gallery.md", "quickstart.md"}
 
 
 class Block(NamedTuple):

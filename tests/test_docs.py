@@ -78,6 +78,7 @@ NEEDS = {
     "equinox": ("equinox", "haiku", "optax"),
     "cookbook": ("torch",),
     "from-early-stopping": ("torch",),
+    "gallery": ("torch", "matplotlib"),
     "quickstart": ("torch", "jax", "lightning", "matplotlib"),
     "README": ("torch", "jax", "lightning", "transformers", "accelerate"),
 }

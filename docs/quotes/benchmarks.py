@@ -255,6 +255,18 @@ def costs() -> dict[str, str]:
     }
 
 
+def cluster() -> dict[str, str]:
+    """Two workers of a cluster beside one, and the memory of the process that asks."""
+    file = read("dask")
+    return {
+        "pairs": spread(file["ratios of the pairs"], 2),
+        "runs": number(len(file["ratios of the pairs"])),
+        "alone": f"{file['seconds, gwa_offline.analyse on all cores']:.1f}",
+        "before": f"{file['MB before the analysis']:.0f}",
+        "bytes": f"{file['bytes a sample']:.0f}",
+    }
+
+
 def negative() -> dict[str, str]:
     """Shares of right labels with a negative score, by the kind of head."""
     file = read("sgd_steps")

@@ -24,6 +24,30 @@ ANYWHERE = {
 _BOUND = "a bound that the page derives"
 #: By page: patterns of single numbers.
 DEFINED: dict[str, dict[str, str]] = {
+    "docs/command-line.md": {
+        r"at most 0\.006 in size": _BOUND,
+        r"written as 0\.000": "how a number is written",
+        r"after 22 of 50 epochs": "where the demonstration is",
+        r"blocks of 2 MB": "a size in the code",
+        r"From three runs on": "a number in the code",
+        r"default 0\.1": "a default",
+    },
+    "docs/glossary.md": {r"kurtosis \+ 1\.2": "a constant of the formula"},
+    "docs/run-folder.md": {
+        r"gwa-core 0\.1\.0": "a version",
+        r"the constant of GWA, 1\.2": "a constant of the formula",
+    },
+    "docs/remote.md": {
+        r"up to 1 MB": "a size in the code",
+        r"made three times": "a number in the code",
+        r"pieces of 4 MB": "a size in the code",
+    },
+    "docs/jax/index.md": {
+        r"at most 160 MiB": "a size in the code",
+        r"1\.28 million samples": "the size of the run",
+    },
+    "docs/jax/sequences.md": {r"blocks of 160 MiB": "a size in the code"},
+    "docs/torch/transformers.md": {r"version 4\.46": "a version"},
     "docs/faq.md": {
         r"1 × 1 convolutions": "the size of a kernel",
         r"at most 0\.33, one of a thousand classes 0\.03": _BOUND,

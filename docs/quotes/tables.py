@@ -196,12 +196,77 @@ def _steps(found: dict[str, Any]) -> str:
     return f"{100 * right:.0f} %, {precision:.2f}, {f1:.2f}"
 
 
+def cluster() -> dict[str, str]:
+    """Return the time of one worker and of two, and the memory of the process that asks."""
+    file = benchmarks.read("dask")
+    one = next(value for name, value in file.items() if name.startswith("seconds, one worker"))
+    ratio = f"{file['ratio (must be 1.6 or more)']:.2f} times as fast"
+    workers = [["one", f"{one:.1f}", ""], ["two", f"{file['seconds, two workers']:.1f}", ratio]]
+    peak, samples = "peak MB of the asking process, N={}, D={}, T={}", (250_000, 500_000, 1_000_000)
+    kinds = {
+        "64 features, one epoch": (64, 1),
+        "256 features, one epoch": (256, 1),
+        "64 features, four epochs": (64, 4),
+    }
+    memory = (
+        [title, *(f"{file[peak.format(n, *of)]:.0f} MB" for n in samples)]
+        for title, of in kinds.items()
+    )
+    return {
+        "workers": table(["workers", "seconds", ""], workers),
+        "memory": table(["samples", *(f"{n:,}" for n in samples)], memory),
+    }
+
+
+def jax() -> dict[str, str]:
+    """Return what a step of JAX costs with the scores, and the head of a language model."""
+    file = benchmarks.read("jax")
+    step = "ViT-S/16, batch 512, bf16, jitted"
+
+    def beside(way: str) -> str:
+        ratio, error = (
+            file[f"{step}: steps/s, {way} / alone"],
+            file[f"{step}: standard error of that, {way}"],
+        )
+        return f"{ratio:.4f} ± {error:.4f}"
+
+    alone, ours = (
+        f"{file[f'{step}: MB of temporaries in a step, {way}'] / 1e3:.2f} GB"
+        for way in ("alone", "with the monitor")
+    )
+    steps = [
+        ["without a monitor", f"1 ({file[f'{step}: ms a step']:.0f} ms a step)", alone],
+        ["with `update`", beside("with the monitor"), ours],
+        ["with the paper's formula, scores by step", beside("with the paper's formula"), ""],
+    ]
+    head = "head of a language model, 8192 tokens, D=4096, C=128000, bfloat16"
+    ways = {
+        "the product of latents and kernel alone": "the product alone",
+        "`head_scores` without logits": "ours",
+        "`head_scores` of logits in memory": "logits in memory",
+    }
+    heads = (
+        [
+            title,
+            f"{file[f'{head}: ms, {way}']:.1f}",
+            f"{file[f'{head}: extra MB, {way}'] / 1e3:.2g} GB",
+        ]
+        for title, way in ways.items()
+    )
+    return {
+        "step": table(["", "steps/s, ratio", "temporaries of a step"], steps),
+        "head": table(["", "ms", "memory beside the arguments"], heads),
+    }
+
+
 #: By page: what returns its tables by name.
 TABLES = {
+    "clusters.md": cluster,
     "concepts/averaging.md": kept,
     "concepts/label-quality.md": label_quality,
     "concepts/stopping.md": stopping,
     "from-early-stopping.md": validation,
+    "jax/index.md": jax,
     "signals/index.md": signals,
     "sklearn/cleanlab.md": issues,
     "sklearn/digits.md": early_stopping,

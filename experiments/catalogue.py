@@ -47,6 +47,7 @@ TABLES: dict[str, Callable[[list[Result]], str]] = {
     "layers": layers.layers,
     "widths": widths.widths,
     "fine-tuning": fine_tuning.fine_tuning,
+    "fine-tuning-windows": fine_tuning.windows,
     "two-modes": two_modes.two_modes,
     "language-examples": language.examples,
     "language-all-tokens": language.examples_all,

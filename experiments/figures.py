@@ -14,7 +14,7 @@ from experiments.criteria import best_epoch, warm
 from experiments.store import WITH_CURVES, Result, column
 from experiments.tables.cells import LABELS, NETWORKS, RANKINGS, TITLES
 from experiments.tables.estimator import paired
-from experiments.tables.fine_tuning import STUDIES, after_dip, lowest
+from experiments.tables.fine_tuning import STUDIES, WINDOWS, after_dip, lowest
 from experiments.tables.layers import PARTS
 from experiments.tables.models import model_points
 from experiments.tables.two_modes import unhealthy
@@ -208,7 +208,10 @@ def widths(runs: list[Result]) -> Any:
 
 
 def fine_tuning(runs: list[Result]) -> Any:
-    """Fig. 5: GWA and test accuracy over the epochs; a dot at the dip, a star at what is kept."""
+    """Fig. 5: GWA and test accuracy over the epochs; a dot at the dip, a star at what is kept.
+
+    A window is where it ends, in epochs from the beginning; an epoch has its number.
+    """
     whole = [r for r in reversed(runs) if r["settings"]["percent"] == 100]
     of: dict[str, dict[str, Result]] = {}
     for run in whole:
@@ -224,16 +227,18 @@ def fine_tuning(runs: list[Result]) -> Any:
         row[0].set_ylabel("normalised")
         for ax, (labels, run) in zip(row, sorted(of[study].items()), strict=False):
             ax.set_visible(True)
+            count, of_epoch = len(run["epochs"]["epoch"]), run["settings"]["windows"]
+            at = np.arange(1, count + 1) / of_epoch if of_epoch else np.arange(count)
             for name, colour in {"test_accuracy": METRIC, "gwa": GWA}.items():
                 values = scaled(column(run, name), better="high")
                 title = {"gwa": "GWA"}.get(name, name.replace("_", " "))
-                ax.plot(values, color=colour, label=title)
+                ax.plot(at, values, color=colour, label=title)
             for k, mark in ((lowest(run), "o"), (after_dip(run), "*")):
                 if k is not None:
-                    ax.plot(k, values[k], mark, ms=10, color=GWA, mec="white", zorder=5)
-            name = STUDIES[study].split()[0].removeprefix("EfficientNet-")
+                    ax.plot(at[k], values[k], mark, ms=10, color=GWA, mec="white", zorder=5)
+            name = (STUDIES | WINDOWS)[study].split()[0].removeprefix("EfficientNet-")
             ax.set_title(f"{name}, {TITLES.get(labels, labels)}")
-            ax.set_xlabel("epoch")
+            ax.set_xlabel("epochs" if of_epoch else "epoch")
             ax.set_yticks([0, 1])
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper left", ncols=2)
     return figure
@@ -338,6 +343,7 @@ ACROSS: dict[str, tuple[Collection[str], Callable[[list[Result]], Any]]] = {
     "layers": (("layers",), layers),
     "widths": (("widths",), widths),
     "fine-tuning": (STUDIES, fine_tuning),
+    "fine-tuning-windows": (WINDOWS, fine_tuning),
     "health": (("small", *STUDIES), health),
     "random-labels": (("random",), random_labels),
 }

@@ -1,24 +1,43 @@
-"""Which epoch each rule keeps in fine-tuning, and whether GWA dips at first: Table 3 and Fig. 5."""
+"""Which epoch or window each rule keeps in fine-tuning, and whether GWA dips: Table 3 and Fig. 5."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from experiments.criteria import BEST, VALIDATION, best_epoch, outcome, share_of
-from experiments.store import Result, column, history
-from experiments.tables.cells import MISSING, TITLES, accuracy_cell, markdown, parts_of
+from experiments.store import Result, column, records
+from experiments.tables.cells import MISSING, TITLES, accuracy_cell, markdown, parts_of, spread
 from experiments.tables.runs import runs_of
-from gwa_core import DipThenMax, select_epoch
+from gwa_core import DipThenMax, MaxSeparation, select_epoch
 
-__all__ = ["STUDIES", "after_dip", "fine_tuning", "lowest"]
+__all__ = ["STUDIES", "WINDOWS", "after_dip", "dip", "fine_tuning", "lowest", "windows"]
 
 #: Studies of pretrained networks, by what they are called.
 STUDIES = {"lite0": "EfficientNet-Lite0 on CIFAR-10-N", "minilm": "MiniLM on Reuters R8"}
+#: The same with several records an epoch.
+WINDOWS = {
+    "lite0-windows": "EfficientNet-Lite0 on CIFAR-10-N",
+    "minilm-windows": "MiniLM on Reuters R8",
+}
 RULE = "GWA, the fine-tuning rule"
 ROWS = (
     BEST, RULE, "largest separation", "largest bimodality", "GWA, the paper's rule", "LabelWave",
     VALIDATION, "last epoch",
 )  # fmt: skip
+BEST_WINDOW, LAST_WINDOW = "best window", "last window"
+#: The default without its warm-up; a small warm-up would leave out less than a window.
+AT_ONCE = "largest separation, no warm-up"
+#: What ``keep="average"`` makes of the windows, and the same without its warm-up.
+AVERAGES = {
+    "average of the windows": "separation^10",
+    "average, no warm-up": "separation^10, warm-up 0",
+}
+BY_WINDOW = (
+    BEST_WINDOW, *AVERAGES, "largest separation", AT_ONCE, "largest bimodality", RULE,
+    "GWA, the paper's rule", "LabelWave", VALIDATION, LAST_WINDOW,
+)  # fmt: skip
+#: A dip of GWA is clear where it is as many standard errors deep.
+CLEAR = 3
 #: Table 3 of the paper, test accuracy in per cent: of what network, on which data, by what it keeps.
 THEIR_NETWORK = "The paper's ViT-B/16"
 THEIR_DATA = ("ImageNet", "iNat18", "Places365")
@@ -53,7 +72,7 @@ def fine_tuning(results: list[Result]) -> str:
 
 def after_dip(run: Result) -> int | None:
     """Return the position of the epoch that the fine-tuning rule keeps; None where GWA only falls."""
-    return select_epoch(history(run), DipThenMax()).step
+    return select_epoch(records(run), DipThenMax()).step
 
 
 def lowest(run: Result) -> int | None:
@@ -61,12 +80,74 @@ def lowest(run: Result) -> int | None:
     k = after_dip(run)
     if k is None:
         return None
-    healthy = [summary.healthy for summary in history(run)]
+    healthy = column(run, "denominator") > 0
     return int(np.nanargmin(np.where(healthy, column(run, "gwa"), np.nan)[: k + 1]))
 
 
+def windows(results: list[Result]) -> str:
+    """Test accuracy by what is kept of windows, points to the best window, after how many epochs."""
+    parts = {}
+    for study, title in WINDOWS.items():
+        of_study = runs_of(results, study=study)
+        found = {r["settings"]["labels"] for r in of_study}
+        sets = [x for x in TITLES if x in found] + sorted(found - TITLES.keys())
+        rows = []
+        for name in BY_WINDOW:
+            cells = [
+                _window_cell(runs_of(of_study, labels=x, percent=share_of(name)), name)
+                for x in sets
+            ]
+            if set(cells) != {MISSING}:
+                rows.append([name, *cells])
+        whole = [runs_of(of_study, labels=x, percent=100) for x in sets]
+        rows.append(["runs whose GWA dips clearly", *map(_clear_dips, whole)])
+        rows.append(["runs", *(str(len(runs)) for runs in whole)])
+        if sets:
+            parts[title] = markdown(["what is kept", *(TITLES.get(x, x) for x in sets)], rows)
+    return parts_of(parts)
+
+
+def dip(run: Result) -> float:
+    """Return how many standard errors the lowest GWA lies below the first; 0 where it only rises."""
+    k = lowest(run)
+    if not k:
+        return 0.0
+    gwa, error = column(run, "gwa"), column(run, "gwa_standard_error")
+    return float((gwa[0] - gwa[k]) / np.hypot(error[0], error[k]))
+
+
+def _window_cell(runs: list[Result], name: str) -> str:
+    if not runs:
+        return MISSING
+    best = [100 * float(column(run, "test_accuracy").max()) for run in runs]
+    if name in AVERAGES:
+        kept = [100 * run["kept"]["test_accuracy"][AVERAGES[name]] for run in runs]
+        return f"{spread(kept)}, {np.mean(kept) - np.mean(best):+.1f}".replace("-", "−")
+    places = [_epoch(run, name) for run in runs]
+    known = [(run, k) for run, k in zip(runs, places, strict=True) if k is not None]
+    if not known:
+        return "keeps none"
+    accuracy = [outcome(run, k)[0] for run, k in known]
+    lost = np.mean([outcome(run, k)[1] for run, k in known])
+    after = np.mean([(k + 1) / run["settings"]["windows"] for run, k in known])
+    below = f", −{lost:.1f}" if name != BEST_WINDOW else ""
+    some = f" ({len(known)} of {len(runs)})" if len(known) < len(runs) else ""
+    return f"{spread(accuracy)}{below}<br>after {after:.1f}{some}"
+
+
+def _clear_dips(runs: list[Result]) -> str:
+    at = [(lowest(run) or 0) + 1 for run in runs if dip(run) > CLEAR]
+    if not at:
+        return f"0 of {len(runs)}" if runs else MISSING
+    return f"{len(at)} of {len(runs)}, after {np.mean(at) / runs[0]['settings']['windows']:.1f}"
+
+
 def _epoch(run: Result, name: str) -> int | None:
-    return after_dip(run) if name == RULE else best_epoch(run, name)
+    if name == RULE:
+        return after_dip(run)
+    if name == AT_ONCE:
+        return select_epoch(records(run), MaxSeparation(warmup=0)).step
+    return best_epoch(run, {BEST_WINDOW: BEST, LAST_WINDOW: "last epoch"}.get(name, name))
 
 
 def _dips(runs: list[Result]) -> str:

@@ -276,3 +276,41 @@ def test_table_and_figure_say_which_run_dips(results, tmp_path):
     assert figures.draw("fine-tuning", results, "", tmp_path / "a.png")
     assert (tmp_path / "a.png").stat().st_size > 5000
     assert fine_tuning.fine_tuning([]) == ""
+
+
+def test_table_of_windows(results, tmp_path):
+    run = next(r for r in results if r["settings"]["study"] == "minilm")
+    made = []
+    for seed, best in enumerate((0.9, 0.8)):
+        columns = {
+            "epoch": list(range(6)), "count": [20] * 6,
+            "gwa": [0.9, 0.2, 0.5, 0.6, 0.4, 0.3], "gwa_standard_error": [0.1, 0.1 + seed, *[0.1] * 4],
+            "denominator": [1.0] * 6, "mean": [0.1] * 6, "bimodality": [0.9, 0.4, 0.5, 0.6, 0.4, 0.3],
+            "prediction_changes": [float("nan")] * 6,
+            "test_accuracy": [0.5, best, 0.7, 0.6, 0.6, 0.6],
+        }  # fmt: skip
+        # Twelve windows, so that the warm-up leaves out one.
+        columns = {name: values + values[-1:] * 6 for name, values in columns.items()}
+        columns["epoch"], columns["separation"] = list(range(12)), columns["bimodality"]
+        kept = {"separation^10": best + 0.01, "separation^10, warm-up 0": best - 0.02}
+        settings = run["settings"] | {
+            "study": "minilm-windows", "seed": seed, "windows": 2, "labels": "label", "percent": 100,
+        }  # fmt: skip
+        made.append(
+            run | {"settings": settings, "epochs": columns, "kept": {"test_accuracy": kept}}
+        )
+    table = fine_tuning.windows(made)
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    rows = {row[0]: row[1:] for row in rows}
+    assert rows["best window"] == ["85.00 (10.00)<br>after 1.0"]
+    assert rows["average of the windows"] == ["86.00 (10.00), +1.0"]
+    assert rows["average, no warm-up"] == ["83.00 (10.00), −2.0"]
+    assert rows["largest separation"] == ["60.00 (0.00), −25.0<br>after 2.0"]
+    assert rows["largest separation, no warm-up"] == ["50.00 (0.00), −35.0<br>after 0.5"]
+    assert rows["GWA, the fine-tuning rule"] == rows["largest separation"]
+    assert rows["LabelWave"] == ["keeps none"]
+    assert rows["last window"] == ["60.00 (0.00), −25.0<br>after 6.0"]
+    # A dip of seven tenths, and one within its error.
+    assert rows["runs whose GWA dips clearly"] == ["1 of 2, after 1.0"]
+    assert figures.draw("fine-tuning-windows", made, "", tmp_path / "a.png")
+    assert fine_tuning.windows([]) == ""

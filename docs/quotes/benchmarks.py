@@ -50,6 +50,13 @@ def demo() -> dict[str, str]:
     return {name: match[1] for name, match in found.items() if match is not None}
 
 
+def losses() -> dict[str, str]:
+    """How many losses have scores that are compared with autograd."""
+    page = (ROOT / "docs" / "torch" / "losses.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- measured: losses -->")[2].partition("<!-- end -->")[0]
+    return {"losses": f"{sum(line.startswith('|') for line in table.splitlines()) - 2}"}
+
+
 def step() -> dict[str, str]:
     """A training step on a GPU, with the monitor."""
     training = read("training")

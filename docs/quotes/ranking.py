@@ -86,14 +86,3 @@ def quality() -> dict[str, str]:
         "nothing_runs": f"{len(nothing)}",
         "sarle": f"{-min(ahead(texts, MEAN, SARLE)):.2f}",
     }
-
-
-def without_averages() -> dict[str, str]:
-    """Large networks on human errors, in the runs of the chapter's table."""
-    some = [
-        run
-        for run in by_kind()["CIFAR-10, large networks, human errors"]
-        if not run["settings"]["averages"]
-    ]
-    won = sum(x > 0 for x in ahead(some, AUM))
-    return {"won": f"{won}", "runs": f"{len(some)}"}

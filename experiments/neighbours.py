@@ -66,9 +66,10 @@ class Form(NamedTuple):
     combination: str
 
 
-def forms() -> list[Form]:
-    """Return the forms whose average precision a result has, in its order."""
-    every = itertools.product(METRICS, COUNTS, VOTES, READINGS, COMBINATIONS)
+def forms(latents: str) -> list[Form]:
+    """Return the forms whose average precision a result has by some latents, in its order."""
+    metrics = METRICS if latents == "last" else METRICS[:1]
+    every = itertools.product(metrics, COUNTS, VOTES, READINGS, COMBINATIONS)
     return [form for form in map(Form._make, every) if _is_measured(form)]
 
 
@@ -113,7 +114,7 @@ def nearest(latents: torch.Tensor, count: int, metric: str) -> tuple[torch.Tenso
     indices, distances = [], []
     for rows in torch.arange(len(x), device=x.device).split(BLOCK):
         # Less the sample's own square, which does not change the order.
-        near = 2 * x[rows] @ x.T - squares
+        near = torch.addmm(-squares, x[rows], x.T, alpha=2)
         near[torch.arange(len(rows), device=x.device), rows] = -math.inf
         values, found = near.topk(count, dim=1)
         indices.append(found)
@@ -218,16 +219,16 @@ class Neighbours:
         found: dict[str, Any] = {name: _precision(x, truth) for name, x in there.items()}
         quality = there["label_quality"]
         said = {
-            name: self._opinions(self._latents(name, images), labels, quality)
+            name: self._opinions(name, self._latents(name, images), labels, quality)
             for name in LATENTS[:-1]
         }
         said["all"] = {
-            key: torch.stack([x[key] for x in said.values()]).mean(0) for key in said["last"]
+            key: torch.stack([x[key] for x in said.values()]).mean(0) for key in said["average"]
         }
         for name, opinions in said.items():
             rankings = {key: combined(x, quality) for key, x in opinions.items()}
             found[name] = [
-                _precision(rankings[form[:-1]][form.combination], truth) for form in forms()
+                _precision(rankings[form[:-1]][form.combination], truth) for form in forms(name)
             ]
         return found
 
@@ -244,7 +245,7 @@ class Neighbours:
         return latents
 
     def _opinions(
-        self, latents: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor
+        self, name: str, latents: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor
     ) -> dict[tuple[str, ...], torch.Tensor]:
         """Return opinions (N,) by all of a form but its combination."""
         numbers = counts(len(labels), self.engine.classes)
@@ -253,8 +254,8 @@ class Neighbours:
             in_class[labels == label] = _ranks(quality[labels == label]).to(quality.dtype)
         trust = {"trusted": _ranks(quality).to(quality.dtype), "trusted in class": in_class}
         found: dict[tuple[str, ...], torch.Tensor] = {}
-        for metric in METRICS:
-            keys = dict.fromkeys(form[:3] for form in forms() if form.metric == metric)
+        for metric in dict.fromkeys(form.metric for form in forms(name)):
+            keys = dict.fromkeys(form[:3] for form in forms(name) if form.metric == metric)
             indices, distances = nearest(latents, max(numbers[key[1]] for key in keys), metric)
             for key in keys:
                 near = indices[:, : numbers[key[1]]]

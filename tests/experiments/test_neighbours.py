@@ -99,7 +99,7 @@ def test_neighbours_who_are_right_find_an_error_that_quality_does_not(folder):
     latents = torch.nn.functional.one_hot(torch.from_numpy(true), CLASSES).float()
     latents += 0.01 * torch.from_numpy(np.random.default_rng(0).normal(size=latents.shape))
     said = kept._opinions(
-        latents, labels, torch.rand(N, generator=torch.Generator().manual_seed(0))
+        "last", latents, labels, torch.rand(N, generator=torch.Generator().manual_seed(0))
     )
     form = Form("cosine", "10", "trusted in class", "margin", "alone")
     assert said[form[:-1]][wrong].max() < 0 < said[form[:-1]][~wrong].min()
@@ -115,7 +115,7 @@ def test_a_run_judges_every_form_and_is_short(folder, results):
     found = noisy["neighbours"]
     assert found.keys() == {*neighbours.BASELINES, *neighbours.LATENTS}
     for name in neighbours.LATENTS:
-        assert len(found[name]) == len(neighbours.forms())
+        assert len(found[name]) == len(neighbours.forms(name))
         assert all(0 < x <= 1000 for x in found[name])
     assert max(map(len, (results / "near.jsonl").read_text().splitlines())) < 2500
     scores = np.stack(

@@ -43,6 +43,8 @@ VOTES = ("alike", "near", "trusted", "trusted in class")
 #: The given label's share of the votes, or that less the largest other share.
 READINGS = ("share", "margin")
 COMBINATIONS = ("alone", "ranks", "standardised", "product", "smaller", "against", "for")
+#: The opinion whose rank correlation with label quality says which latents know the labels.
+USUAL = ("cosine", "root", "trusted in class", "share")
 #: Signals that are measured beside, by their mean over the epochs.
 SIGNALS = ("margin", "el2n")
 BASELINES = ("label_quality", "mean", *SIGNALS)
@@ -196,6 +198,8 @@ class Neighbours:
     ) -> dict[str, Any]:
         """Return the average precision of `BASELINES` and of the forms by latents, in thousandths.
 
+        Of each latents also the rank correlation of an opinion with label quality.
+
         Parameters
         ----------
         images, labels : tensors
@@ -224,6 +228,9 @@ class Neighbours:
         }
         said["all"] = {
             key: torch.stack([x[key] for x in said.values()]).mean(0) for key in said["average"]
+        }
+        found["correlation"] = {
+            name: round(1000 * _correlation(x[USUAL], quality)) for name, x in said.items()
         }
         for name, opinions in said.items():
             rankings = {key: combined(x, quality) for key, x in opinions.items()}
@@ -295,6 +302,11 @@ def _ranks(x: torch.Tensor) -> torch.Tensor:
     x = torch.nan_to_num(x.double(), nan=float(x.double().nanmean()))
     _, places, ties = x.unique(return_inverse=True, return_counts=True)
     return (ties.cumsum(0).double() - (ties - 1) / 2)[places] / len(x)
+
+
+def _correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+    """Return Spearman's coefficient."""
+    return float(torch.corrcoef(torch.stack([_ranks(x), _ranks(y)]))[0, 1])
 
 
 def _standardised(x: torch.Tensor) -> torch.Tensor:

@@ -80,6 +80,9 @@ def test_combinations_are_of_ranks_and_of_standard_deviations():
     wanted = sum((x - x.mean()) / x.std(ddof=1) for x in (a, b))
     np.testing.assert_allclose(found["standardised"], wanted)
     assert found.keys() == set(neighbours.COMBINATIONS)
+    from scipy.stats import spearmanr
+
+    assert neighbours._correlation(said, quality) == pytest.approx(spearmanr(first, second)[0])
 
 
 def test_numbers_of_neighbours_come_from_the_data_and_are_fewer_than_it():
@@ -113,7 +116,9 @@ def test_a_run_judges_every_form_and_is_short(folder, results):
     assert clean["neighbours"] == {}
     assert noisy["detection"] == {}
     found = noisy["neighbours"]
-    assert found.keys() == {*neighbours.BASELINES, *neighbours.LATENTS}
+    assert found.keys() == {*neighbours.BASELINES, "correlation", *neighbours.LATENTS}
+    assert found["correlation"].keys() == set(neighbours.LATENTS)
+    assert all(-1000 <= x <= 1000 for x in found["correlation"].values())
     for name in neighbours.LATENTS:
         assert len(found[name]) == len(neighbours.forms(name))
         assert all(0 < x <= 1000 for x in found[name])

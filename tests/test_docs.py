@@ -239,6 +239,13 @@ def test_a_number_that_nobody_measures_is_no_quantity(text):
     assert quotes.untied(text, [], []) == []
 
 
+def test_a_share_of_wrong_labels_is_a_setting_and_a_result_is_none():
+    assert quotes.untied("Under 20 and 40 % symmetric errors.", [], quotes.ANYWHERE) == []
+    assert quotes.untied("Where 40 % of the labels are wrong.", [], quotes.ANYWHERE) == []
+    for text in ("Of these 78 % are wrong.", "It finds 95.4 % of the labels are wrong."):
+        assert len(quotes.untied(text, [], quotes.ANYWHERE)) == 1
+
+
 def test_a_command_prints_the_same_in_a_process_of_its_own(tmp_path, monkeypatch):
     require("typer")
     monkeypatch.chdir(tmp_path)

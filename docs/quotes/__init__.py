@@ -15,7 +15,18 @@ from .pages import QUOTES, Figures
 from .quantities import passages, plain, untied
 from .tables import TABLES
 
-__all__ = ["CHECKED", "DEFINED", "PAGES", "TABLES", "loose", "passages", "plain", "stale", "untied"]
+__all__ = [
+    "ANYWHERE",
+    "CHECKED",
+    "DEFINED",
+    "PAGES",
+    "TABLES",
+    "loose",
+    "passages",
+    "plain",
+    "stale",
+    "untied",
+]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"

@@ -45,15 +45,15 @@ def _counts() -> list[int]:
 
 
 def row(kept: str) -> Callable[[], dict[str, str]]:
-    """Return what gives the three cells of a row of the claims."""
-    return lambda: dict(zip("abc", claims()[kept], strict=True))
+    """Return what gives the first three cells of a row of the claims."""
+    return lambda: dict(zip("abc", claims()[kept], strict=False))
 
 
 def average() -> dict[str, str]:
     """The average beside single epochs."""
     (mean, worst), (rule, worst_rule) = _claim(AVERAGE), _claim(SEPARATION)
     paper, worst_paper = _claim(keep.PAPER)
-    images, texts, small = _counts()
+    counts = _counts()
     return {
         "mean": f"{mean:.1f}",
         "worst": f"{-worst:.1f}",
@@ -62,10 +62,8 @@ def average() -> dict[str, str]:
         "above": f"{mean - rule:.1f}",
         "paper": f"{-paper:.1f}",
         "worst_paper": f"{-worst_paper:.1f}",
-        "images": f"{images}",
-        "texts": f"{texts}",
-        "small": f"{small}",
-        "all": f"{images + texts + small}",
+        **{name: f"{n}" for name, n in zip(("images", "texts", "small"), counts, strict=False)},
+        "all": f"{sum(counts)}",
     }
 
 

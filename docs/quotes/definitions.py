@@ -4,17 +4,18 @@ from __future__ import annotations
 
 __all__ = ["ANYWHERE", "DEFINED"]
 
-_RATES = r"(?:\d+(?:,| and| to|, or) )*\d+ %"
+# The shares of wrong labels that runs are made with.
+_RATE = r"\b(?:0|9|10|17|18|20|40)"
+_RATES = rf"(?:{_RATE}(?:,| and| to|, or) )*{_RATE} %"
 
 #: Patterns that hold on every page.
 ANYWHERE = {
-    r"(?:Python|scikit-learn|cleanlab|PyTorch|NumPy|JAX|In) \d+\.\d+": "a version",
+    r"(?:Python|scikit-learn|cleanlab|PyTorch|NumPy|JAX) \d+\.\d+": "a version",
     r"Apache-2\.0": "a licence",
     r"(?:Sec|App|Fig|Table|Eq)\. ?[A-Z]?\.?\d+(?:\.\d+)?": "a place in the paper",
     rf"{_RATES} (?:(?:symmetric|asymmetric|human|such|made|wrong) )*(?:errors|noise|labels|wrong|symmetric|asymmetric)":
         "how many labels of a run are wrong",
-    rf"{_RATES} of (?:the|its) (?:labels|digits) (?:are|have)": "how many labels of a run are wrong",
-    rf"where {_RATES} are wrong": "how many labels of a run are wrong",
+    rf"{_RATES} of (?:the|its) labels are wrong": "how many labels of a run are wrong",
     rf"{_RATES} (?:are )?wrong\b": "how many labels of a run are wrong",
     r"10 % validation set": "how much of the data a run holds out",
     r"(?:the )?(?:other|same) 90 %": "how much of the data a run trains on",
@@ -77,9 +78,11 @@ DEFINED: dict[str, dict[str, str]] = {
         r"needs \| two runs": "what the signal needs",
     },
     "docs/signals/index.md": {r"two runs' weights": "what the signal needs"},
+    "docs/sklearn/index.md": {r"In 1\.9 the one classifier": "a version"},
     "docs/sklearn/cleanlab.md": {
         r"9 to 40 % of them wrong": "how many labels of the data are wrong",
         r"128 × 128": "the size of the images",
+        r"more than 40 % of the labels are issues": "a threshold in the code",
         r"40 % of one class under the name of another": "an example",
     },
 }

@@ -14,8 +14,9 @@ from .averages import results
 from .words import spread
 
 DEFAULT, SARLE, MEAN, AUM = "label_quality", "by excess bimodality", "alignment", "margin"
-KINDS = {"symmetric": "symmetric", "asymmetric": "asymmetric"}
-#: Networks on texts and on images that need a GPU.
+KINDS = ("symmetric", "asymmetric")
+DATA = {"cifar10n": "CIFAR-10", "fashion-mnist": "Fashion-MNIST", "newsgroups": "20 newsgroups"}
+#: The network on texts that needs a GPU.
 ENCODER = "bert"
 
 
@@ -42,7 +43,7 @@ def _kind(settings: dict[str, Any]) -> str:
     if settings["network"] == ENCODER:
         return f"20 newsgroups, an encoder, {errors}"
     size = "small networks" if settings["network"] in SMALL else "large networks"
-    data = {"cifar10n": "CIFAR-10", "newsgroups": "20 newsgroups"}[settings["data"]]
+    data = DATA.get(settings["data"], settings["data"])
     return f"{data}, {size}, {errors}"
 
 

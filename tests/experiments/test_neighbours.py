@@ -12,6 +12,7 @@ from experiments import data, neighbours, plan, store
 from experiments.__main__ import main
 from experiments.engine import Engine
 from experiments.neighbours import Form
+from experiments.tables import neighbours as table
 from experiments.training import Run
 from gwa_core import label_quality
 from gwa_offline import RunFolder
@@ -133,6 +134,34 @@ def test_a_run_judges_every_form_and_is_short(folder, results):
 
     wanted = average_precision_score(wrong, -label_quality(scores))
     assert found["label_quality"] == pytest.approx(1000 * wanted, abs=1)
+
+
+def test_the_table_has_the_mean_and_the_worst_run_of_each_kind_of_error(results):
+    noisy = next(r for r in store.read(results) if r["settings"]["labels"] == "symmetric-40")
+    clean = next(r for r in store.read(results) if r["settings"]["labels"] == "label")
+    runs = []
+    for labels, gain, network in (
+        ("asymmetric-20", 100, "mlp"),
+        ("asymmetric-40", -50, "mlp"),
+        ("worse", 0, "vit"),
+    ):
+        found = {"label_quality": 500, "margin": 510, "el2n": 490}
+        found |= {
+            name: [500 + gain * (name == "average")] * len(neighbours.forms(name))
+            for name in neighbours.LATENTS
+        }
+        found["correlation"] = {"last": 1, "average": 2}
+        settings = noisy["settings"] | {"labels": labels, "network": network, "percent": 40}
+        runs.append(noisy | {"settings": settings, "neighbours": found})
+    chosen, made = table.neighbours([*runs, clean]).split("**Runs made afterwards**")
+    head = "| ranking by | with quality | latents | asymmetric, 2 runs | symmetric, 0 runs |"
+    assert head in chosen
+    assert "human, 1 run |" in made
+    for latents in ("averaged", "closer"):
+        assert f"| share, trusted | ranks | {latents} | +0.025 (-0.050) | – | – |" in chosen
+    assert "| share, trusted | ranks | last epoch | +0.000 (+0.000) | – | – |" in chosen
+    assert "| `margin` |  |  | – | – | +0.010 (+0.010) |" in made
+    assert table.neighbours([clean]) == ""
 
 
 def test_a_run_goes_on_with_the_weights_that_it_has_kept(folder, results, tmp_path):

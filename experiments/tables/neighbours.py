@@ -1,0 +1,86 @@
+"""Label quality with the labels of nearest neighbours, beside label quality alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from experiments.neighbours import Form, forms
+from experiments.store import Result
+from experiments.tables.cells import MISSING, counted, markdown, parts_of
+from experiments.tables.runs import SMALL
+
+__all__ = ["neighbours"]
+
+CHOSEN_SEED = 0
+KINDS = ("asymmetric", "symmetric", "human")
+#: The latents, of these two, whose neighbours agree more with label quality.
+CLOSER, OF = "closer", ("last", "average")
+PLAIN, TRUSTED = (
+    ("cosine", "100", "alike", "share"),
+    ("cosine", "root", "trusted in class", "share"),
+)
+MARGIN = ("cosine", "root", "trusted in class", "margin")
+#: The rows: an opinion, how it goes together with label quality, and whose latents.
+ROWS = [
+    *((PLAIN, "alone", latents) for latents in OF),
+    *((PLAIN, "ranks", latents) for latents in OF),
+    *((TRUSTED, "ranks", latents) for latents in (*OF, "separation", "all", CLOSER)),
+    *((TRUSTED, "standardised", latents) for latents in (*OF, CLOSER)),
+    *((MARGIN, "ranks", latents) for latents in OF),
+    *((MARGIN, "standardised", latents) for latents in OF),
+    *((MARGIN, "for", latents) for latents in OF),
+]
+TITLES = {PLAIN: "share of 100", TRUSTED: "share, trusted", MARGIN: "margin, trusted"}
+WHOSE = {"last": "last epoch", "average": "averaged", "separation": "separated most"}
+
+
+def neighbours(results: list[Result]) -> str:
+    """Average precision less that of `label_quality` alone, by kind of error: mean and worst run.
+
+    Of the runs that a form was chosen on, and of those that were made afterwards.
+    """
+    runs = [r for r in results if r.get("neighbours")]
+    parts = {
+        "Runs of the choice": [r for r in runs if _is_of_the_choice(r)],
+        "Runs made afterwards": [r for r in runs if not _is_of_the_choice(r)],
+    }
+    return parts_of({title: _table(some) for title, some in parts.items() if some})
+
+
+def _is_of_the_choice(run: Result) -> bool:
+    s = run["settings"]
+    return s["network"] in SMALL and s["seed"] == CHOSEN_SEED
+
+
+def _table(runs: Sequence[Result]) -> str:
+    by = {kind: [r for r in runs if _kind(r) == kind] for kind in KINDS}
+    alone = ([r["neighbours"]["label_quality"] / 1000 for r in some] for some in by.values())
+    rows = [["`label_quality`", "", "", *(f"{np.mean(x):.3f}" if x else MISSING for x in alone)]]
+    for opinion, combination, latents in ROWS:
+        form = Form(*opinion, combination)
+        gains = ([_above(r, latents, form) for r in some] for some in by.values())
+        rows.append([TITLES[opinion], combination, WHOSE.get(latents, latents), *map(_cell, gains)])
+    for name in ("margin", "el2n"):
+        gains = ([_above(r, name) for r in some] for some in by.values())
+        rows.append([f"`{name}`", "", "", *map(_cell, gains)])
+    head = [f"{kind}, {counted(len(some), 'run')}" for kind, some in by.items()]
+    return markdown(["ranking by", "with quality", "latents", *head], rows)
+
+
+def _kind(run: Result) -> str:
+    name: str = run["settings"]["labels"].partition("-")[0]
+    return name if name in KINDS else KINDS[-1]
+
+
+def _above(run: Result, name: str, form: Form | None = None) -> float:
+    found = run["neighbours"]
+    if name == CLOSER:
+        name = max(OF, key=found["correlation"].__getitem__)
+    value = found[name] if form is None else found[name][forms(name).index(form)]
+    return float(value - found["label_quality"]) / 1000
+
+
+def _cell(gains: Sequence[float]) -> str:
+    return f"{np.mean(gains):+.3f} ({min(gains):+.3f})" if gains else MISSING

@@ -23,7 +23,7 @@ VERDICTS = ("wrong", "unclear", "right")
 
 #: With places for the numbers. The page has each of them, line breaks and markup aside.
 SENTENCES = (
-    "{fashion_wrong} of 20 are wrong in Fashion-MNIST, and {aggre_100} of 100 in CIFAR-10-N",
+    "{fashion_wrong} of 20 are wrong in Fashion-MNIST (by eye), and {aggre_100} of 100 in CIFAR-10-N",
     "Fashion-MNIST, {fashion_samples} pictures",
     "Digits of scikit-learn, {digits_samples} pictures",
     "By eye {fashion_wrong} of the 20 labels are wrong, {fashion_unclear} are unclear",

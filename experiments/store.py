@@ -67,6 +67,7 @@ COLUMNS = frozenset(
 OF_AVERAGES = frozenset(
     (
         *("epoch", "step", "count", "omitted", "mean", "bimodality", "gwa", "denominator"),
+        "prediction_changes",
         *(name for name in COLUMNS if name.endswith(ACCURACIES)),
     )
 )

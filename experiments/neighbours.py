@@ -34,7 +34,7 @@ __all__ = [
 
 #: Whose latents are searched: the weights of which epochs; "all" is the mean of these opinions.
 LATENTS = ("last", "separation", "average", "all")
-METRICS = ("cosine", "distance")
+METRICS = ("distance", "cosine")
 #: How many neighbours: fixed, or by the number of samples.
 COUNTS = ("10", "100", "300", "class root", "root")
 #: What a neighbour's vote weighs: one, one by its distance, or the rank of its label quality, among
@@ -44,7 +44,7 @@ VOTES = ("alike", "near", "trusted", "trusted in class")
 READINGS = ("share", "margin")
 COMBINATIONS = ("alone", "ranks", "standardised", "product", "smaller", "against", "for")
 #: The opinion whose rank correlation with label quality says which latents know the labels.
-USUAL = ("cosine", "root", "trusted in class", "share")
+USUAL = ("distance", "root", "trusted in class", "share")
 #: Signals that are measured beside, by their mean over the epochs.
 SIGNALS = ("margin", "el2n")
 BASELINES = ("label_quality", "mean", *SIGNALS)
@@ -82,7 +82,7 @@ def _is_measured(form: Form) -> bool:
         # A share is never against a label.
         return False
     usual = combination in COMBINATIONS[:3]
-    if metric == "distance":
+    if metric == "cosine":
         return usual and number == "root" and vote == "trusted in class"
     return number == "root" or (usual and vote in ("alike", "trusted in class"))
 
@@ -104,8 +104,8 @@ def nearest(latents: torch.Tensor, count: int, metric: str) -> tuple[torch.Tenso
         Of the samples.
     count : int
         How many.
-    metric : {"cosine", "distance"}
-        Between directions or points.
+    metric : {"distance", "cosine"}
+        Between points or their directions.
 
     Returns
     -------

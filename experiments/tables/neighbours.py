@@ -18,10 +18,10 @@ KINDS = ("asymmetric", "symmetric", "human")
 #: The latents, of these two, whose neighbours agree more with label quality.
 CLOSER, OF = "closer", ("last", "average")
 PLAIN, TRUSTED = (
-    ("cosine", "100", "alike", "share"),
-    ("cosine", "root", "trusted in class", "share"),
+    ("distance", "100", "alike", "share"),
+    ("distance", "root", "trusted in class", "share"),
 )
-MARGIN = ("cosine", "root", "trusted in class", "margin")
+MARGIN = ("distance", "root", "trusted in class", "margin")
 #: The rows: an opinion, how it goes together with label quality, and whose latents.
 ROWS = [
     *((PLAIN, "alone", latents) for latents in OF),

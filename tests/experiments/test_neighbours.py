@@ -105,7 +105,7 @@ def test_neighbours_who_are_right_find_an_error_that_quality_does_not(folder):
     said = kept._opinions(
         "last", latents, labels, torch.rand(N, generator=torch.Generator().manual_seed(0))
     )
-    form = Form("cosine", "10", "trusted in class", "margin", "alone")
+    form = Form("distance", "10", "trusted in class", "margin", "alone")
     assert said[form[:-1]][wrong].max() < 0 < said[form[:-1]][~wrong].min()
 
 

@@ -114,6 +114,9 @@ def nearest(latents: torch.Tensor, count: int, metric: str) -> tuple[torch.Tenso
     x = F.normalize(latents, dim=1) if metric == "cosine" else latents
     squares = x.square().sum(1)
     indices, distances = [], []
+    # A difference of large numbers: in short ones the nearest would be any.
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
     for rows in torch.arange(len(x), device=x.device).split(BLOCK):
         # Less the sample's own square, which does not change the order.
         near = torch.addmm(-squares, x[rows], x.T, alpha=2)
@@ -121,6 +124,7 @@ def nearest(latents: torch.Tensor, count: int, metric: str) -> tuple[torch.Tenso
         values, found = near.topk(count, dim=1)
         indices.append(found)
         distances.append((squares[rows, None] - values).clamp_min(0).sqrt())
+    torch.set_float32_matmul_precision(precision)
     return torch.cat(indices), torch.cat(distances)
 
 

@@ -67,6 +67,21 @@ def average() -> dict[str, str]:
     }
 
 
+def schedules() -> dict[str, str]:
+    """What the average gains in large networks on images, by the schedule of the rate."""
+    runs, _ = keep.reported(results())
+    found: dict[str, list[float]] = {"constant": [], "cosine": []}
+    for run in runs:
+        gain = keep.above(run, keep.KEPT[keep.AVERAGE])
+        if keep.size_of(run) == keep.SIZES[0] and gain is not None:
+            found[run["settings"]["schedule"]].append(gain)
+    return {
+        "constant": f"{sum(found['constant']) / len(found['constant']):.1f}",
+        "least": f"{min(found['constant']):.1f}",
+        "cosine": f"{sum(found['cosine']) / len(found['cosine']):.1f}",
+    }
+
+
 def worst_cases() -> dict[str, str]:
     """Where the average does not pay, and where rules fail."""
     runs, _ = keep.reported(results())
@@ -82,12 +97,14 @@ def worst_cases() -> dict[str, str]:
     validation = _claim(keep.HELD_OUT, 1)[1]
     twins = int(claims()[keep.TWINS][1])
     asymmetric = lost(keep.AVERAGE, lambda run: keep.kind_of(run) == "asymmetric")
+    one_way = lost(SEPARATION, lambda run: keep.kind_of(run) == "asymmetric")
     convolutions = lost(keep.AVERAGE, lambda run: run["settings"]["network"] == "conv")
     return {
         "falls_average": f"{max(lost(keep.AVERAGE, falls)):.1f}",
         "falls_last": f"{max(lost(keep.LAST, falls)):.1f}",
         "convolutions": spread(convolutions, 1),
         "asymmetric": f"{max(asymmetric):.1f}",
+        "asymmetric_rule": f"{max(one_way):.1f}",
         "encoder": f"{-_claim(AVERAGE, 1)[1]:.1f}",
         "encoder_rule": f"{-_claim(SEPARATION, 1)[1]:.1f}",
         "encoder_validation": f"{-validation:.1f}",

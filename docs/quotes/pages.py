@@ -45,7 +45,7 @@ QUOTES: tuple[tuple[str, Figures, str], ...] = (
     (WHICH, averages.average, "{paper} points below the best epoch; worst −{worst_paper}"),
     (WHICH, averages.worst_cases, "the last epoch is within {falls_last} points of the best, the average within {falls_average}"),
     (WHICH, averages.worst_cases, "in a network of three convolutions the average loses {convolutions} points"),
-    (WHICH, benchmarks.rules, "the default rule loses up to {worst} points"),
+    (WHICH, averages.worst_cases, "the default rule loses up to {asymmetric_rule} points"),
     (WHICH, averages.worst_cases, "points, the average up to {asymmetric} |"),
     (WHICH, averages.worst_cases, "lose up to {encoder_rule} and {encoder} points, a validation set up to {encoder_validation} in {encoder_twins} runs"),
     (WHICH, averages.fine_tuning, "the default rule loses {lost} points in {runs} runs"),
@@ -137,5 +137,9 @@ QUOTES: tuple[tuple[str, Figures, str], ...] = (
     ("docs/torch/language.md", averages.examples, "average precision {min} by the scores, {loss} by the loss"),
     ("docs/torch/language.md", averages.examples, "the loss {loss} and \"mean\" {mean}"),
     ("docs/results/index.md", averages.average, "{above} points above the rule"),
+    ("docs/results/index.md", averages.worst_cases, "within {falls_average} points of the best"),
+    ("docs/results/averaging.md", averages.average, "is above the best single epoch, by {mean} points"),
+    ("docs/results/averaging.md", averages.average, "{mean} points above the best epoch, and {above} above the epoch of largest"),
+    ("docs/results/averaging.md", averages.schedules, "gains {constant} points, {least} in the worst run. Under a cosine rate it gains {cosine}"),
     ("docs/results/language.md", averages.examples, "reach {min}. The best other signal is the loss of the answer, with {loss}"),
 )  # fmt: skip

@@ -21,11 +21,13 @@ ENCODER = "bert"
 
 
 def runs() -> list[Result]:
-    """Return the runs in which the present weights of epochs were measured."""
+    """Return the runs in which the present weights were measured on the scores of epochs."""
     return [
         run
         for run in results()
-        if DEFAULT in (run.get("detection") or {}) and not run["settings"]["fold"]
+        if DEFAULT in (run.get("detection") or {})
+        and not run["settings"]["fold"]
+        and not run["settings"]["windows"]
     ]
 
 

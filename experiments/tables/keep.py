@@ -16,8 +16,10 @@ __all__ = ["above", "candidates", "claims", "keep", "kind_of", "reported", "size
 
 #: The seed of the runs that the power and the warm-up were chosen on; other seeds report.
 CHOSEN_SEED = 0
-#: Networks that take a GPU, by what they see, and networks that a CPU can train.
-SIZES = ("large, images", "large, texts", "small")
+#: Networks that take a GPU, by what they see, and networks that a CPU can train; one of these on
+#: a task of its own kind.
+MANY = "1,000 classes"
+SIZES = ("large, images", "large, texts", "small", MANY)
 KINDS = ("right", "human", "symmetric", "asymmetric")
 #: What `keep="average"` does.
 DEFAULT = "separation^10"
@@ -162,6 +164,8 @@ def _key(run: Result) -> tuple[Any, ...]:
 
 def size_of(run: Result) -> str:
     """Return the column of a run: networks that a CPU can train, and others by what they see."""
+    if run["settings"]["data"] == "completion":
+        return MANY
     if run["settings"]["network"] in SMALL:
         return "small"
     return "large, texts" if run["settings"]["data"] == "newsgroups" else "large, images"

@@ -11,7 +11,12 @@ from experiments.tables.cells import LABELS, counted
 __all__ = ["DATA", "SMALL", "columns_of", "compared", "groups", "judged", "newest", "runs_of"]
 
 #: Data that rules are compared on, by what they are called, and networks that a CPU can train.
-DATA = {"cifar10n": "CIFAR-10-N", "fashion-mnist": "Fashion-MNIST", "newsgroups": "20 newsgroups"}
+DATA = {
+    "cifar10n": "CIFAR-10-N",
+    "fashion-mnist": "Fashion-MNIST",
+    "newsgroups": "20 newsgroups",
+    "completion": "Word completion",
+}
 SMALL = {"mlp", "conv", "words"}
 MADE = "CIFAR-10, made errors"
 

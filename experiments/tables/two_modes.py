@@ -28,7 +28,8 @@ def two_modes(results: list[Result]) -> str:
             # Without the columns, or of parts of an epoch.
             continue
         if (_bimodal(run) or unhealthy(run)) and s["labels"] != "random" and not s["loss"]:
-            found.setdefault(f"{s['network']}, {s['labels']}", []).append(run)
+            many = " on 1,000 classes" if s["data"] == "completion" else ""
+            found.setdefault(f"{s['network']}{many}, {s['labels']}", []).append(run)
     rows = []
     for title, runs in sorted(found.items()):
         counts = [sum(map(count, runs)) for count in (_bimodal, unhealthy, _epochs)]

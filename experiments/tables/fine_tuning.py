@@ -10,7 +10,20 @@ from experiments.tables.cells import MISSING, TITLES, accuracy_cell, markdown, p
 from experiments.tables.runs import runs_of
 from gwa_core import DipThenMax, MaxSeparation, select_epoch
 
-__all__ = ["STUDIES", "WINDOWS", "after_dip", "dip", "fine_tuning", "lowest", "windows"]
+__all__ = [
+    "AVERAGES",
+    "CLEAR",
+    "LAST_WINDOW",
+    "RULE",
+    "STUDIES",
+    "WINDOWS",
+    "accuracy",
+    "after_dip",
+    "dip",
+    "fine_tuning",
+    "lowest",
+    "windows",
+]
 
 #: Studies of pretrained networks, by what they are called.
 STUDIES = {"lite0": "EfficientNet-Lite0 on CIFAR-10-N", "minilm": "MiniLM on Reuters R8"}
@@ -116,23 +129,31 @@ def dip(run: Result) -> float:
     return float((gwa[0] - gwa[k]) / np.hypot(error[0], error[k]))
 
 
+def accuracy(run: Result, name: str) -> float | None:
+    """Return the test accuracy in per cent of what is kept of windows; None where a rule keeps none."""
+    if name in AVERAGES:
+        return 100 * float(run["kept"]["test_accuracy"][AVERAGES[name]])
+    k = _epoch(run, name)
+    return None if k is None else outcome(run, k)[0]
+
+
 def _window_cell(runs: list[Result], name: str) -> str:
     if not runs:
         return MISSING
-    best = [100 * float(column(run, "test_accuracy").max()) for run in runs]
     if name in AVERAGES:
-        kept = [100 * run["kept"]["test_accuracy"][AVERAGES[name]] for run in runs]
+        best = [100 * float(column(run, "test_accuracy").max()) for run in runs]
+        kept = [x for run in runs if (x := accuracy(run, name)) is not None]
         return f"{spread(kept)}, {np.mean(kept) - np.mean(best):+.1f}".replace("-", "−")
     places = [_epoch(run, name) for run in runs]
     known = [(run, k) for run, k in zip(runs, places, strict=True) if k is not None]
     if not known:
         return "keeps none"
-    accuracy = [outcome(run, k)[0] for run, k in known]
+    kept = [outcome(run, k)[0] for run, k in known]
     lost = np.mean([outcome(run, k)[1] for run, k in known])
     after = np.mean([(k + 1) / run["settings"]["windows"] for run, k in known])
     below = f", −{lost:.1f}" if name != BEST_WINDOW else ""
     some = f" ({len(known)} of {len(runs)})" if len(known) < len(runs) else ""
-    return f"{spread(accuracy)}{below}<br>after {after:.1f}{some}"
+    return f"{spread(kept)}{below}<br>after {after:.1f}{some}"
 
 
 def _clear_dips(runs: list[Result]) -> str:

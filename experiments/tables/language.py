@@ -71,7 +71,7 @@ def _precision(runs: list[Result], name: str, way: str, epochs: int) -> str:
     found = [run["examples"][name] for run in runs]
     if way not in found[0]:
         return MISSING
-    return spread([x[way][epochs - 1] for x in found], 3)
+    return spread([x[way][epochs - 1] for x in found])
 
 
 def stopping(results: list[Result]) -> str:
@@ -147,4 +147,4 @@ def _above(run: Result, kept: Kept) -> float | None:
 
 def _cell(above: list[float | None]) -> str:
     known = [x for x in above if x is not None]
-    return f"{np.mean(known):+.3g} ({max(known):+.3g})" if known else MISSING
+    return f"{np.mean(known):+.3f} ({max(known):+.3f})" if known else MISSING

@@ -291,7 +291,7 @@ def test_tables_have_a_row_for_each_signal_and_rule(results):
     ):
         row = next(x for x in lines if x.startswith(f"| {title} |"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
-        assert cells[head.index(f"swapped, 3 of {EPOCHS}")] == f"{examples[name][way][2]:.3f}"
+        assert cells[head.index(f"swapped, 3 of {EPOCHS}")] == f"{examples[name][way][2]:.2f}"
 
     lines = language.stopping(results).splitlines()
     assert len(lines) == 3 + len(language.KEPT)
@@ -299,10 +299,10 @@ def test_tables_have_a_row_for_each_signal_and_rule(results):
     losses = store.column(run, "test_loss")
     at = lines[0].split(" | ").index("swapped, loss on all tokens")
     above = losses[-1] - losses.min()
-    assert row.split(" | ")[at] == f"{above:+.3g} ({above:+.3g})"
+    assert row.split(" | ")[at] == f"{above:+.3f} ({above:+.3f})"
     separation = run["reductions"]["min"]["separation"]
     kept = losses[1:][int(np.argmax(separation[1:]))] - losses.min()
     row = next(x for x in lines if x.startswith("| largest separation, min |"))
-    assert row.split(" | ")[at] == f"{kept:+.3g} ({kept:+.3g})"
+    assert row.split(" | ")[at] == f"{kept:+.3f} ({kept:+.3f})"
     for make in (language.examples, language.examples_all, language.stopping):
         assert make([]) == ""

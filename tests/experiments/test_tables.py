@@ -9,7 +9,16 @@ from PIL import Image
 
 from experiments import criteria, figures, store
 from experiments.plan import Settings
-from experiments.tables import fluctuation, keep, knowing, label_errors, rules, two_modes
+from experiments.tables import (
+    fluctuation,
+    keep,
+    knowing,
+    label_errors,
+    missing,
+    published,
+    rules,
+    two_modes,
+)
 from experiments.tables.cells import MISSING
 
 
@@ -252,3 +261,38 @@ def test_what_is_kept_is_compared_with_the_best_epoch_on_runs_of_no_choice():
     assert reported["mean of the epochs by"] == ["large, images, 2 runs", "asymmetric, 1 run"]
     assert reported["separation^10"] == ["+0.50 (-1.00)", "-18.00 (-18.00)"]
     assert keep.keep([]) == keep.candidates([]) == keep.claims([]) == ""
+
+
+def test_the_table_of_missing_runs_names_each_once(monkeypatch):
+    small = [
+        Settings(study="made", labels=labels, percent=percent, seed=seed, variant=variant)
+        for percent, seed in ((100, 0), (100, 1), (90, 0))
+        for labels in ("worse", "aggre")
+        for variant in ("-a", "-b")
+    ]
+    monkeypatch.setattr(missing, "studies", lambda: ["made"])
+    monkeypatch.setattr(missing, "plan", {"made": small}.get)
+    done = [{"settings": asdict(small[0]), "seconds": 90.0, "device": "cpu"}]
+    row = missing.missing(done).splitlines()[2]
+    assert row == (
+        "| `made` | 11 of 12 | 100 %, seed 0: worse, aggre (2); "
+        "100 %, seed 1 and 90 %, seed 0: worse (2), aggre (2) | 2 min, CPU |"
+    )
+    every = [{**done[0], "settings": asdict(run)} for run in small]
+    assert missing.missing(every) == ""
+
+
+def test_published_numbers_are_beside_what_is_kept():
+    run = made(study="published", epochs=3, test_accuracy=[0.5, 0.7, 0.6], mean=[0.1, 0.2, 0.3])
+    run["settings"] |= {"labels": "symmetric-40", "averages": True}
+    run["epochs"]["ema_998_test_accuracy"] = [0.5, 0.6, 0.65]
+    run["kept"] = {"test_accuracy": {"separation^10": 0.72}}
+    head, _, *rows = published.published([run]).splitlines()
+    assert head == "| what is kept | symmetric-40, 1 run |"
+    cells = dict(row.strip("| ").split(" | ") for row in rows)
+    assert cells["**average**, `separation^10`"] == "72.00"
+    assert cells["EMA 0.998, best by test"] == "65.00"
+    assert cells["best epoch, by test"] == "70.00"
+    assert cells["last epoch"] == "60.00"
+    assert cells["*LabelWave, its paper*"] == "80.15"
+    assert cells["*Co-teaching, its authors*"] == MISSING

@@ -42,7 +42,10 @@ COUNTS = ("10", "100", "300", "class root", "root")
 VOTES = ("alike", "near", "trusted", "trusted in class")
 #: The given label's share of the votes, or that less the largest other share.
 READINGS = ("share", "margin")
-COMBINATIONS = ("alone", "ranks", "standardised", "product", "smaller", "against", "for")
+COMBINATIONS = (
+    *("alone", "ranks", "standardised", "product", "smaller", "against", "for"),
+    *("by modes", "the rest"),
+)
 #: The opinion whose rank correlation with label quality says which latents know the labels.
 USUAL = ("distance", "root", "trusted in class", "share")
 #: Signals that are measured beside, by their mean over the epochs.
@@ -68,23 +71,22 @@ class Form(NamedTuple):
     combination: str
 
 
-def forms(latents: str) -> list[Form]:
-    """Return the forms whose average precision a result has by some latents, in its order."""
-    metrics = METRICS if latents == "last" else METRICS[:1]
-    every = itertools.product(metrics, COUNTS, VOTES, READINGS, COMBINATIONS)
+def forms() -> list[Form]:
+    """Return the forms whose average precision a result has, in its order."""
+    every = itertools.product(METRICS, COUNTS, VOTES, READINGS, COMBINATIONS)
     return [form for form in map(Form._make, every) if _is_measured(form)]
 
 
 def _is_measured(form: Form) -> bool:
     """Whether a form is one of few: what changes little is measured at one place."""
-    metric, number, vote, reading, combination = form
-    if reading == "share" and combination in ("against", "for"):
-        # A share is never against a label.
-        return False
-    usual = combination in COMBINATIONS[:3]
-    if metric == "cosine":
-        return usual and number == "root" and vote == "trusted in class"
-    return number == "root" or (usual and vote in ("alike", "trusted in class"))
+    usual = form.combination in COMBINATIONS[:3]
+    main = form.vote in ("alike", "trusted in class")
+    if form.number != "root":
+        return form.metric == "distance" and usual and main and form.reading == "share"
+    if form.metric == "cosine" or not main:
+        return usual and (main or form.metric == "distance")
+    # A share is never against a label.
+    return form.reading == "margin" or form.combination not in ("against", "for")
 
 
 def counts(samples: int, classes: int) -> dict[str, int]:
@@ -155,9 +157,11 @@ def combined(opinion: torch.Tensor, quality: torch.Tensor) -> dict[str, torch.Te
     """Return each combination of the neighbours' opinion (N,) with label quality (N,).
 
     Low is suspicious. "against" and "for" let the neighbours speak only where most are against the
-    label or for it.
+    label or for it. "by modes" counts each by how clearly it falls into two groups, and "the rest"
+    gives the neighbours what label quality leaves of one.
     """
     first, second = _ranks(opinion), _ranks(quality)
+    known = _modes(quality)
     return {
         "alone": opinion,
         "ranks": first + second,
@@ -166,6 +170,8 @@ def combined(opinion: torch.Tensor, quality: torch.Tensor) -> dict[str, torch.Te
         "smaller": torch.minimum(first, second),
         "against": second + opinion.clamp_max(0),
         "for": second + opinion.clamp_min(0),
+        "by modes": _modes(opinion) * first + known * second,
+        "the rest": (1 - known) * first + known * second,
     }
 
 
@@ -202,7 +208,8 @@ class Neighbours:
     ) -> dict[str, Any]:
         """Return the average precision of `BASELINES` and of the forms by latents, in thousandths.
 
-        Of each latents also the rank correlation of an opinion with label quality.
+        Of each latents also the rank correlation of an opinion with label quality, and the modes of
+        label quality.
 
         Parameters
         ----------
@@ -227,19 +234,20 @@ class Neighbours:
         found: dict[str, Any] = {name: _precision(x, truth) for name, x in there.items()}
         quality = there["label_quality"]
         said = {
-            name: self._opinions(name, self._latents(name, images), labels, quality)
+            name: self._opinions(self._latents(name, images), labels, quality)
             for name in LATENTS[:-1]
         }
         said["all"] = {
             key: torch.stack([x[key] for x in said.values()]).mean(0) for key in said["average"]
         }
+        found["modes"] = round(1000 * float(_modes(quality)))
         found["correlation"] = {
             name: round(1000 * _correlation(x[USUAL], quality)) for name, x in said.items()
         }
         for name, opinions in said.items():
             rankings = {key: combined(x, quality) for key, x in opinions.items()}
             found[name] = [
-                _precision(rankings[form[:-1]][form.combination], truth) for form in forms(name)
+                _precision(rankings[form[:-1]][form.combination], truth) for form in forms()
             ]
         return found
 
@@ -256,7 +264,7 @@ class Neighbours:
         return latents
 
     def _opinions(
-        self, name: str, latents: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor
+        self, latents: torch.Tensor, labels: torch.Tensor, quality: torch.Tensor
     ) -> dict[tuple[str, ...], torch.Tensor]:
         """Return opinions (N,) by all of a form but its combination."""
         numbers = counts(len(labels), self.engine.classes)
@@ -265,8 +273,8 @@ class Neighbours:
             in_class[labels == label] = _ranks(quality[labels == label]).to(quality.dtype)
         trust = {"trusted": _ranks(quality).to(quality.dtype), "trusted in class": in_class}
         found: dict[tuple[str, ...], torch.Tensor] = {}
-        for metric in dict.fromkeys(form.metric for form in forms(name)):
-            keys = dict.fromkeys(form[:3] for form in forms(name) if form.metric == metric)
+        for metric in METRICS:
+            keys = dict.fromkeys(form[:3] for form in forms() if form.metric == metric)
             indices, distances = nearest(latents, max(numbers[key[1]] for key in keys), metric)
             for key in keys:
                 near = indices[:, : numbers[key[1]]]
@@ -313,6 +321,12 @@ def _correlation(x: torch.Tensor, y: torch.Tensor) -> float:
     return float(torch.corrcoef(torch.stack([_ranks(x), _ranks(y)]))[0, 1])
 
 
+def _modes(x: torch.Tensor) -> torch.Tensor:
+    """Return how clearly numbers fall into two groups: 1 for two values, one third if normal."""
+    z = _standardised(x)
+    return 1 / (z.pow(4).mean() - z.pow(3).mean() ** 2).clamp_min(1)
+
+
 def _standardised(x: torch.Tensor) -> torch.Tensor:
     x = torch.nan_to_num(x.double(), nan=float(x.double().nanmean()))
-    return (x - x.mean()) / x.std().clamp_min(1e-12)
+    return (x - x.mean()) / x.std(correction=0).clamp_min(1e-12)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,22 +18,29 @@ CHOSEN_SEED = 0
 KINDS = ("asymmetric", "symmetric", "human")
 #: The latents, of these two, whose neighbours agree more with label quality.
 CLOSER, OF = "closer", ("last", "average")
-PLAIN, TRUSTED = (
-    ("distance", "100", "alike", "share"),
-    ("distance", "root", "trusted in class", "share"),
-)
+PLAIN = ("cosine", "root", "alike", "share")
+BY_ANGLE = ("cosine", "root", "trusted in class", "share")
+TRUSTED = ("distance", "root", "trusted in class", "share")
 MARGIN = ("distance", "root", "trusted in class", "margin")
+TITLES = {
+    PLAIN: "share, cosine",
+    BY_ANGLE: "share, trusted, cosine",
+    TRUSTED: "share, trusted",
+    MARGIN: "margin, trusted",
+}
 #: The rows: an opinion, how it goes together with label quality, and whose latents.
 ROWS = [
     *((PLAIN, "alone", latents) for latents in OF),
     *((PLAIN, "ranks", latents) for latents in OF),
+    *((BY_ANGLE, "ranks", latents) for latents in OF),
+    *((TRUSTED, "alone", latents) for latents in OF),
     *((TRUSTED, "ranks", latents) for latents in (*OF, "separation", "all", CLOSER)),
     *((TRUSTED, "standardised", latents) for latents in (*OF, CLOSER)),
+    *((TRUSTED, "by modes", latents) for latents in (*OF, CLOSER)),
+    *((TRUSTED, "the rest", latents) for latents in (*OF, CLOSER)),
     *((MARGIN, "ranks", latents) for latents in OF),
-    *((MARGIN, "standardised", latents) for latents in OF),
     *((MARGIN, "for", latents) for latents in OF),
 ]
-TITLES = {PLAIN: "share of 100", TRUSTED: "share, trusted", MARGIN: "margin, trusted"}
 WHOSE = {"last": "last epoch", "average": "averaged", "separation": "separated most"}
 
 
@@ -75,12 +83,19 @@ def _kind(run: Result) -> str:
 
 
 def _above(run: Result, name: str, form: Form | None = None) -> float:
+    """Return by how much a ranking is ahead of label quality; nan where it was not measured."""
     found = run["neighbours"]
     if name == CLOSER:
+        if "correlation" not in found:
+            return math.nan
         name = max(OF, key=found["correlation"].__getitem__)
-    value = found[name] if form is None else found[name][forms(name).index(form)]
-    return float(value - found["label_quality"]) / 1000
+    value = found[name] if form is None else found[name][forms().index(form)]
+    return math.nan if value is None else (value - found["label_quality"]) / 1000
 
 
 def _cell(gains: Sequence[float]) -> str:
-    return f"{np.mean(gains):+.3f} ({min(gains):+.3f})" if gains else MISSING
+    known = [x for x in gains if math.isfinite(x)]
+    if not known:
+        return MISSING
+    of = f", {len(known)} runs" if len(known) < len(gains) else ""
+    return f"{np.mean(known):+.3f} ({min(known):+.3f}){of}"

@@ -78,8 +78,14 @@ def test_combinations_are_of_ranks_and_of_standard_deviations():
     np.testing.assert_allclose(found["against"], second + np.asarray([0, -0.4, 0, 0]))
     np.testing.assert_allclose(found["for"], second + np.asarray([0.2, 0, 0.2, 0.9]))
     a, b = said.numpy(), np.asarray([0.5, 0.625, 0.375, 0.5])
-    wanted = sum((x - x.mean()) / x.std(ddof=1) for x in (a, b))
+    wanted = sum((x - x.mean()) / x.std() for x in (a, b))
     np.testing.assert_allclose(found["standardised"], wanted)
+    values = torch.from_numpy(np.random.default_rng(0).normal(size=100_000))
+    assert float(neighbours._modes(values)) == pytest.approx(1 / 3, abs=0.01)
+    assert float(neighbours._modes((values > 1).double())) == pytest.approx(1)
+    m, n = (float(neighbours._modes(x)) for x in (said, quality))
+    np.testing.assert_allclose(found["by modes"], m * first + n * second)
+    np.testing.assert_allclose(found["the rest"], (1 - n) * first + n * second)
     assert found.keys() == set(neighbours.COMBINATIONS)
     from scipy.stats import spearmanr
 
@@ -103,7 +109,7 @@ def test_neighbours_who_are_right_find_an_error_that_quality_does_not(folder):
     latents = torch.nn.functional.one_hot(torch.from_numpy(true), CLASSES).float()
     latents += 0.01 * torch.from_numpy(np.random.default_rng(0).normal(size=latents.shape))
     said = kept._opinions(
-        "last", latents, labels, torch.rand(N, generator=torch.Generator().manual_seed(0))
+        latents, labels, torch.rand(N, generator=torch.Generator().manual_seed(0))
     )
     form = Form("distance", "10", "trusted in class", "margin", "alone")
     assert said[form[:-1]][wrong].max() < 0 < said[form[:-1]][~wrong].min()
@@ -117,11 +123,11 @@ def test_a_run_judges_every_form_and_is_short(folder, results):
     assert clean["neighbours"] == {}
     assert noisy["detection"] == {}
     found = noisy["neighbours"]
-    assert found.keys() == {*neighbours.BASELINES, "correlation", *neighbours.LATENTS}
+    assert found.keys() == {*neighbours.BASELINES, "modes", "correlation", *neighbours.LATENTS}
     assert found["correlation"].keys() == set(neighbours.LATENTS)
     assert all(-1000 <= x <= 1000 for x in found["correlation"].values())
     for name in neighbours.LATENTS:
-        assert len(found[name]) == len(neighbours.forms(name))
+        assert len(found[name]) == len(neighbours.forms())
         assert all(0 < x <= 1000 for x in found[name])
     assert max(map(len, (results / "near.jsonl").read_text().splitlines())) < 2500
     scores = np.stack(
@@ -147,7 +153,7 @@ def test_the_table_has_the_mean_and_the_worst_run_of_each_kind_of_error(results)
     ):
         found = {"label_quality": 500, "margin": 510, "el2n": 490}
         found |= {
-            name: [500 + gain * (name == "average")] * len(neighbours.forms(name))
+            name: [500 + gain * (name == "average")] * len(neighbours.forms())
             for name in neighbours.LATENTS
         }
         found["correlation"] = {"last": 1, "average": 2}

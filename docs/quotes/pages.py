@@ -7,7 +7,7 @@ from collections.abc import Callable
 from experiments.criteria import SEPARATION
 from experiments.tables.keep import LAST
 
-from . import averages, benchmarks, ranking, rules
+from . import averages, benchmarks, neighbours, ranking, rules
 
 __all__ = ["QUOTES", "Figures"]
 
@@ -15,6 +15,7 @@ Figures = Callable[[], dict[str, str]]
 README, CONCEPTS = "README.md", "docs/concepts"
 STOPPING, QUALITY = f"{CONCEPTS}/stopping.md", f"{CONCEPTS}/label-quality.md"
 WHICH, CLEANLAB, DIGITS = "docs/which-rule.md", "docs/from-cleanlab.md", "docs/sklearn/digits.md"
+LABELS = "docs/results/labels.md"
 
 #: Rows of the first table that a reader sees, and what the results call them.
 KEPT = {
@@ -142,4 +143,8 @@ QUOTES: tuple[tuple[str, Figures, str], ...] = (
     ("docs/results/averaging.md", averages.average, "{mean} points above the best epoch, and {above} above the epoch of largest"),
     ("docs/results/averaging.md", averages.schedules, "gains {constant} points, {least} in the worst run. Under a cosine rate it gains {cosine}"),
     ("docs/results/language.md", averages.examples, "reach {min}. The best other signal is the loss of the answer, with {loss}"),
+    (LABELS, neighbours.neighbours, "{forms} forms without a parameter were measured in all {runs} runs made afterwards. The best of them is at {nearest} in its worst run"),
+    (LABELS, neighbours.neighbours, "In the {choice} runs of the choice it gains {least} to {most}. In the others it has {asymmetric} under asymmetric errors ({asymmetric_worst} in the worst run), {symmetric} under symmetric and {human} under human ones. It is behind in {losing} of {runs} runs, at most at {lowest}"),
+    (LABELS, neighbours.neighbours, "by the cosine have {plain_asymmetric} under asymmetric errors, with trusted ones {angle_asymmetric}. The same opinion of the averaged weights has {angle_averaged_asymmetric}"),
+    (LABELS, neighbours.neighbours, "finds more asymmetric errors, {margin_asymmetric}, and has {margin_symmetric} under symmetric ones"),
 )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -12,9 +12,10 @@ from experiments.store import Result
 from experiments.tables.cells import MISSING, counted, markdown, parts_of
 from experiments.tables.runs import SMALL
 
-__all__ = ["neighbours"]
+__all__ = ["AFTERWARDS", "CHOICE", "TRUSTED", "above", "grouped", "neighbours"]
 
 CHOSEN_SEED = 0
+CHOICE, AFTERWARDS = "Runs of the choice", "Runs made afterwards"
 KINDS = ("asymmetric", "symmetric", "human")
 #: The latents, of these two, whose neighbours agree more with label quality.
 CLOSER, OF = "closer", ("last", "average")
@@ -30,16 +31,13 @@ TITLES = {
 }
 #: The rows: an opinion, how it goes together with label quality, and whose latents.
 ROWS = [
-    *((PLAIN, "alone", latents) for latents in OF),
+    (PLAIN, "alone", "last"),
     *((PLAIN, "ranks", latents) for latents in OF),
     *((BY_ANGLE, "ranks", latents) for latents in OF),
-    *((TRUSTED, "alone", latents) for latents in OF),
+    (TRUSTED, "alone", "last"),
     *((TRUSTED, "ranks", latents) for latents in (*OF, "separation", "all", CLOSER)),
-    *((TRUSTED, "standardised", latents) for latents in (*OF, CLOSER)),
-    *((TRUSTED, "by modes", latents) for latents in (*OF, CLOSER)),
-    *((TRUSTED, "the rest", latents) for latents in (*OF, CLOSER)),
-    *((MARGIN, "ranks", latents) for latents in OF),
-    *((MARGIN, "for", latents) for latents in OF),
+    *((TRUSTED, combination, "last") for combination in ("standardised", "by modes", "the rest")),
+    *((MARGIN, combination, "last") for combination in ("ranks", "for")),
 ]
 WHOSE = {"last": "last epoch", "average": "averaged", "separation": "separated most"}
 
@@ -49,40 +47,24 @@ def neighbours(results: list[Result]) -> str:
 
     Of the runs that a form was chosen on, and of those that were made afterwards.
     """
+    return parts_of({title: _table(by) for title, by in grouped(results).items()})
+
+
+def grouped(results: list[Result]) -> dict[str, dict[str, list[Result]]]:
+    """Return the runs by whether a form was chosen on them, and by kind of error."""
     runs = [r for r in results if r.get("neighbours")]
     parts = {
-        "Runs of the choice": [r for r in runs if _is_of_the_choice(r)],
-        "Runs made afterwards": [r for r in runs if not _is_of_the_choice(r)],
+        CHOICE: [r for r in runs if _is_of_the_choice(r)],
+        AFTERWARDS: [r for r in runs if not _is_of_the_choice(r)],
     }
-    return parts_of({title: _table(some) for title, some in parts.items() if some})
+    return {
+        title: {kind: [r for r in some if _kind(r) == kind] for kind in KINDS}
+        for title, some in parts.items()
+        if some
+    }
 
 
-def _is_of_the_choice(run: Result) -> bool:
-    s = run["settings"]
-    return s["network"] in SMALL and s["seed"] == CHOSEN_SEED
-
-
-def _table(runs: Sequence[Result]) -> str:
-    by = {kind: [r for r in runs if _kind(r) == kind] for kind in KINDS}
-    alone = ([r["neighbours"]["label_quality"] / 1000 for r in some] for some in by.values())
-    rows = [["`label_quality`", "", "", *(f"{np.mean(x):.3f}" if x else MISSING for x in alone)]]
-    for opinion, combination, latents in ROWS:
-        form = Form(*opinion, combination)
-        gains = ([_above(r, latents, form) for r in some] for some in by.values())
-        rows.append([TITLES[opinion], combination, WHOSE.get(latents, latents), *map(_cell, gains)])
-    for name in ("margin", "el2n"):
-        gains = ([_above(r, name) for r in some] for some in by.values())
-        rows.append([f"`{name}`", "", "", *map(_cell, gains)])
-    head = [f"{kind}, {counted(len(some), 'run')}" for kind, some in by.items()]
-    return markdown(["ranking by", "with quality", "latents", *head], rows)
-
-
-def _kind(run: Result) -> str:
-    name: str = run["settings"]["labels"].partition("-")[0]
-    return name if name in KINDS else KINDS[-1]
-
-
-def _above(run: Result, name: str, form: Form | None = None) -> float:
+def above(run: Result, name: str, form: Form | None = None) -> float:
     """Return by how much a ranking is ahead of label quality; nan where it was not measured."""
     found = run["neighbours"]
     if name == CLOSER:
@@ -93,9 +75,34 @@ def _above(run: Result, name: str, form: Form | None = None) -> float:
     return math.nan if value is None else (value - found["label_quality"]) / 1000
 
 
+def _is_of_the_choice(run: Result) -> bool:
+    s = run["settings"]
+    return s["network"] in SMALL and s["seed"] == CHOSEN_SEED
+
+
+def _kind(run: Result) -> str:
+    name: str = run["settings"]["labels"].partition("-")[0]
+    return name if name in KINDS else KINDS[-1]
+
+
+def _table(by: Mapping[str, Sequence[Result]]) -> str:
+    alone = ([r["neighbours"]["label_quality"] / 1000 for r in some] for some in by.values())
+    rows = [["`label_quality`", "", "", *(f"{np.mean(x):.3f}" if x else MISSING for x in alone)]]
+    for opinion, combination, latents in ROWS:
+        form = Form(*opinion, combination)
+        cells = [_cell([above(r, latents, form) for r in some]) for some in by.values()]
+        if any(cell != MISSING for cell in cells):
+            rows.append([TITLES[opinion], combination, WHOSE.get(latents, latents), *cells])
+    for name in ("margin", "el2n"):
+        gains = ([above(r, name) for r in some] for some in by.values())
+        rows.append([f"`{name}`", "", "", *map(_cell, gains)])
+    head = [f"{kind}, {counted(len(some), 'run')}" for kind, some in by.items()]
+    return markdown(["ranking by", "with quality", "latents", *head], rows)
+
+
 def _cell(gains: Sequence[float]) -> str:
     known = [x for x in gains if math.isfinite(x)]
     if not known:
         return MISSING
-    of = f", {len(known)} runs" if len(known) < len(gains) else ""
+    of = f", {counted(len(known), 'run')}" if len(known) < len(gains) else ""
     return f"{np.mean(known):+.3f} ({min(known):+.3f}){of}"

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gwa_core import MaxGWA, Rule, select_epoch, summarize_history
+from gwa_core import MaxGWA, Rule, select_epoch, summarize_history, warmup_steps
 from gwa_core.history import epochs_cut_short
 from gwa_offline.analysis.findings import EpochRecord
 from gwa_offline.analysis.view import position, unit
 
 __all__ = ["messages_of"]
+
+# Records after the warm-up that make a curve; in fewer a first place says nothing.
+CURVE = 5
 
 
 def messages_of(
@@ -39,8 +42,8 @@ def messages_of(
     Returns
     -------
     tuple of str
-        Unhealthy epochs, epochs cut short, memorisation, omitted scores, and where the paper's rule
-        would keep another epoch.
+        An epoch at the edge of the warm-up, unhealthy epochs, epochs cut short, memorisation, omitted
+        scores, and where the paper's rule would keep another epoch.
 
     Notes
     -----
@@ -52,6 +55,13 @@ def messages_of(
     noun, one = ("epoch", "an epoch") if name == "epoch" else ("window", "a window")
     if best is None:
         found.append(f"No {noun} qualifies under the rule; the last one is shown instead.")
+    first = warmup_steps(getattr(rule, "warmup", 0), total_steps or len(records))
+    if best is not None and 0 < first == best <= len(records) - CURVE:
+        found.append(
+            f"{name.capitalize()} {position(records[best].summary)} is the first after the warm-up, "
+            f"and no later {noun} has a better {rule.signal}: this is no peak. Compare it with the "
+            f"last {noun} and with the average of the weights."
+        )
     unhealthy = [record for record in records if not record.summary.healthy]
     if unhealthy:
         found.append(

@@ -10,7 +10,7 @@ from adapters.offline.reports import BEST, SICK, make_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwa_core import MaxSeparation, Selection
+from gwa_core import BestMetric, LabelWave, MaxSeparation, Selection
 from gwa_offline.analysis.messages import messages_of
 from gwa_offline.analysis.view import (
     average_sentence,
@@ -146,3 +146,21 @@ def test_labels_that_pull_in_words_and_by_class():
         mask = report.targets == report.class_names.index(row.name)
         assert (row.size, row.pulling) == (mask.sum(), (mask & low).sum())
     assert class_rows(unlabelled, 10) == []
+
+
+def test_the_first_epoch_after_the_warm_up_is_said_to_be_no_peak():
+    def said(best, rule=MaxSeparation(), count=20, total=None):  # noqa: B008
+        records = make_report().epochs[:count]
+        return messages_of(records, observed(records), rule, best, total_steps=total)
+
+    text = next(x for x in said(2) if "no peak" in x)
+    assert text.startswith("Epoch 2 is the first after the warm-up, and no later epoch has a better")
+    assert "separation" in text
+    assert not any("no peak" in x for x in said(3))
+    # Nobody warmed up, or little came afterwards, or the planned epochs are more.
+    assert not any("no peak" in x for x in said(0, MaxSeparation(warmup=0)))
+    assert not any("no peak" in x for x in said(2, MaxSeparation(warmup=2), count=6))
+    assert any("no peak" in x for x in said(4, total=40))
+    assert any("no peak" in x for x in said(2, BestMetric(metric="accuracy", warmup=2)))
+    assert not any("no peak" in x for x in said(5, LabelWave()))
+    assert not any("no peak" in x for x in said(None))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from experiments.criteria import SEPARATION
 from experiments.tables.keep import LAST
 
-from . import averages, benchmarks, neighbours, ranking, rules
+from . import averages, benchmarks, completion, neighbours, ranking, rules, windows
 
 __all__ = ["QUOTES", "Figures"]
 
@@ -16,6 +16,7 @@ README, CONCEPTS = "README.md", "docs/concepts"
 STOPPING, QUALITY = f"{CONCEPTS}/stopping.md", f"{CONCEPTS}/label-quality.md"
 WHICH, CLEANLAB, DIGITS = "docs/which-rule.md", "docs/from-cleanlab.md", "docs/sklearn/digits.md"
 LABELS = "docs/results/labels.md"
+TUNING, EPOCHS = "docs/results/fine-tuning.md", "docs/results/stopping.md"
 
 #: Rows of the first table that a reader sees, and what the results call them.
 KEPT = {
@@ -50,6 +51,8 @@ QUOTES: tuple[tuple[str, Figures, str], ...] = (
     (WHICH, averages.worst_cases, "points, the average up to {asymmetric} |"),
     (WHICH, averages.worst_cases, "lose up to {encoder_rule} and {encoder} points, a validation set up to {encoder_validation} in {encoder_twins} runs"),
     (WHICH, averages.fine_tuning, "the default rule loses {lost} points in {runs} runs"),
+    (WHICH, windows.windows, "in {runs} runs {worst_average} point at most below the best window"),
+    (WHICH, completion.rules, "{modes} points lost in {runs} runs of a small network on texts, worst {modes_worst}; the default rule {rule}, worst {rule_worst}"),
     (WHICH, benchmarks.stopping, "{low} to {high} points lost; worst {worst}"),
     ("docs/from-early-stopping.md", averages.average, "On {images} runs of large networks on images it is {mean} points above the best single epoch"),
     ("docs/from-early-stopping.md", averages.average, "with a worst run of −{worst}"),
@@ -147,4 +150,25 @@ QUOTES: tuple[tuple[str, Figures, str], ...] = (
     (LABELS, neighbours.neighbours, "In the {choice} runs of the choice it gains {least} to {most}. In the others it has {asymmetric} under asymmetric errors ({asymmetric_worst} in the worst run), {symmetric} under symmetric and {human} under human ones. It is behind in {losing} of {runs} runs, at most at {lowest}"),
     (LABELS, neighbours.neighbours, "by the cosine have {plain_asymmetric} under asymmetric errors, with trusted ones {angle_asymmetric}. The same opinion of the averaged weights has {angle_averaged_asymmetric}"),
     (LABELS, neighbours.neighbours, "finds more asymmetric errors, {margin_asymmetric}, and has {margin_symmetric} under symmetric ones"),
+    (TUNING, windows.windows, "After four epochs the last weights are {minilm_last_worst} points below the best at most"),
+    (TUNING, windows.windows, "In {runs} runs it is {worst_average} point at most below the best window"),
+    (TUNING, windows.windows, "and the rules on it lose {gwa} points"),
+    (TUNING, windows.windows, "In {dips} of {runs} runs does GWA fall at first by more than three standard errors"),
+    (TUNING, windows.windows, "not positive in {unhealthy} of {of} windows"),
+    (TUNING, windows.windows, "The best end of a whole epoch is {end} points below the best window, {worst_end} at most"),
+    (TUNING, windows.windows, "loses {rule} points on average in both networks, {worst_rule} at most"),
+    (TUNING, windows.windows, "loses {minilm_average} in MiniLM, {minilm_average_worst} at most, the last window {minilm_last} and {minilm_last_worst}"),
+    (TUNING, windows.windows, "the other way round: {lite_average} and {lite_average_worst}, the last window {lite_last} and {lite_last_worst}"),
+    (TUNING, windows.windows, "loses {labelwave} points"),
+    (TUNING, windows.windows, "it chooses {held} % in a training on 90 % of the texts, the average has {whole} % on all"),
+    (TUNING, windows.windows, "is {minilm_20} under 20 % and {minilm_40} under 40 % errors. After three of Lite0 it is {lite_17} under 17 % and {lite_40} under 40 %, AUM {lite_17_aum} and {lite_40_aum}"),
+    (EPOCHS, completion.rules, "bimodality and the paper's rule lose {modes} and {paper} points, separation {rule}"),
+    (EPOCHS, completion.rules, "from {before} to {after}"),
+    (EPOCHS, completion.rules, "separation keeps the last epoch and loses {rule_40} points. Bimodality and the paper's rule lose {modes_40} there. Under 20 % separation and bimodality lose {rule_20}, the paper's rule {paper_20}, LabelWave and the last epoch {last_20}"),
+    ("docs/results/averaging.md", completion.averages, "follows separation to the memorised end and loses {average_40} points, the last epoch {last_40}. Under 20 % it loses {average_20}"),
+    ("docs/results/averaging.md", completion.averages, "in place of separation it would lose {modes_40} and gain {modes_20}"),
+    (LABELS, completion.labels, "has {quality_20} and {quality_40} under 20 and 40 % errors, AUM {aum_20} and {aum_40}, the loss {loss_20} and {loss_40}"),
+    (LABELS, completion.labels, "near the plain mean of {mean_20}. Excess bimodality has {excess_20}"),
+    ("docs/results/index.md", completion.rules, "separation keeps the memorised end and loses {rule_worst} points"),
+    ("docs/results/index.md", windows.windows, "within {worst_average} point of the best window"),
 )  # fmt: skip

@@ -58,6 +58,14 @@ def png(image):
     return file.getvalue()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _curves():
+    """The miniature is a study whose curves are drawn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "WITH_CURVES", ("mini",))
+        yield
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with a Parquet file of the layout of CIFAR-10-N, and a configuration."""

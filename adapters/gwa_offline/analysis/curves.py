@@ -21,7 +21,7 @@ from gwa_offline.analysis.view import (
     observed,
 )
 
-__all__ = ["SignalCurve", "SignalCurves", "signal_curves", "stored_signals"]
+__all__ = ["SignalCurve", "SignalCurves", "default_metric", "signal_curves", "stored_signals"]
 
 # Fields of the summaries that are drawn beside the signals of the run.
 OWN = ("mean", "separation")
@@ -88,6 +88,11 @@ def stored_signals(report: Findings) -> list[str]:
     return [name for name in metric_names(report) if name in SIGNALS and SIGNALS[name].better]
 
 
+def default_metric(report: Findings) -> str | None:
+    """Return the first column of a run that is none of the signals, such as its test accuracy."""
+    return next((name for name in metric_names(report) if name not in SIGNALS), None)
+
+
 def signal_curves(
     report: Findings, *, metric: str | None = None, mode: Literal["max", "min"] = "max"
 ) -> SignalCurves:
@@ -128,8 +133,7 @@ def signal_curves(
     ----------
     Hölzl, Rueckert, Kaissis, NeurIPS 2025, Fig. 2.
     """
-    if metric is None:
-        metric = next((name for name in metric_names(report) if name not in SIGNALS), None)
+    metric = default_metric(report) if metric is None else metric
     healthy = healthy_epochs(report)
     begin = warmup_steps(WARMUP, len(report.epochs))
     rows = observed(report.epochs)

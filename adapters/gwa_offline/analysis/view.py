@@ -162,13 +162,15 @@ def ties_words(report: Findings, most: int = 4) -> str | None:
         long = len(stretch) > 2
         parts += [f"{stretch[0]} to {stretch[-1]}"] if long else [f"{x}" for x in stretch]
     if not parts:
-        return f"no other {unit(report.epochs)} is as good"
+        return f"no other {unit(report.epochs)} is within its error"
     if len(parts) > most:
         others = np.flatnonzero(tied)
         within = f"{numbers[others[0]]} to {numbers[others[-1]]}"
         return f"{len(others) - 1} others from {within} are about as good"
     words = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
-    return f"{words} {'is' if words.isdecimal() else 'are'} about as good"
+    if words.isdecimal():
+        return f"{unit(report.epochs)} {words} is about as good"
+    return f"{words} are about as good"
 
 
 def pulling(report: Findings) -> NDArray[np.bool_]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def run_demo(
             progress(epoch + 1, EPOCHS)
 
     end_run(run.path)
-    report = analyse(run.path)
+    report = replace(analyse(run.path), name="digits, the demonstration")
     accuracy = [record.metrics["test_accuracy"] for record in report.epochs]
     for weights, value in zip(_weights(network), mean, strict=True):
         weights[...] = value

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gwa_offline.analysis.curves import signal_curves, stored_signals
+from gwa_offline.analysis.curves import default_metric, signal_curves, stored_signals
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.view import (
     average_words,
@@ -21,6 +21,7 @@ from gwa_offline.analysis.view import (
     class_rows,
     epoch_numbers,
     format_number,
+    healthy_epochs,
     kept_of,
     metric_names,
     percent,
@@ -50,6 +51,8 @@ _CLASSES = 20  # classes with images; the lowest ones where there are more
 _PRINTED_IMAGES, _PRINTED_ROWS = 70, 30  # suspicious labels on paper
 _ROWS, _FOUND = 100, 10_000  # classes of the table, and those that its search finds: the lowest
 
+_SOURCES = {"online": "from the training pass", "offline": "measured after each epoch"}
+
 _MEANINGS = {
     "separation": "The score of a sample says whether its label agrees with what the model has learnt. "
     "Separation is large where the scores are high and fall into two groups: right and wrong labels.",
@@ -78,8 +81,8 @@ def write_html(
     images : str, path, array, Images or None
         The N images by sample id, as `gwa_offline.figures.images.open_images` takes them.
     metric : str or None
-        A column of the run, drawn beside the curve that decided and the signals. Default: the first column, and for the
-        figures of the signals the first column that is no signal.
+        A column of the run, drawn beside the curve that decided and the signals. Default: the first
+        column that is no signal, if any.
     mode : {"max", "min"}
         Which end of `metric` is better.
 
@@ -164,6 +167,7 @@ def _render(
     figures = make_figures(report, curves)
     summaries = [record.summary for record in report.epochs]
     signal = report.decision.signal
+    drawn = default_metric(report) if metric is None else metric
     error = float(report.decision.standard_errors[shown])
     return environment.from_string(template.read_text(encoding="utf-8")).render(
         report=report,
@@ -180,7 +184,10 @@ def _render(
         pulls=pulling_words(report),
         pulling=int(pulling(report).sum()),
         metrics=metric_names(report),
-        metric=metric,
+        drawn=drawn,
+        beside=None if drawn == signal else _beside(report, drawn),
+        healthy=int(healthy_epochs(report).sum()),
+        sources=" and ".join(dict.fromkeys(_SOURCES[x.source] for x in report.epochs)),
         curves=curves,
         numbers=epoch_numbers(report),
         unit=unit(report.epochs),
@@ -188,9 +195,6 @@ def _render(
         bars=BARS,
         classes=[] if images is None else _class_samples(report),
         title=TITLES.get(signal, signal),
-        heading=signal.capitalize()
-        if signal in ("separation", "bimodality")
-        else TITLES.get(signal, signal),
         meaning=_MEANINGS.get(signal, f"The rule reads the column {signal} of the run."),
         rule_name=report.rule.partition("(")[0],
         compared=[name for name in metric_names(report) if name != signal],
@@ -205,6 +209,18 @@ def _render(
         },
         plotly_js=get_plotlyjs(),
     )
+
+
+def _beside(report: Findings, name: str | None) -> str | None:
+    """Say what a metric is at the shown epoch, and between which values it lies in the run."""
+    values = chosen_metric(report, name)
+    if values is None or not np.isfinite(values[report.shown]):
+        return None
+    here, low, high = (
+        format_number(float(x), 4)
+        for x in (values[report.shown], np.nanmin(values), np.nanmax(values))
+    )
+    return f"{name} is {here} there, and {low} to {high} in the run."
 
 
 def _measure(value: float, error: float) -> str:

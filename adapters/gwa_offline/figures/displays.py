@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gwa_offline.analysis.curves import SignalCurve, signal_curves, stored_signals
+from gwa_offline.analysis.curves import SignalCurve, default_metric, signal_curves, stored_signals
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.view import (
     chosen_metric,
@@ -410,8 +410,8 @@ def save_figures(
     images : str, path, array, Images or None
         Images of the samples, as in `gwa_offline.figures.images.open_images`.
     metric : str or None
-        A column of the run, drawn beside the curves and the signals. Default: the first column, and for the
-        figure of the signals the first column that is no signal.
+        A column of the run, drawn beside the curves and the signals. Default: the first column that is no
+        signal, and beside the curves the first one where all are signals.
     mode : {"max", "min"}
         Which end of `metric` is better.
     format : {"png", "svg"}
@@ -437,7 +437,8 @@ def save_figures(
     distribution = DistributionDisplay.from_report(report)
     shown = epoch_numbers(report)[report.shown]
     if len(report.epochs) > 1:
-        beside = next(iter(metric_names(report)), None) if metric is None else metric
+        first = default_metric(report) or next(iter(metric_names(report)), None)
+        beside = first if metric is None else metric
         beside_rule = None if beside == report.decision.signal else beside
         displays["decision"] = DecisionDisplay.from_report(report, metric=beside_rule).plot
         displays["gwa"] = GWACurveDisplay.from_report(report, metric=beside).plot

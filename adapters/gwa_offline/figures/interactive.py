@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from gwa_offline.analysis.curves import SignalCurve, SignalCurves
@@ -37,6 +39,8 @@ __all__ = ["BARS", "TITLES", "make_figures"]
 
 BARS = 20  # classes in the bar chart; the lowest ones where there are more
 LARGEST = 2.0  # standard errors in half a band
+FEW = 10  # epochs of which each has its tick
+SHARES = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)  # ticks that a reader knows, in per cent
 TITLES = {"gwa": "GWA"}  # of signals that are not written as their columns are
 
 Figures = dict[str, go.Figure]
@@ -96,9 +100,14 @@ def _epoch_figures(report: Findings, signals: SignalCurves | None) -> Figures:
         for signal in signals.signals:
             figures[f"signal-{signal.name}"] = _signal(epochs, name, signal, signals)
     pad = 0.02 * (epochs[-1] - epochs[0])
+    half = (epochs[-1] - epochs[0]) / (2 * len(epochs) - 2)
     for key, figure in figures.items():
         if key != "distribution":  # its cells reach half an epoch further
-            figure.update_xaxes(range=[epochs[0] - pad, epochs[-1] + pad], zeroline=False)
+            more = max(pad, half) if key == "decision" else pad  # and so do the bars of the shares
+            figure.update_xaxes(range=[epochs[0] - more, epochs[-1] + more], zeroline=False)
+        if len(epochs) <= FEW:
+            # There is no half of an epoch.
+            figure.update_xaxes(tickvals=epochs)
         figure.update_xaxes(exponentformat="none", separatethousands=True)
         if report.best_index is not None:
             figure.add_vline(
@@ -166,6 +175,7 @@ def _curve(report: Findings, epochs: list[int], axis: str) -> go.Figure:
     figure = go.Figure()
     add_band(figure, epochs, gwa, half, healthy)
     figure.add_trace(line(epochs, values, "gwa", "GWA"))
+    shade_warmup(figure, epochs, report.decision.warmup, "warm-up")
     low, high = curve_limits(values[healthy], half[healthy])
     if not healthy.all():
         sick, edge = np.flatnonzero(~healthy), 0.04 * (high - low)
@@ -194,8 +204,11 @@ def _add_shares(figure: go.Figure, report: Findings, epochs: list[int]) -> go.Fi
         marker={"color": "var(--best)", "line": {"width": 0}},
         hovertemplate="%{y:.3g} %",
     )
-    strip = {"domain": [0.0, 0.14], "title_text": "share", "ticksuffix": " %", "nticks": 2}
-    strip |= {"rangemode": "tozero", "zeroline": False, "automargin": True, "title_standoff": 8}
+    most = 100 * float(report.average_shares.max())
+    tick = max((x for x in SHARES if x <= most), default=most)
+    strip: dict[str, Any] = {"domain": [0.0, 0.14], "title_text": "share", "title_standoff": 8}
+    strip |= {"tickvals": [0, tick], "ticktext": ["0 %", f"{tick:g} %"]}
+    strip |= {"rangemode": "tozero", "zeroline": False, "automargin": True}
     return figure.update_layout(
         yaxis={"domain": [0.22, 1.0]},
         yaxis3={**strip, "gridcolor": "var(--grid)"},

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -153,7 +154,7 @@ def test_the_first_screen_has_both_answers_and_the_curve_that_decided(page: Page
 def test_the_curve_that_decided_shows_what_the_rule_saw(page: Page) -> None:
     report = make_report()
     assert page.locator("main").get_attribute("data-best-epoch") == str(BEST)
-    assert page.locator("#decided").inner_text() == "GWA decided"
+    assert page.locator("#decided").inner_text() == "The curve that decided: GWA"
     star, near = trace(page, "best epoch"), trace(page, "about as good")
     values = [record.summary.gwa for record in report.epochs]
     assert (star["x"], star["y"]) == ([BEST], [values[BEST]])
@@ -187,7 +188,7 @@ def test_a_rule_on_a_metric_has_no_near_ties(open_page: Open, tmp_path: Path) ->
     report = make_report(decision=seen, rule="BestMetric(metric='<b>loss</b>')")
     page = open_page(write_html(report, tmp_path / "r.html"))
     assert page.locator(".answer .or").first.inner_text() == f"or epoch {BEST}."
-    assert page.locator("#decided").inner_text() == "<b>loss</b> decided"
+    assert page.locator("#decided").inner_text() == "The curve that decided: <b>loss</b>"
     assert page.locator("#plot-decision .ytitle").text_content() == "<b>loss</b>"
     caption = page.locator("figure:has(#plot-decision) figcaption").inner_text()
     assert caption.startswith("The rule reads the column <b>loss</b> of the run.")
@@ -195,6 +196,34 @@ def test_a_rule_on_a_metric_has_no_near_ties(open_page: Open, tmp_path: Path) ->
     assert trace(page, "±2 standard errors") is None
     # It is not compared with itself.
     assert page.locator("#metric option").all_inner_texts() == ["test_accuracy", "nothing"]
+
+
+def test_the_metric_of_the_run_is_beside_the_answer(open_page: Open, tmp_path: Path) -> None:
+    records = make_report().epochs
+    # A signal comes first in the run, and is not what a reader wants to see first.
+    records = tuple(replace(x, metrics={"margin": 1.0, **x.metrics}) for x in records)
+    report = make_report(epochs=records)
+    page = open_page(write_html(report, tmp_path / "r.html"))
+    assert page.locator("#metric").input_value() == "test_accuracy"
+    here = report.epochs[BEST].metrics["test_accuracy"]
+    words = f"test_accuracy is {here:.4f} there, and 0.4000 to 0.8500 in the run."
+    assert page.locator(".answer .why").first.inner_text().endswith(words)
+    bare = tuple(replace(x, metrics={}) for x in records)
+    page = open_page(write_html(make_report(epochs=bare), tmp_path / "bare.html"))
+    assert "in the run" not in page.locator(".answer .why").first.inner_text()
+
+
+def test_few_epochs_have_a_tick_each_and_whole_bars(open_page: Open, tmp_path: Path) -> None:
+    page = open_page(write_html(make_report(4), tmp_path / "r.html"))
+    ticks = page.locator("#plot-decision .xtick text, #plot-decision .xy3 ~ .xtick text")
+    layout = page.evaluate("document.getElementById('plot-decision').layout")
+    assert layout["xaxis"]["tickvals"] == [0, 1, 2, 3]
+    assert layout["xaxis"]["range"] == [-0.5, 3.5]
+    assert {"0", "1", "2", "3"} <= set(ticks.all_text_contents())
+    assert layout["yaxis3"]["ticktext"][0] == "0 %"
+    assert layout["yaxis3"]["tickvals"][1] <= max(
+        trace(page, "share in the average of the weights")["y"]
+    )
 
 
 def test_without_an_average_the_epoch_is_the_answer(open_page: Open, tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def test_near_ties_in_words():
         return ties_words(replace(report, decision=decision))
 
     assert BEST == 13
-    assert words() == "no other epoch is as good"
-    assert words(12) == "12 is about as good"
+    assert words() == "no other epoch is within its error"
+    assert words(12) == "epoch 12 is about as good"
     assert words(12, 14) == "12 to 14 are about as good"
     assert words(14, 15) == "14 and 15 are about as good"
     assert words(14, 15, 16) == "14 to 16 are about as good"
@@ -154,7 +154,9 @@ def test_the_first_epoch_after_the_warm_up_is_said_to_be_no_peak():
         return messages_of(records, observed(records), rule, best, total_steps=total)
 
     text = next(x for x in said(2) if "no peak" in x)
-    assert text.startswith("Epoch 2 is the first after the warm-up, and no later epoch has a better")
+    assert text.startswith(
+        "Epoch 2 is the first after the warm-up, and no later epoch has a better"
+    )
     assert "separation" in text
     assert not any("no peak" in x for x in said(3))
     # Nobody warmed up, or little came afterwards, or the planned epochs are more.

@@ -45,8 +45,14 @@ def _counts() -> list[int]:
 
 
 def row(kept: str) -> Callable[[], dict[str, str]]:
-    """Return what gives the first three cells of a row of the claims."""
-    return lambda: dict(zip("abc", claims()[kept], strict=False))
+    """Return what gives the cells of a row of the claims, and how many runs have a validation set."""
+
+    def cells() -> dict[str, str]:
+        *first, last = (count for count in claims()[keep.TWINS] if count != "0")
+        twins = f"{', '.join(first)} and {last}"
+        return {"twins": twins, **dict(zip("abcd", claims()[kept], strict=True))}
+
+    return cells
 
 
 def average() -> dict[str, str]:
@@ -62,7 +68,7 @@ def average() -> dict[str, str]:
         "above": f"{mean - rule:.1f}",
         "paper": f"{-paper:.1f}",
         "worst_paper": f"{-worst_paper:.1f}",
-        **{name: f"{n}" for name, n in zip(("images", "texts", "small"), counts, strict=False)},
+        **{name: f"{n}" for name, n in zip(("images", "texts", "small", "many"), counts, strict=True)},
         "all": f"{sum(counts)}",
     }
 

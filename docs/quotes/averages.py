@@ -68,7 +68,10 @@ def average() -> dict[str, str]:
         "above": f"{mean - rule:.1f}",
         "paper": f"{-paper:.1f}",
         "worst_paper": f"{-worst_paper:.1f}",
-        **{name: f"{n}" for name, n in zip(("images", "texts", "small", "many"), counts, strict=True)},
+        **{
+            name: f"{n}"
+            for name, n in zip(("images", "texts", "small", "many"), counts, strict=True)
+        },
         "all": f"{sum(counts)}",
     }
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gwa_core.signals import SIGNALS
 from gwa_offline.analysis.curves import default_metric, signal_curves, stored_signals
 from gwa_offline.analysis.findings import Findings
 from gwa_offline.analysis.view import (
@@ -189,6 +190,7 @@ def _render(
         healthy=int(healthy_epochs(report).sum()),
         sources=" and ".join(dict.fromkeys(_SOURCES[x.source] for x in report.epochs)),
         curves=curves,
+        references={name: signal.reference for name, signal in SIGNALS.items()},
         numbers=epoch_numbers(report),
         unit=unit(report.epochs),
         figures={name: json.loads(figure.to_json()) for name, figure in figures.items()},

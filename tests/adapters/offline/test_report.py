@@ -21,6 +21,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from gwa_core import Selection
+from gwa_core.signals import SIGNALS
 from gwa_offline.analysis.curves import signal_curves
 from gwa_offline.analysis.findings import Decision
 from gwa_offline.analysis.view import average_words, pulling, pulling_words
@@ -257,7 +258,9 @@ def test_signals_stand_beside_gwa_and_the_metric(open_page: Open, tmp_path: Path
         assert trace(page, curve.name, figure)["y"] == pytest.approx(curve.values.tolist())
         assert trace(page, "test_loss", figure)["line"]["dash"] == "dot"
         caption = page.locator(f"figure:has(#plot-{figure}) figcaption").inner_text()
-        assert caption == f"best epoch {curve.best_index}, {curve.correlations}"
+        known = SIGNALS.get(curve.name)
+        source = "" if known is None else f". From {known.reference}."
+        assert caption == f"best epoch {curve.best_index}, {curve.correlations}{source}"
     assert page.locator("#metric").input_value() == "test_loss"
     assert page.locator("nav a[href='#signals']").count() == 1
     boxes = [box.bounding_box() for box in page.locator(".three > div").all()]
@@ -315,6 +318,8 @@ def test_filters(open_page: Open, html: Path) -> None:
     assert 0 < len(cats) < len(wrong)
     assert column(page, "id") == [str(i) for i in cats]
     assert page.locator("#count").inner_text() == f"{len(cats)} of 200"
+    page.locator("#filter").fill("nobody")
+    assert page.locator("#count").inner_text() == "none of the 200 listed"
 
 
 def test_download_holds_the_rows_shown(open_page: Open, html: Path, tmp_path: Path) -> None:
@@ -558,6 +563,8 @@ def test_a_thousand_classes_are_a_search_box(open_page: Open, tmp_path: Path) ->
     found = ["99", *(str(n) for n in range(990, 1000))]
     assert table.locator("th[scope=row]").all_inner_texts() == [f"<i>kind</i> {n}" for n in found]
     assert page.locator("#class-count").inner_text() == "11 of 11"
+    page.locator("#find-class").fill("nobody")
+    assert page.locator("#class-count").inner_text() == "no such class"
     page.locator("#find-class").fill("")
     assert table.locator("tbody tr").first.locator("th, td").all_inner_texts() == first
     # All of what is not folded is a few screens.

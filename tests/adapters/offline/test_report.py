@@ -199,6 +199,17 @@ def test_a_rule_on_a_metric_has_no_near_ties(open_page: Open, tmp_path: Path) ->
     assert page.locator("#metric option").all_inner_texts() == ["test_accuracy", "nothing"]
 
 
+def test_where_no_epoch_is_as_good_there_are_no_dots(open_page: Open, tmp_path: Path) -> None:
+    report = make_report()
+    alone = replace(report.decision, tied=np.arange(20) == BEST)
+    page = open_page(write_html(make_report(decision=alone), tmp_path / "r.html"))
+    words = page.locator(".answer .or").first.inner_text()
+    assert words == f"or epoch {BEST}; no other epoch is within its error."
+    assert "Dots:" not in page.locator("figure:has(#plot-decision) figcaption").inner_text()
+    page = open_page(write_html(report, tmp_path / "tied.html"))
+    assert "Dots:" in page.locator("figure:has(#plot-decision) figcaption").inner_text()
+
+
 def test_the_metric_of_the_run_is_beside_the_answer(open_page: Open, tmp_path: Path) -> None:
     records = make_report().epochs
     # A signal comes first in the run, and is not what a reader wants to see first.

@@ -247,13 +247,14 @@ class Run:
                 row["optimum_alignment"] = value
         name = "cpu" if not self.engine.fast else torch.cuda.get_device_name()
         many = self.settings.windows
+        few = many or self.settings.neighbours
         result = {
             "settings": asdict(self.settings),
             "device": name,
             "seconds": round(self.seconds, 1),
             "wrong": float(self.wrong.mean()),
             "epochs": {
-                key: [short(row[key], windows.DIGITS if many else 6) for row in columns]
+                key: [short(row[key], windows.DIGITS if few else 6) for row in columns]
                 for key in columns[0]
             },
             "detection": self._detection(samples),

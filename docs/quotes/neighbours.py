@@ -12,6 +12,7 @@ from experiments.store import Result
 from experiments.tables import neighbours as table
 
 from .averages import results
+from .words import spread
 
 USUAL = Form(*table.TRUSTED, "ranks")
 
@@ -24,36 +25,33 @@ def _gains(runs: Iterable[Result], form: Form, latents: str = "last") -> list[fl
 def neighbours() -> dict[str, str]:
     """What the form that was chosen gains and loses, and the best of all forms in their worst run."""
     parts = table.grouped(results())
-    made, chosen = parts[table.AFTERWARDS], parts[table.CHOICE]
-    every = [run for some in made.values() for run in some]
-    own = {kind: _gains(some, USUAL) for kind, some in made.items()}
-    figures = {"runs": f"{len(every)}", "measured": f"{len(forms())}"}
-    for kind, gains in own.items():
-        figures |= {f"{kind}": f"{np.mean(gains):+.3f}", f"{kind}_worst": f"{min(gains):+.3f}"}
-        figures[f"{kind}_best"] = f"{max(gains):+.3f}"
-    gains = [gain for some in chosen.values() for gain in _gains(some, USUAL)]
-    figures |= {"least": f"{min(gains):.3f}", "most": f"{max(gains):.3f}"}
-    figures["choice"] = f"{len(gains)}"
+    small, large = (parts[title] for title in table.AFTERWARDS.values())
+    gains = {
+        name: [gain for some in part.values() for gain in _gains(some, USUAL)]
+        for name, part in {"choice": parts[table.CHOICE], "small": small, "large": large}.items()
+    }
+    figures = {"worst": f"{min(gains['large']):+.3f}"}
+    for name, values in gains.items():
+        figures |= {name: f"{len(values)}", f"{name}_gains": spread(values, 3)}
+    figures["losing"] = f"{sum(gain < 0 for gain in gains['large'])}"
+    every = [run for part in (small, large) for some in part.values() for run in some]
     # Of the forms that all these runs have.
     worst = [
-        min(gains)
+        min(values)
         for latents in LATENTS
         for form in forms()
-        if len(gains := _gains(every, form, latents)) == len(every)
+        if len(values := _gains(every, form, latents)) == len(every)
     ]
-    figures["lowest"] = f"{min(gain for gains in own.values() for gain in gains):+.3f}"
-    losing = sum(gain < 0 for gains in own.values() for gain in gains)
-    figures |= {"nearest": f"{max(worst):+.3f}", "losing": f"{losing}", "forms": f"{len(worst)}"}
-    plain = Form(*table.PLAIN, "ranks")
-    for name, form, latents in (
-        ("plain", plain, "last"),
-        ("plain_averaged", plain, "average"),
-        ("angle", Form(*table.BY_ANGLE, "ranks"), "last"),
-        ("angle_averaged", Form(*table.BY_ANGLE, "ranks"), "average"),
-        ("margin", Form(*table.MARGIN, "ranks"), "last"),
+    figures |= {"runs": f"{len(every)}", "nearest": f"{max(worst):+.3f}", "forms": f"{len(worst)}"}
+    for name, opinion, latents in (
+        ("usual", table.TRUSTED, "last"),
+        ("plain", table.PLAIN, "last"),
+        ("angle", table.BY_ANGLE, "last"),
+        ("averaged", table.BY_ANGLE, "average"),
+        ("margin", table.MARGIN, "last"),
     ):
-        for kind, some in made.items():
-            gains = _gains(some, form, latents)
-            figures |= {f"{name}_{kind}": f"{np.mean(gains):+.3f}"}
-            figures |= {f"{name}_{kind}_worst": f"{min(gains):+.3f}"}
-    return {name: text.replace("-", "−").replace("+−", "−") for name, text in figures.items()}
+        for kind, some in large.items():
+            values = _gains(some, Form(*opinion, "ranks"), latents)
+            figures[f"{name}_{kind}"] = f"{np.mean(values):+.3f}"
+            figures[f"{name}_{kind}_worst"] = f"{min(values):+.3f}"
+    return {name: text.replace("-", "−") for name, text in figures.items()}

@@ -15,7 +15,8 @@ from experiments.tables.runs import SMALL
 __all__ = ["AFTERWARDS", "CHOICE", "TRUSTED", "above", "grouped", "neighbours"]
 
 CHOSEN_SEED = 0
-CHOICE, AFTERWARDS = "Runs of the choice", "Runs made afterwards"
+CHOICE = "Runs of the choice, small networks"
+AFTERWARDS = {True: "Made afterwards, small networks", False: "Large networks"}
 KINDS = ("asymmetric", "symmetric", "human")
 #: The latents, of these two, whose neighbours agree more with label quality.
 CLOSER, OF = "closer", ("last", "average")
@@ -51,17 +52,13 @@ def neighbours(results: list[Result]) -> str:
 
 
 def grouped(results: list[Result]) -> dict[str, dict[str, list[Result]]]:
-    """Return the runs by whether a form was chosen on them, and by kind of error."""
-    runs = [r for r in results if r.get("neighbours")]
-    parts = {
-        CHOICE: [r for r in runs if _is_of_the_choice(r)],
-        AFTERWARDS: [r for r in runs if not _is_of_the_choice(r)],
-    }
-    return {
-        title: {kind: [r for r in some if _kind(r) == kind] for kind in KINDS}
-        for title, some in parts.items()
-        if some
-    }
+    """Return the runs by whether a form was chosen on them and by size, and by kind of error."""
+    parts: dict[str, dict[str, list[Result]]] = {}
+    for title in (CHOICE, *AFTERWARDS.values()):
+        own = [r for r in results if r.get("neighbours") and _part(r) == title]
+        if own:
+            parts[title] = {kind: [r for r in own if _kind(r) == kind] for kind in KINDS}
+    return parts
 
 
 def above(run: Result, name: str, form: Form | None = None) -> float:
@@ -75,9 +72,10 @@ def above(run: Result, name: str, form: Form | None = None) -> float:
     return math.nan if value is None else (value - found["label_quality"]) / 1000
 
 
-def _is_of_the_choice(run: Result) -> bool:
+def _part(run: Result) -> str:
     s = run["settings"]
-    return s["network"] in SMALL and s["seed"] == CHOSEN_SEED
+    small = s["network"] in SMALL
+    return CHOICE if small and s["seed"] == CHOSEN_SEED else AFTERWARDS[small]
 
 
 def _kind(run: Result) -> str:
@@ -104,5 +102,5 @@ def _cell(gains: Sequence[float]) -> str:
     known = [x for x in gains if math.isfinite(x)]
     if not known:
         return MISSING
-    of = f", {counted(len(known), 'run')}" if len(known) < len(gains) else ""
+    of = f"<br>{counted(len(known), 'run')}" if len(known) < len(gains) else ""
     return f"{np.mean(known):+.3f} ({min(known):+.3f}){of}"

@@ -159,7 +159,7 @@ def test_the_table_has_the_mean_and_the_worst_run_of_each_kind_of_error(results)
         found["correlation"] = {"last": 1, "average": 2}
         settings = noisy["settings"] | {"labels": labels, "network": network, "percent": 40}
         runs.append(noisy | {"settings": settings, "neighbours": found})
-    chosen, made = table.neighbours([*runs, clean]).split("**Runs made afterwards**")
+    chosen, made = table.neighbours([*runs, clean]).split("**Large networks**")
     head = "| ranking by | with quality | latents | asymmetric, 2 runs | symmetric, 0 runs |"
     assert head in chosen
     assert "human, 1 run |" in made

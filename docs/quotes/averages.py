@@ -29,7 +29,8 @@ def results() -> list[Result]:
 def claims() -> dict[str, list[str]]:
     """Return the cells of the table of claims by what is kept."""
     head, _, *lines = keep.claims(results()).splitlines()
-    rows = ([cell.strip(" *") for cell in line.strip("|").split("|")] for line in (head, *lines))
+    plain = (line.replace("**", "").strip("|") for line in (head, *lines))
+    rows = ([cell.strip() for cell in line.split("|")] for line in plain)
     return {name: cells for name, *cells in rows}
 
 

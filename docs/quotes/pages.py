@@ -27,6 +27,7 @@ KEPT = {
     "epoch of largest GWA, the paper's rule": PAPER,
     "last epoch": LAST,
     "10 % validation with averaging, {twins} runs": HELD_OUT,
+    "average of the weights, the same runs": f"{averages.AVERAGE}, in the same runs",
 }
 
 #: Of each page: what gives the numbers, and a sentence with places for them.
@@ -111,7 +112,9 @@ QUOTES: tuple[tuple[str, Figures, str], ...] = (
     (STOPPING, rules.no_memory, "MaxSeparation loses {separation} points there, MaxBimodality {bimodality}"),
     (STOPPING, benchmarks.stopping, "MaxSeparation loses {separation_digits} points on digits and {separation_fashion} on Fashion-MNIST"),
     (STOPPING, benchmarks.stopping, "the default of gwa_sklearn, {bimodality_digits} and {bimodality_fashion}"),
-    (STOPPING, rules.no_peak, "in the {runs} runs where that happened, all of small networks, the default loses {lost} points"),
+    (STOPPING, rules.no_peak, "in the {runs} runs where that happened, the default loses {lost} points on average, {worst} at worst"),
+    ("docs/results/stopping.md", rules.no_peak, "In {runs} runs separation keeps that epoch, and loses {lost} points on average, {worst} at worst"),
+    ("docs/results/stopping.md", averages.average, "In {images} of large networks on images separation loses {rule} points, the paper's rule {paper}"),
     ("docs/sklearn/cleanlab.md", benchmarks.negative, "{rest} % have a negative score"),
     ("docs/sklearn/cleanlab.md", benchmarks.negative, "{bare} % without an intercept, and {softmax} % under the softmax"),
     ("docs/sklearn/cleanlab.md", benchmarks.labels, "takes {time} of the time of cleanlab's"),
@@ -158,7 +161,8 @@ QUOTES: tuple[tuple[str, Figures, str], ...] = (
     (TUNING, windows.windows, "loses {minilm_average} in MiniLM, {minilm_average_worst} at most, the last window {minilm_last} and {minilm_last_worst}"),
     (TUNING, windows.windows, "the other way round: {lite_average} and {lite_average_worst}, the last window {lite_last} and {lite_last_worst}"),
     (TUNING, windows.windows, "loses {labelwave} points"),
-    (TUNING, windows.windows, "it chooses {held} % in a training on 90 % of the texts, the average has {whole} % on all"),
+    (TUNING, windows.windows, "The set chooses {held} % in a training on 90 % of the texts"),
+    (TUNING, windows.windows, "The average has {whole} % on all texts"),
     (TUNING, windows.windows, "is {minilm_20} under 20 % and {minilm_40} under 40 % errors. After three of Lite0 it is {lite_17} under 17 % and {lite_40} under 40 %, AUM {lite_17_aum} and {lite_40_aum}"),
     (EPOCHS, completion.rules, "bimodality and the paper's rule lose {modes} and {paper} points, separation {rule}"),
     (EPOCHS, completion.rules, "from {before} to {after}"),

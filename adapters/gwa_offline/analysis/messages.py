@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from gwa_core import MaxGWA, Rule, select_epoch, summarize_history, warmup_steps
 from gwa_core.history import epochs_cut_short
 from gwa_offline.analysis.findings import EpochRecord
@@ -55,8 +57,7 @@ def messages_of(
     noun, one = ("epoch", "an epoch") if name == "epoch" else ("window", "a window")
     if best is None:
         found.append(f"No {noun} qualifies under the rule; the last one is shown instead.")
-    first = warmup_steps(getattr(rule, "warmup", 0), total_steps or len(records))
-    if best is not None and 0 < first == best <= len(records) - CURVE:
+    if best is not None and _at_the_edge(rows, rule, best, total_steps or len(records)):
         found.append(
             f"{name.capitalize()} {position(records[best].summary)} is the first after the warm-up, "
             f"and no later {noun} has a better {rule.signal}: this is no peak. Compare it with the "
@@ -92,6 +93,18 @@ def messages_of(
                 f"{position(records[paper.step].summary)}."
             )
     return tuple(found)
+
+
+def _at_the_edge(
+    rows: Sequence[Mapping[str, Any]], rule: Rule, best: int, total_steps: int
+) -> bool:
+    """Tell whether a record is the first after the warm-up, with no better one in a curve after it."""
+    first = warmup_steps(getattr(rule, "warmup", 0), total_steps)
+    if not 0 < first == best <= len(rows) - CURVE:
+        return False
+    # Patience or a margin may have kept a record that a later one exceeds.
+    values = np.array([row[rule.signal] for row in rows[best:]], dtype=np.float64)
+    return not (getattr(rule, "sign", 1) * (values[1:] - values[0]) > 0).any()
 
 
 def _listed(records: Sequence[EpochRecord], name: str, most: int = 8) -> str:

@@ -83,7 +83,7 @@ def write_html(
         The N images by sample id, as `gwa_offline.figures.images.open_images` takes them.
     metric : str or None
         A column of the run, drawn beside the curve that decided and the signals. Default: the first
-        column that is no signal, if any.
+        column that is no signal, or none.
     mode : {"max", "min"}
         Which end of `metric` is better.
 

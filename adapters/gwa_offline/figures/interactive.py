@@ -207,7 +207,7 @@ def _add_shares(figure: go.Figure, report: Findings, epochs: list[int]) -> go.Fi
     most = 100 * float(report.average_shares.max())
     tick = max((x for x in SHARES if x <= most), default=most)
     strip: dict[str, Any] = {"domain": [0.0, 0.14], "title_text": "share", "title_standoff": 8}
-    strip |= {"tickvals": [0, tick], "ticktext": ["0 %", f"{tick:g} %"]}
+    strip |= {"tickvals": [0, tick], "ticktext": ["0 %", f"{tick:.2g} %"]}
     strip |= {"rangemode": "tozero", "zeroline": False, "automargin": True}
     return figure.update_layout(
         yaxis={"domain": [0.22, 1.0]},

@@ -220,6 +220,10 @@ def test_the_metric_of_the_run_is_beside_the_answer(open_page: Open, tmp_path: P
     here = report.epochs[BEST].metrics["test_accuracy"]
     words = f"test_accuracy is {here:.4f} there, and 0.4000 to 0.8500 in the run."
     assert page.locator(".answer .why").first.inner_text().endswith(words)
+    signals = tuple(replace(x, metrics={"margin": 1.0}) for x in records)
+    page = open_page(write_html(make_report(epochs=signals), tmp_path / "signals.html"))
+    assert page.locator("#metric").input_value() == ""
+    assert trace(page, "margin")["visible"] is False
     bare = tuple(replace(x, metrics={}) for x in records)
     page = open_page(write_html(make_report(epochs=bare), tmp_path / "bare.html"))
     assert "in the run" not in page.locator(".answer .why").first.inner_text()

@@ -10,7 +10,7 @@ from adapters.offline.reports import BEST, SICK, make_report
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gwa_core import BestMetric, LabelWave, MaxSeparation, Selection
+from gwa_core import BestMetric, MaxSeparation, Selection, select_epoch
 from gwa_offline.analysis.messages import messages_of
 from gwa_offline.analysis.view import (
     average_sentence,
@@ -148,21 +148,47 @@ def test_labels_that_pull_in_words_and_by_class():
     assert class_rows(unlabelled, 10) == []
 
 
-def test_the_first_epoch_after_the_warm_up_is_said_to_be_no_peak():
-    def said(best, rule=MaxSeparation(), count=20, total=None):  # noqa: B008
-        records = make_report().epochs[:count]
-        return messages_of(records, observed(records), rule, best, total_steps=total)
+def edge_messages(values, rule, total=None):
+    """What is said of a run whose separation and accuracy are these."""
+    records = [
+        replace(
+            record,
+            summary=record.summary._replace(separation=value, epoch=epoch),
+            metrics={"accuracy": value, "error": -value},
+        )
+        for epoch, (record, value) in enumerate(zip(make_report().epochs, values, strict=False))
+    ]
+    rows = [{**row, "separation": x} for row, x in zip(observed(records), values, strict=True)]
+    best = select_epoch(rows, rule, total_steps=total).step
+    said = messages_of(records, rows, rule, best, total_steps=total)
+    return [text for text in said if "no peak" in text]
 
-    text = next(x for x in said(2) if "no peak" in x)
-    assert text.startswith(
-        "Epoch 2 is the first after the warm-up, and no later epoch has a better"
-    )
-    assert "separation" in text
-    assert not any("no peak" in x for x in said(3))
-    # Nobody warmed up, or little came afterwards, or the planned epochs are more.
-    assert not any("no peak" in x for x in said(0, MaxSeparation(warmup=0)))
-    assert not any("no peak" in x for x in said(2, MaxSeparation(warmup=2), count=6))
-    assert any("no peak" in x for x in said(4, total=40))
-    assert any("no peak" in x for x in said(2, BestMetric(metric="accuracy", warmup=2)))
-    assert not any("no peak" in x for x in said(5, LabelWave()))
-    assert not any("no peak" in x for x in said(None))
+
+FALLING = [0.1, 0.2, *(0.9 - 0.02 * t for t in range(18))]
+
+
+@pytest.mark.parametrize(
+    ("values", "rule", "total", "said"),
+    [
+        (FALLING, MaxSeparation(), None, True),
+        (FALLING, BestMetric(metric="accuracy", warmup=2), None, True),
+        (FALLING, BestMetric(metric="error", mode="min", warmup=2), None, True),
+        # Nobody warmed up, little came afterwards, or more epochs were planned.
+        (FALLING, MaxSeparation(warmup=0), None, False),
+        (FALLING[:6], MaxSeparation(warmup=2), None, False),
+        ([*FALLING[:4], *FALLING[2:18]], MaxSeparation(), 40, True),
+        # The best one comes later.
+        ([*FALLING[:10], *[0.95] * 10], MaxSeparation(), None, False),
+        # A later one is better, but patience or a margin did not wait for it.
+        ([*FALLING[:10], *[0.95] * 10], MaxSeparation(patience=3), None, False),
+        ([*FALLING[:10], *[0.95] * 10], MaxSeparation(min_delta=0.5), None, False),
+    ],
+)
+def test_the_first_epoch_after_the_warm_up_is_said_to_be_no_peak(values, rule, total, said):
+    found = edge_messages(values, rule, total)
+    assert len(found) == said
+    if said:
+        first = 4 if total else 2
+        signal = rule.signal
+        assert found[0].startswith(f"Epoch {first} is the first after the warm-up, and no later")
+        assert f"a better {signal}: this is no peak" in found[0]

@@ -10,8 +10,9 @@ import re
 from functools import cache
 from pathlib import Path
 
+from . import chapter_epochs, chapter_keep, chapter_labels, pages
 from .definitions import ANYWHERE, DEFINED
-from .pages import QUOTES, Figures
+from .pages import Figures
 from .quantities import passages, plain, untied
 from .tables import TABLES
 
@@ -28,6 +29,8 @@ __all__ = [
     "untied",
 ]
 
+CHAPTER = (chapter_keep, chapter_labels, chapter_epochs)
+QUOTES = (*pages.QUOTES, *(quote for part in CHAPTER for quote in part.QUOTES))
 ROOT = Path(__file__).resolve().parent.parent.parent
 DOCS = ROOT / "docs"
 #: The pages that quote something.
@@ -49,6 +52,7 @@ CHECKED = (
         for path in sorted((DOCS / folder).glob("*.md"))
         if (page := path.relative_to(ROOT).as_posix()) not in ELSEWHERE
     ),
+    *(page for part in CHAPTER for page in part.CHECKED),
 )
 
 _figures = cache(lambda numbers: numbers())

@@ -34,6 +34,22 @@ DEFINED: dict[str, dict[str, str]] = {
         r"default 0\.1": "a default",
     },
     "docs/glossary.md": {r"kurtosis \+ 1\.2": "a constant of the formula"},
+    "docs/results/index.md": {
+        r"In ten minutes": "what a reader needs",
+        r"trains on 90 %": "how much of the data a run trains on",
+        r"by the other 10 %": "how much of the data a run holds out",
+        r"Under 40 % of them": "how many labels of a run are wrong",
+        r"training set of 90 %": "how much of the data a run trains on",
+    },
+    "docs/results/averaging.md": {
+        r"trains on 90 %": "how much of the data a run trains on",
+        r"best on the other 10 %": "how much of the data a run holds out",
+    },
+    "docs/results/published.md": {
+        r"momentum 0\.9": "a setting",
+        r"Asymmetric errors of 40 %": "how many labels of a run are wrong",
+        r"40,000; 200; 0\.01": "a setting of another paper",
+    },
     "docs/run-folder.md": {
         r"gwa-core 0\.1\.0": "a version",
         r"the constant of GWA, 1\.2": "a constant of the formula",
@@ -73,6 +89,17 @@ DEFINED: dict[str, dict[str, str]] = {
         r"9,275 for 50,000 points and 0\.1": "a value of the bound",
     },
     "docs/concepts/stopping.md": {r"make 5\.0 of it": "how a number is written"},
+    "docs/results/fine-tuning.md": {
+        r"Adam at 0\.0001 and 0\.00005": "settings of the runs",
+        r"The paper has SGD at 0\.01": "a setting of the paper",
+    },
+    "docs/results/labels.md": {
+        r"[Tt]o twice the peak": "the name of a ranking",
+        r"up to twice the most bimodal one": "what a ranking is",
+        r"Under 9 % the ConvNeXt has none": "how many labels of a run are wrong",
+        r"Under 20 % its weights hardly see": "how many labels of a run are wrong",
+        r"224 of 50,000": "the root of the number of samples",
+    },
     "docs/signals/catalogue.md": {
         r"C−1 times": "how often an eigenvalue occurs",
         r"needs \| two runs": "what the signal needs",

@@ -91,7 +91,7 @@ DEFINED: dict[str, dict[str, str]] = {
     "docs/concepts/stopping.md": {r"make 5\.0 of it": "how a number is written"},
     "docs/results/fine-tuning.md": {
         r"Adam at 0\.0001 and 0\.00005": "settings of the runs",
-        r"The paper has SGD at 0\.01": "a setting of the paper",
+        r"The paper fine-tunes with SGD at 0\.01": "a setting of the paper",
     },
     "docs/results/labels.md": {
         r"[Tt]o twice the peak": "the name of a ranking",

@@ -75,6 +75,8 @@ def quality() -> dict[str, str]:
     return {
         "human": f"{len(human)}",
         "won": f"{sum(x > 0 for x in won)}",
+        "human_small": f"{len(small)}",
+        "won_small": f"{sum(x > 0 for x in ahead(small, AUM))}",
         "aum": spread(won, 3),
         "mean": spread(ahead(human, MEAN), 3),
         "last": f"{precision(human, MEAN, 'last'):.3f}",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from experiments.criteria import SEPARATION, best_epoch, regret
+from experiments.criteria import SEPARATION, best_epoch, regret, warm
 from experiments.store import Result, column
 from experiments.tables import fine_tuning as tuning
 from experiments.tables import keep
@@ -99,7 +99,13 @@ def asymmetric() -> dict[str, str]:
     small, texts = (_runs(size, "asymmetric") for size in (SMALL, TEXTS))
     assert {run["settings"]["labels"] for run in small} == {"asymmetric-40"}
     assert {run["settings"]["labels"] for run in texts} == {"asymmetric-20"}
+    assert {best_epoch(run, SEPARATION) for run in small} == {warm(40)} == {4}
+    large = [run for size in (IMAGES, TEXTS) for run in _runs(size, "asymmetric")]
+    epochs = [1 + k for run in large if (k := best_epoch(run, SEPARATION)) is not None]
     return {
+        "first": f"{min(epochs)}th",
+        "last": f"{max(epochs)}th",
+        "epochs": f"{min(len(column(run, 'epoch')) for run in large)}",
         "small": f"{max(_lost(small, keep.AVERAGE)):.0f}",
         "small_rule": f"{max(_lost(small, SEPARATION)):.0f}",
         "encoder": f"{max(_lost(texts, keep.AVERAGE)):.0f}",

@@ -43,10 +43,21 @@ def setting() -> dict[str, str]:
     """The size of the decoder, and how many answers are wrong."""
     (weights,) = {run["parameters"] for run in _runs()}
     (wrong,) = {round(run["wrong"], 3) for run in _runs()}
+    # No answer is left out.
+    (count,) = {int(x) for run in _runs() for x in column(run, "count")}
+    steps = {
+        len(column(run, "epoch")): run["settings"]["steps"] // len(column(run, "epoch"))
+        for run in _runs()
+    }
+    seeds = {run["settings"]["seed"] for run in _runs()}
     return {
         "weights": f"{weights / 1e6:.1f}",
         "wrong": f"{100 * wrong:.0f}",
         "random": f"{wrong:.2f}",
+        "answers": f"{count:,}",
+        "steps": f"{steps[20]}",
+        "once": f"{steps[1]}",
+        "seeds": number(len(seeds)),
     }
 
 

@@ -112,4 +112,11 @@ DEFINED: dict[str, dict[str, str]] = {
         r"more than 40 % of the labels are issues": "a threshold in the code",
         r"40 % of one class under the name of another": "an example",
     },
+    "docs/results/stopping.md": {
+        r"[Uu]nder (?:9|17|40) %": "how many labels of a run are wrong",
+        r"interval of 95 %": "how wide an interval is",
+        r"rates 0\.01 and 0\.001": "settings of runs",
+        r"10 % held-out data": "how much of the data a run holds out",
+        r"rules on 90 % of the data": "how much of the data a run trains on",
+    },
 }

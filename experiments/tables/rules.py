@@ -21,7 +21,7 @@ from experiments.tables.cells import MISSING, counted, markdown, parts_of
 from experiments.tables.fluctuation import smoothed
 from experiments.tables.runs import DATA, columns_of, compared, groups
 
-__all__ = ["above_validation", "leads", "rules", "smooth_rules"]
+__all__ = ["above_validation", "leads", "rules", "smooth_rules", "twins"]
 
 #: Networks that take a GPU, and those that a CPU can train.
 LARGE, SMALL = "Large networks", "Small networks"
@@ -112,7 +112,7 @@ def _lead(ahead: np.ndarray[Any, Any]) -> str:
 
 def above_validation(results: list[Result]) -> str:
     """By how many points a rule on all data beats a validation set that chooses on the rest."""
-    pairs = {title: _twins(runs) for title, runs in groups(results).items()}
+    pairs = {title: twins(runs) for title, runs in groups(results).items()}
     pairs = {title: some for title, some in pairs.items() if some}
     rows = []
     for name in CRITERIA:
@@ -129,7 +129,7 @@ def above_validation(results: list[Result]) -> str:
     return markdown(["rule", *head], rows) if pairs else ""
 
 
-def _twins(runs: list[Result]) -> list[tuple[Result, Result]]:
+def twins(runs: list[Result]) -> list[tuple[Result, Result]]:
     """Return each run on all data with its own on 90 %."""
     by: dict[Any, dict[int, Result]] = defaultdict(dict)
     for run in runs:

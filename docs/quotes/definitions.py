@@ -128,4 +128,16 @@ DEFINED: dict[str, dict[str, str]] = {
         r"a rate of 0\.01 moves the weights as 0\.1 does": "settings of runs",
         r"At a rate of 0\.1 with momentum": "a setting of runs",
     },
+    "docs/results/setup.md": {
+        r"asked for 60 times in training and ten times": "the size of the data",
+        r"[\d.]+ million weights": "the size of a network",
+        r"\b[2347] × [2347]\b": "the size of windows and patches",
+        r"(?:51|6[01]|40) of \d+(?: or 61 of 98)? of \d+": "settings of runs",
+        r"Adam, 0\.\d+": "a setting of runs",
+        r"SGD at 0\.05|Adam at 0\.0003": "settings of runs",
+        r"the kurtosis plus 1\.2": "a constant of the formula",
+        r"increased five times": "a constant of the rule",
+        r"those on 90 % one or two": "how much of the data a run trains on",
+        r"validation set of 1 %": "how much of the data a run holds out",
+    },
 }

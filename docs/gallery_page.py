@@ -1,6 +1,6 @@
 """Fill the tables of the gallery, and say what its sentences must be: `python docs/gallery_page.py`.
 
-The numbers are those of `gallery.py`. What is wrong by eye was written down by hand, a verdict and a
+The numbers come from `gallery.py`. What is wrong by eye was written down by hand, a verdict and a
 reason for each sample: benchmarks/results/gallery_by_eye.json.
 """
 

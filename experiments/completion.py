@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-from experiments.texts import table
+from experiments.texts import both_parts
 
 __all__ = ["prepare"]
 
@@ -35,10 +35,7 @@ def prepare(tables: Path, out: Path) -> None:
     out : path
         Where the file goes.
     """
-    texts = [
-        [text.split() for _, text in table(tables / f"20newsgroups-{part}.tab")]
-        for part in ("train", "test")
-    ]
+    texts = [[text.split() for _, text in part] for part in both_parts(tables, "newsgroups")]
     names, counts = np.unique([word for text in texts[0] for word in text], return_counts=True)
     # The most common first; of equally common ones the first of the alphabet.
     words: list[str] = names[np.argsort(-counts, kind="stable")].tolist()

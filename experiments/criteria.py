@@ -19,10 +19,15 @@ from gwa_core import (
 
 __all__ = [
     "BEST",
+    "BIMODALITY",
     "CHOSEN_ON",
     "CRITERIA",
+    "DISPARITY",
     "FEW",
     "KNOWN",
+    "LABELWAVE",
+    "LAST",
+    "PAPER",
     "SEPARATION",
     "VALIDATION",
     "best_epoch",
@@ -32,18 +37,20 @@ __all__ = [
     "warm",
 ]
 
-#: The default rule, by its name in tables.
-SEPARATION = "largest separation"
-#: Rules by their names in tables.
+#: Rules by their names in tables; the first is the default.
+SEPARATION, BIMODALITY = "largest separation", "largest bimodality"
+PAPER, LABELWAVE = "GWA, the paper's rule", "LabelWave"
+DISPARITY, LAST = "gradient disparity, fifth increase", "last epoch"
+#: What they are.
 CRITERIA: dict[str, Rule] = {
     SEPARATION: MaxSeparation(),
-    "largest bimodality": MaxBimodality(),
-    "GWA, the paper's rule": MaxGWA(),
-    "LabelWave": LabelWave(),
-    "gradient disparity, fifth increase": GradientDisparity(),
+    BIMODALITY: MaxBimodality(),
+    PAPER: MaxGWA(),
+    LABELWAVE: LabelWave(),
+    DISPARITY: GradientDisparity(),
     "gradient disparity, five in a row": GradientDisparity(criterion="five_consecutive"),
     "training loss": BestMetric(metric="sample_loss", mode="min"),
-    "last epoch": BestMetric(metric="epoch", mode="max"),
+    LAST: BestMetric(metric="epoch", mode="max"),
 }
 #: The runs that were there when separation was thought of; on these it is no surprise that it does well.
 CHOSEN_ON = {f"coarse-{labels}-100-s0" for labels in ("label", "aggre", "random1", "worse")}

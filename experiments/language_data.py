@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.texts import table
+from experiments.texts import both_parts
 
 __all__ = ["IGNORED", "Texts", "given_answers", "labels_of", "load", "prepare", "sequences"]
 
@@ -61,7 +61,7 @@ def prepare(tables: Path, out: Path) -> None:
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-    parts = [table(tables / f"20newsgroups-{part}.tab") for part in ("train", "test")]
+    parts = both_parts(tables, "newsgroups")
     names = sorted({label for label, _ in parts[0]})
     # As the documents are: words without points.
     answers = [name.replace(".", " ") for name in names]

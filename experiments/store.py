@@ -73,7 +73,7 @@ OF_AVERAGES = frozenset(
 )
 #: Those of a run with several records an epoch.
 OF_WINDOWS = OF_AVERAGES - {"ema_99_test_accuracy", "ema_99_validation_accuracy", "omitted"} | {
-    *("kurtosis", "gwa_standard_error", "test_loss", "sample_loss", "prediction_changes"),
+    *("kurtosis", "gwa_standard_error", "test_loss", "sample_loss"),
 }
 #: Those of a run that is about neighbours.
 OF_NEIGHBOURS = frozenset(("epoch", "mean", "bimodality", "test_accuracy"))
@@ -94,9 +94,9 @@ def append(folder: Path, result: Mapping[str, Any]) -> None:
     """Add a run to the file of its study.
 
     Several processes may add runs at the same time: each locks the file while it writes. Settings
-    with their default value are left out, and so are columns that no table reads and curves that no figure draws. A column with the
-    same value in all epochs becomes that value, where there are several, and numbers of epochs and
-    steps become their range.
+    with their default value are left out, and so are columns that no table reads and curves that no
+    figure draws. A column with the same value in all epochs becomes that value, where there are
+    several, and numbers of epochs and steps become their range.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ def records(result: Result, *further: str) -> list[dict[str, Any]]:
 
 
 def short(value: Any, digits: int = 6) -> Any:
-    """Return a number with six digits; more than an epoch's noise leaves."""
+    """Return a number with some digits; six are more than an epoch's noise leaves."""
     return float(f"{value:.{digits}g}") if isinstance(value, float) else value
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["prepare", "table"]
+__all__ = ["both_parts", "prepare"]
 
 #: Tokens a text is cut to, and how often a piece of a word must occur in the training texts to stay one.
 LENGTH, LEAST = 128, 5
@@ -47,15 +47,13 @@ def prepare(tables: Path, model: Path, out: Path) -> None:
         known = " or ".join(f"{source}-train.tab" for source in CORPORA.values())
         raise FileNotFoundError(f"`tables` must be a folder with {known}, got {str(tables)!r}")
     for name in there:
-        files = [tables / f"{CORPORA[name]}-{part}.tab" for part in ("train", "test")]
-        kept = _write_tokens(files, tokenizer, out / f"{name}.npz")
+        kept = _write_tokens(both_parts(tables, name), tokenizer, out / f"{name}.npz")
         if name == "r8":
             _write_encoder(model, kept, out / "minilm.npz")
 
 
-def _write_tokens(files: list[Path], tokenizer: Any, out: Path) -> list[int]:
+def _write_tokens(parts: list[list[tuple[str, str]]], tokenizer: Any, out: Path) -> list[int]:
     """Write the tokens of a corpus; return which of the tokenizer's they are, in their new order."""
-    parts = [table(file) for file in files]
     names = sorted({label for label, _ in parts[0]})
     rows = [row for part in parts for row in part]
     found = tokenizer(
@@ -94,7 +92,12 @@ def _write_encoder(model: Path, kept: list[int], out: Path) -> None:
     np.savez_compressed(out, config=np.asarray(json.dumps(config)), **weights)
 
 
-def table(path: Path) -> list[tuple[str, str]]:
+def both_parts(tables: Path, corpus: str) -> list[list[tuple[str, str]]]:
+    """Return labels and texts of a corpus, those of training and those of the test."""
+    return [_table(tables / f"{CORPORA[corpus]}-{part}.tab") for part in ("train", "test")]
+
+
+def _table(path: Path) -> list[tuple[str, str]]:
     """Return labels and texts of a table with three lines of header."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.reader(file, delimiter="\t"))[3:]

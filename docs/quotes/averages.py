@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
-from experiments.criteria import SEPARATION
+from experiments.criteria import LAST, PAPER, SEPARATION
 from experiments.store import RESULTS, Result, read
 from experiments.tables import fine_tuning as tuning
 from experiments.tables import keep
@@ -59,7 +59,7 @@ def row(kept: str) -> Callable[[], dict[str, str]]:
 def average() -> dict[str, str]:
     """The average beside single epochs."""
     (mean, worst), (rule, worst_rule) = _claim(AVERAGE), _claim(SEPARATION)
-    paper, worst_paper = _claim(keep.PAPER)
+    paper, worst_paper = _claim(PAPER)
     counts = _counts()
     return {
         "mean": f"{mean:.1f}",
@@ -111,7 +111,7 @@ def worst_cases() -> dict[str, str]:
     convolutions = lost(keep.AVERAGE, lambda run: run["settings"]["network"] == "conv")
     return {
         "falls_average": f"{max(lost(keep.AVERAGE, falls)):.1f}",
-        "falls_last": f"{max(lost(keep.LAST, falls)):.1f}",
+        "falls_last": f"{max(lost(LAST, falls)):.1f}",
         "convolutions": spread(convolutions, 1),
         "asymmetric": f"{max(asymmetric):.1f}",
         "asymmetric_rule": f"{max(one_way):.1f}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from . import completion, epochs, protocol, scores, trials
+from . import completion, epochs, protocol, rules, scores, trials
 
 __all__ = ["CHECKED", "QUOTES"]
 
@@ -92,8 +92,8 @@ QUOTES: tuple[tuple[str, Callable[[], dict[str, str]], str], ...] = (
     (SCORES, scores.cost, "on one {gpu}: {speed} ± {error} times the images a second with the monitor, and {memory} MB of memory with and without"),
     (SCORES, scores.cost, "A pass over 1 % validation data an epoch comes to {pass} here"),
     (SETUP, protocol.memorised, "it ends at {convnext} in the ConvNeXt, after {convnext_lowest} at the lowest. It ends at its lowest in the ViT, {vit}, and far above zero in the coarse network, {coarse}. In \"mlp\" it ends above zero in {images_above} of {images_runs} runs on CIFAR-10-N and in {fashion_above} of {fashion_runs} on Fashion-MNIST"),
-    (SETUP, protocol.known, "The formula of separation was found on {chosen} runs"),
-    (SETUP, protocol.known, "with {others} other runs on CIFAR-10-N known. The {later} that were made afterwards"),
+    (SETUP, rules.large, "The formula of separation was found on {chosen} runs"),
+    (SETUP, rules.large, "with {known} other runs on CIFAR-10-N known. The {later} that were made afterwards"),
     (SETUP, protocol.beside_paper, "the ConvNeXt has {convnext} % with 0, 9 and 17 % errors. The paper has {convnext_paper}"),
     (SETUP, protocol.beside_paper, "has {vit} % with 0 and 17 %. The paper has {vit_paper}"),
 )  # fmt: skip

@@ -6,34 +6,23 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.criteria import CRITERIA, SEPARATION, best_epoch, regret
+from experiments.criteria import BIMODALITY, LABELWAVE, LAST, PAPER, SEPARATION, best_epoch
 from experiments.store import Result, column
 from experiments.tables import keep
 from experiments.tables.runs import runs_of
 
 from .averages import results
-from .words import number
-
-BIMODALITY, PAPER, LAST, WAVE = (
-    "largest bimodality",
-    "GWA, the paper's rule",
-    "last epoch",
-    "LabelWave",
-)
+from .rules import lost
+from .words import listed, number
 
 
 def _runs(**having: object) -> list[Result]:
     return runs_of(results(), study="completion", **having)
 
 
-def _lost(name: str, some: list[Result]) -> list[float]:
-    assert name in CRITERIA
-    return [regret(run, [best_epoch(run, name)])[0] for run in some]
-
-
 def _both(name: str, some: list[Result]) -> str:
     """Return the points lost with each of two seeds."""
-    return " and ".join(f"{x:.1f}" for x in _lost(name, some))
+    return listed(lost(some, name))
 
 
 def rules() -> dict[str, str]:
@@ -42,15 +31,15 @@ def rules() -> dict[str, str]:
     assert _both(SEPARATION, many) == _both(LAST, many)
     assert _both(SEPARATION, some) == _both(BIMODALITY, some)
     assert _both(PAPER, many) == _both(BIMODALITY, many)
-    assert _both(WAVE, some) == _both(LAST, some)
+    assert _both(LABELWAVE, some) == _both(LAST, some)
     means = [column(run, "mean") for run in many]
     kept = [best_epoch(run, BIMODALITY) for run in many]
     before = np.mean([mean[k] for mean, k in zip(means, kept, strict=True)])
     found = {"runs": number(len(runs)), "before": f"{before:.4f}"}
     found["after"] = f"{np.mean([mean[-1] for mean in means]):.4f}"
     for short, name in {"rule": SEPARATION, "modes": BIMODALITY, "paper": PAPER}.items():
-        lost = _lost(name, runs)
-        found[short], found[f"{short}_worst"] = f"{np.mean(lost):.1f}", f"{max(lost):.1f}"
+        of = lost(runs, name)
+        found[short], found[f"{short}_worst"] = f"{np.mean(of):.1f}", f"{max(of):.1f}"
         found[f"{short}_20"], found[f"{short}_40"] = _both(name, some), _both(name, many)
     return found | {"last_20": _both(LAST, some)}
 
@@ -68,7 +57,7 @@ def averages() -> dict[str, str]:
     def modes(run: Result) -> float:
         return float(run["kept"]["test_accuracy"]["bimodality^10"])
 
-    average, last = (keep.KEPT[name] for name in (keep.AVERAGE, keep.LAST))
+    average, last = (keep.KEPT[name] for name in (keep.AVERAGE, LAST))
     return {
         "average_40": f"{points(average, 'symmetric-40'):.1f}",
         "average_20": f"{points(average, 'symmetric-20'):.1f}",

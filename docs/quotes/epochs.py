@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -30,19 +30,13 @@ from .rules import (
     by_data,
     lost,
 )
-from .words import number, spread
+from .words import listed, number, spread
 
 #: Rules that watch the scores.
 OF_SCORES = (SEPARATION, BIMODALITY, PAPER)
 #: Label sets with few errors.
 FEW = ("label", "aggre", "random1")
 PUBLISHED = ("convnext", "vit")
-
-
-def listed(values: Iterable[float], digits: int = 1) -> str:
-    """Return numbers as a sentence lists them."""
-    *first, last = (f"{x:.{digits}f}" for x in values)
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def of(**having: Any) -> list[Result]:

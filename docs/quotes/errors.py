@@ -17,7 +17,7 @@ from gwa_core.signals import SIGNALS
 
 from .averages import results
 from .ranking import AUM, DEFAULT, MEAN, SARLE, ahead, by_kind, precision
-from .words import number, spread
+from .words import listed, number, signed, spread
 
 HUMAN, ONE_WAY = (f"CIFAR-10, large networks, {kind} errors" for kind in ("human", "asymmetric"))
 SMALL = "CIFAR-10, small networks"
@@ -26,14 +26,10 @@ TEXTS = "20 newsgroups, small networks"
 USUAL = 50
 
 
-def _signed(text: str) -> str:
-    return text.replace("-", "−")
-
-
 def _signs(values: Iterable[float]) -> str:
     """Return the smallest and the largest value with their signs."""
     found = list(values)
-    return _signed(f"{min(found):+.3f} to {max(found):+.3f}")
+    return signed(f"{min(found):+.3f} to {max(found):+.3f}")
 
 
 def beside_aum() -> dict[str, str]:
@@ -159,7 +155,7 @@ def further() -> dict[str, str]:
         return [float(table[name][k].split()[0]) for k in own]
 
     def asymmetric(title: str, name: str) -> str:
-        return " and ".join(f"{x:.3f}" for x in cells(title, name, "asymmetric"))
+        return listed(cells(title, name, "asymmetric"), 3)
 
     minilm, fashion = "minilm on r8", "mlp on fashion-mnist"
     texts = "words on newsgroups"
@@ -167,7 +163,7 @@ def further() -> dict[str, str]:
         cells(fashion, name, "asymmetric")[0] for name in ("gradient_norm", "self_influence")
     ]
     return {
-        "minilm": " and ".join(f"{x:.3f}" for x in cells(minilm, SARLE, "symmetric")),
+        "minilm": listed(cells(minilm, SARLE, "symmetric"), 3),
         "minilm_aum": spread(cells(minilm, AUM, "symmetric"), 2),
         "texts": asymmetric(texts, SARLE),
         "texts_mean": asymmetric(texts, MEAN),
@@ -199,14 +195,14 @@ def small() -> dict[str, str]:
         "excess": f"{-np.mean(excess):.3f}",
         "excess_range": _signs(excess),
         "both_runs": f"{len(both)}",
-        "both": _signed(f"{np.mean(ahead(both, AUM)):+.3f}"),
+        "both": signed(f"{np.mean(ahead(both, AUM)):+.3f}"),
         "both_range": _signs(ahead(both, AUM)),
         "one_runs": f"{len(one)}",
-        "one": _signed(f"{np.mean(ahead(one, AUM)):+.3f}"),
+        "one": signed(f"{np.mean(ahead(one, AUM)):+.3f}"),
         "one_range": _signs(ahead(one, AUM)),
         "human_runs": f"{len(human)}",
         "won": f"{sum(x > 0 for x in gains)}",
-        "human": _signed(f"{np.mean(gains):+.3f}"),
+        "human": signed(f"{np.mean(gains):+.3f}"),
         "human_range": _signs(gains),
         "usual_runs": f"{len(usual)}",
         "usual": _signs(ahead(usual, AUM)),

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from experiments.criteria import SEPARATION, best_epoch, regret, warm
+from experiments.criteria import LAST, PAPER, SEPARATION, best_epoch, regret, warm
 from experiments.store import Result, column
 from experiments.tables import fine_tuning as tuning
 from experiments.tables import keep
@@ -18,7 +18,7 @@ from .words import number, spread
 IMAGES, TEXTS, SMALL, _ = keep.SIZES
 STEPS, STEPS_BEST = "EMA 0.998, last", "EMA 0.998, best by test"
 #: What a reader can keep without a look at the test accuracy.
-CLAIMED = (keep.AVERAGE, "plain mean (SWA)", STEPS, SEPARATION, keep.PAPER, keep.LAST)
+CLAIMED = (keep.AVERAGE, "plain mean (SWA)", STEPS, SEPARATION, PAPER, LAST)
 #: Means that differ from the default in one setting.
 NEAR = (
     "separation^20",
@@ -118,7 +118,7 @@ def asymmetric() -> dict[str, str]:
 def small() -> dict[str, str]:
     """Small networks: a perceptron that memorises, and convolutions that learn to the end."""
     runs = _runs(SMALL)
-    assert np.mean(_lost(runs, SEPARATION)) > np.mean(_lost(runs, keep.LAST))
+    assert np.mean(_lost(runs, SEPARATION)) > np.mean(_lost(runs, LAST))
     of = {name: [r for r in runs if r["settings"]["network"] == name] for name in ("mlp", "conv")}
     even = [run for run in of["mlp"] if keep.kind_of(run) != "asymmetric"]
     right = [column(run, "separation") for run in of["conv"] if keep.kind_of(run) == "right"]
@@ -133,9 +133,9 @@ def small() -> dict[str, str]:
 def pole() -> dict[str, str]:
     """What the paper's rule loses in large networks on images."""
     runs = _runs(IMAGES)
-    worst = max(runs, key=lambda run: _lost([run], keep.PAPER)[0])
+    worst = max(runs, key=lambda run: _lost([run], PAPER)[0])
     assert worst["settings"]["labels"] == "symmetric-40"
-    return {"worst": f"{_lost([worst], keep.PAPER)[0]:.1f}"}
+    return {"worst": f"{_lost([worst], PAPER)[0]:.1f}"}
 
 
 def fine_tuned() -> dict[str, str]:

@@ -10,7 +10,7 @@ from experiments.store import Result, column
 from experiments.tables import language as table
 
 from .averages import results
-from .words import number, spread
+from .words import number, signed, spread
 
 Cells = dict[str, dict[str, float]]
 ANSWER, ALL = table.ANSWERS["answer"], table.ANSWERS["all"]
@@ -133,4 +133,4 @@ def kept() -> dict[str, str]:
         "plain": f"{max(garbled[plain], swapped[plain]):.2f}",
         "plain_all": spread([of[plain] for of in long], 1),
     }
-    return {name: text.replace("-", "−") for name, text in found.items()}
+    return {name: signed(text) for name, text in found.items()}

@@ -12,7 +12,7 @@ from experiments.store import Result
 from experiments.tables import neighbours as table
 
 from .averages import results
-from .words import spread
+from .words import signed, spread
 
 USUAL = Form(*table.TRUSTED, "ranks")
 
@@ -54,4 +54,4 @@ def neighbours() -> dict[str, str]:
             values = _gains(some, Form(*opinion, "ranks"), latents)
             figures[f"{name}_{kind}"] = f"{np.mean(values):+.3f}"
             figures[f"{name}_{kind}_worst"] = f"{min(values):+.3f}"
-    return {name: text.replace("-", "−") for name, text in figures.items()}
+    return {name: signed(text) for name, text in figures.items()}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from experiments.criteria import SEPARATION
-from experiments.tables.keep import HELD_OUT, LAST, PAPER
+from experiments.criteria import LAST, PAPER, SEPARATION
+from experiments.tables.keep import HELD_OUT
 
 from . import averages, benchmarks, completion, neighbours, ranking, rules, windows
 

@@ -6,28 +6,18 @@ from decimal import ROUND_HALF_UP, Decimal
 
 import numpy as np
 
-from experiments.criteria import CHOSEN_ON, KNOWN, best_epoch
-from experiments.store import Result, column, name_of
+from experiments.criteria import best_epoch
+from experiments.store import Result, column
 from experiments.tables import stopping as published
 from experiments.tables.runs import judged
 
-from .epochs import listed, of
-from .rules import LARGE, PAPER, by_data
-from .words import number
+from .epochs import of
+from .rules import PAPER
+from .words import listed, number, signed
 
 #: Studies of the paper's networks, and the label sets that it has too.
 STUDIES = {"convnext": ("label", "aggre", "random1"), "vit": ("label", "random1")}
 ERRORS = ("label", "aggre", "random1")
-
-
-def known() -> dict[str, str]:
-    """Which runs were there when rules were chosen."""
-    later = [run for run in by_data()[LARGE] if name_of(run) not in KNOWN]
-    return {
-        "chosen": number(len(CHOSEN_ON)),
-        "others": number(len(KNOWN) - len(CHOSEN_ON)),
-        "later": str(len(later)),
-    }
 
 
 def beside_paper() -> dict[str, str]:
@@ -57,7 +47,7 @@ def memorised() -> dict[str, str]:
         (run,) = of(study=study, labels="random1", percent=100, seed=0)
         median = column(run, "wrong_middle")
         found[study], found[f"{study}_lowest"] = (
-            f"{x:.2f}".replace("-", "−") for x in (median[-1], median.min())
+            signed(f"{x:.2f}") for x in (median[-1], median.min())
         )
     assert found["vit"] == found["vit_lowest"]
     for short, data in {"images": "cifar10n", "fashion": "fashion-mnist"}.items():

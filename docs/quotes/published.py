@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.criteria import SEPARATION, best_epoch, regret, warm
+from experiments.criteria import LABELWAVE, SEPARATION, best_epoch, regret, warm
 from experiments.store import Result, column
 from experiments.tables import published as table
 from experiments.tables.runs import runs_of
@@ -12,7 +12,6 @@ from experiments.tables.runs import runs_of
 from .averages import results
 from .words import spread
 
-WAVE = "LabelWave"
 THEIR_BEST, THEIR_WAVE, CO_TEACHING = (
     "cross-entropy, best epoch (LabelWave's paper)",
     "LabelWave, its paper",
@@ -43,7 +42,7 @@ def beside() -> dict[str, str]:
     # Sentences say that it is one of the first epochs, and that LabelWave keeps the best.
     assert kept is not None
     assert kept < 2 * warm(len(column(one_way, "epoch")))
-    assert regret(one_way, [best_epoch(one_way, WAVE)])[0] == 0
+    assert regret(one_way, [best_epoch(one_way, LABELWAVE)])[0] == 0
     theirs = {name: {k: float(x) for k, x in of.items()} for name, of in table.PUBLISHED.items()}
     jumps = 100 * np.abs(np.diff(column(one_way, "test_accuracy")))
     return {
@@ -53,7 +52,7 @@ def beside() -> dict[str, str]:
         "separation_asymmetric": f"{regret(one_way, [kept])[0]:.0f}",
         "average_asymmetric": f"{_average(one_way) - _best(one_way):.1f}",
         "jump": f"{jumps.max():.1f}",
-        "wave": f"{regret(usual, [best_epoch(usual, WAVE)])[0]:.1f}",
+        "wave": f"{regret(usual, [best_epoch(usual, LABELWAVE)])[0]:.1f}",
         "their_wave": f"{theirs[THEIR_BEST]['symmetric-40'] - theirs[THEIR_WAVE]['symmetric-40']:.1f}",
         "co_teaching": f"{_average(few) - theirs[CO_TEACHING]['symmetric-20']:.1f}",
     }

@@ -8,7 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from experiments.criteria import CHOSEN_ON, KNOWN, SEPARATION, best_epoch, regret, warm
+from experiments.criteria import (
+    BIMODALITY,
+    CHOSEN_ON,
+    DISPARITY,
+    KNOWN,
+    LABELWAVE,
+    LAST,
+    PAPER,
+    SEPARATION,
+    best_epoch,
+    regret,
+    warm,
+)
 from experiments.store import Result, column, name_of
 from experiments.tables import fluctuation, keep
 from experiments.tables.runs import groups, judged, runs_of
@@ -16,8 +28,6 @@ from experiments.tables.runs import groups, judged, runs_of
 from .averages import results
 from .words import number, spread
 
-BIMODALITY, PAPER, LAST = "largest bimodality", "GWA, the paper's rule", "last epoch"
-LABELWAVE, DISPARITY = "LabelWave", "gradient disparity, fifth increase"
 #: How sentences call the rules.
 SHORT = {
     "separation": SEPARATION,

@@ -18,9 +18,9 @@ from experiments.tables.widths import widths_of
 
 from .averages import results
 from .benchmarks import STEP, read
-from .epochs import listed, mean_lost, of
+from .epochs import mean_lost, of
 from .rules import DISPARITY, LAST, PAPER, lost
-from .words import number, spread
+from .words import listed, number, signed, spread
 
 WRONG = ("aggre", "random1", "worse")
 CORRUPTED = ("convnext", "vit")
@@ -105,7 +105,7 @@ def corruptions() -> dict[str, str]:
                 _corrupted(whole, name, group) - _corrupted(part, VALIDATION, group)
                 for whole, part in pairs
             ]
-            found[f"{short}_{group}"] = f"{np.mean(gains):.1f}".replace("-", "−")
+            found[f"{short}_{group}"] = signed(f"{np.mean(gains):.1f}")
     return found
 
 

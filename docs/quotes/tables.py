@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.tables import keep, rules
+from experiments.criteria import BIMODALITY, LAST, PAPER, SEPARATION
+from experiments.tables import rules
 
 from . import averages, benchmarks, ranking
 from . import rules as losses
@@ -17,10 +18,10 @@ __all__ = ["TABLES"]
 NOT = "–"
 #: How the pages call what a table of the chapter has in words.
 RULES = {
-    "largest separation": ("`MaxSeparation`", "MaxSeparation()"),
-    "largest bimodality": ("`MaxBimodality`", "MaxBimodality()"),
-    "GWA, the paper's rule": ("`MaxGWA`", "MaxGWA()"),
-    "last epoch": ("last epoch", "last epoch"),
+    SEPARATION: ("`MaxSeparation`", "MaxSeparation()"),
+    BIMODALITY: ("`MaxBimodality`", "MaxBimodality()"),
+    PAPER: ("`MaxGWA`", "MaxGWA()"),
+    LAST: ("last epoch", "last epoch"),
 }
 WAYS = {
     "MaxBimodality(patience=10)": "`MaxBimodality(patience=10)`, the default",
@@ -54,7 +55,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def kept() -> dict[str, str]:
     """Return what the average and single epochs have above the best epoch."""
     claims = averages.claims()
-    names = (averages.AVERAGE, "largest separation", keep.LAST)
+    names = (averages.AVERAGE, SEPARATION, LAST)
     rows = (
         [title, *(claims[name][k] for name in names)]
         for k, title in enumerate(claims[averages.HEAD])
@@ -115,7 +116,7 @@ def validation() -> dict[str, str]:
         for line in rules.above_validation(averages.results()).splitlines()
     )
     cells = {name: of for name, *of in lines}
-    rows = zip(head[1:], cells["largest separation"], cells["last epoch"], strict=True)
+    rows = zip(head[1:], cells[SEPARATION], cells[LAST], strict=True)
     return {"beside validation": table(["runs", "`MaxSeparation`", "last epoch"], rows)}
 
 

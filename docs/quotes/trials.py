@@ -24,9 +24,9 @@ from experiments.tables.rules import twins as pairs_of
 from experiments.tables.runs import judged, runs_of
 
 from .averages import results
-from .epochs import listed, of
+from .epochs import of
 from .rules import BIMODALITY, FASHION, LARGE, LAST, PAPER, SMALL, TEXTS, by_data, lost
-from .words import number, spread
+from .words import listed, number, spread
 
 Pair = tuple[Result, Result]
 #: A value of each epoch.

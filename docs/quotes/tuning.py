@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.criteria import SEPARATION, best_epoch, outcome
+from experiments.criteria import (
+    BIMODALITY,
+    LABELWAVE,
+    LAST,
+    PAPER,
+    SEPARATION,
+    best_epoch,
+    outcome,
+)
 from experiments.store import Result, column
 from experiments.tables import fine_tuning as tuning
 from experiments.tables.runs import runs_of
 
 from .averages import results
 from .windows import LITE, MINILM
-from .words import spread
-
-PAPER, LAST, WAVE, MODES = (
-    "GWA, the paper's rule",
-    "last epoch",
-    "LabelWave",
-    "largest bimodality",
-)
+from .words import listed, signed, spread
 
 
 def _lost(runs: list[Result], name: str) -> list[float]:
@@ -34,8 +35,8 @@ def whole() -> dict[str, str]:
     rules = {
         "dip": tuning.RULE,
         "rule": SEPARATION,
-        "wave": WAVE,
-        "modes": MODES,
+        "wave": LABELWAVE,
+        "modes": BIMODALITY,
         "paper": PAPER,
         "last": LAST,
     }
@@ -44,12 +45,12 @@ def whole() -> dict[str, str]:
         "worst": f"{max(x for name in rules.values() for x in _lost(minilm, name)):.1f}",
         "memorised": f"{100 * column(many[0], 'test_accuracy')[-1]:.0f}",
         "denominator": f"{min(column(run, 'denominator')[-1] for run in minilm):.0f}",
-        "begins": spread([column(run, "denominator")[0] for run in minilm], 1).replace("-", "−"),
+        "begins": signed(spread([column(run, "denominator")[0] for run in minilm], 1)),
         "epochs": f"{len(column(minilm[0], 'epoch'))}",
     }
     for short, name in rules.items():
         found[f"lite_{short}"] = f"{max(_lost(lite, name)):.1f}"
-        found[short] = " and ".join(f"{x:.1f}" for x in _lost([*some, *many], name))
+        found[short] = listed(_lost([*some, *many], name))
     return found
 
 
@@ -68,13 +69,13 @@ def windows() -> dict[str, str]:
         gwa = column(run, "gwa")
         falls.append(100 * (1 - gwa[-1] / gwa[highest(run)]))
     right = [column(run, "kurtosis") for run in runs_of(minilm, labels="label")]
-    waves = [after(k, run) for run in lite if (k := best_epoch(run, WAVE)) is not None]
+    waves = [after(k, run) for run in lite if (k := best_epoch(run, LABELWAVE)) is not None]
     assert len(waves) == len(lite)
     return {
         "highest": spread([after(highest(run), run) for run in lite], 1),
         "lower": spread(falls, 0),
         "minilm_highest": spread([after(highest(run), run) for run in minilm], 1),
-        "kurtosis": spread([x[0] for x in right], 1).replace("-", "−"),
+        "kurtosis": signed(spread([x[0] for x in right], 1)),
         "kurtosis_end": spread([x[-1] for x in right], 0),
         "wave": spread(waves, 1),
     }

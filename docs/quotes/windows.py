@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from experiments.criteria import SEPARATION, VALIDATION
+from experiments.criteria import LABELWAVE, PAPER, SEPARATION, VALIDATION
 from experiments.store import Result, column
 from experiments.tables import fine_tuning as tuning
 from experiments.tables.runs import runs_of
@@ -15,7 +15,7 @@ from .averages import results
 from .words import number, spread
 
 LITE, MINILM = tuning.WINDOWS
-GWA_RULES = (tuning.RULE, "GWA, the paper's rule")
+GWA_RULES = (tuning.RULE, PAPER)
 
 
 @cache
@@ -40,7 +40,7 @@ def windows() -> dict[str, str]:
     lost = {
         (study, name): _lost(study, name)
         for study in tuning.WINDOWS
-        for name in (average, SEPARATION, tuning.LAST_WINDOW, "LabelWave", *GWA_RULES)
+        for name in (average, SEPARATION, tuning.LAST_WINDOW, LABELWAVE, *GWA_RULES)
     }
     of_gwa = [x for name in GWA_RULES for x in lost[MINILM, name]]
     separation = lost[LITE, SEPARATION] + lost[MINILM, SEPARATION]
@@ -54,7 +54,7 @@ def windows() -> dict[str, str]:
         "worst_end": f"{max(ends):.1f}",
         "rule": f"{np.mean(separation):.1f}",
         "worst_rule": f"{max(separation):.1f}",
-        "labelwave": spread(lost[LITE, "LabelWave"], 1),
+        "labelwave": spread(lost[LITE, LABELWAVE], 1),
     }
     for study, short in {LITE: "lite", MINILM: "minilm"}.items():
         for name, what in {average: "average", tuning.LAST_WINDOW: "last"}.items():

@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from functools import partial
+
 import numpy as np
 
-from experiments.criteria import BEST, VALIDATION, best_epoch, outcome, share_of
+from experiments.criteria import (
+    BEST,
+    BIMODALITY,
+    LABELWAVE,
+    LAST,
+    PAPER,
+    SEPARATION,
+    VALIDATION,
+    best_epoch,
+    outcome,
+    share_of,
+)
 from experiments.store import Result, column, records
 from experiments.tables.cells import MISSING, TITLES, accuracy_cell, markdown, parts_of, spread
 from experiments.tables.runs import runs_of
@@ -33,10 +47,7 @@ WINDOWS = {
     "minilm-windows": "MiniLM on Reuters R8",
 }
 RULE = "GWA, the fine-tuning rule"
-ROWS = (
-    BEST, RULE, "largest separation", "largest bimodality", "GWA, the paper's rule", "LabelWave",
-    VALIDATION, "last epoch",
-)  # fmt: skip
+ROWS = (BEST, RULE, SEPARATION, BIMODALITY, PAPER, LABELWAVE, VALIDATION, LAST)
 BEST_WINDOW, LAST_WINDOW = "best window", "last window"
 #: The default without its warm-up; a small warm-up would leave out less than a window.
 AT_ONCE = "largest separation, no warm-up"
@@ -46,38 +57,30 @@ AVERAGES = {
     "average, no warm-up": "separation^10, warm-up 0",
 }
 BY_WINDOW = (
-    BEST_WINDOW, *AVERAGES, "largest separation", AT_ONCE, "largest bimodality", RULE,
-    "GWA, the paper's rule", "LabelWave", VALIDATION, LAST_WINDOW,
+    BEST_WINDOW, *AVERAGES, SEPARATION, AT_ONCE, BIMODALITY, RULE, PAPER, LABELWAVE, VALIDATION,
+    LAST_WINDOW,
 )  # fmt: skip
+Cell = Callable[[list[Result]], str]
+
 #: A dip of GWA is clear where it is as many standard errors deep.
 CLEAR = 3
 #: Table 3 of the paper, test accuracy in per cent: of what network, on which data, by what it keeps.
 THEIR_NETWORK = "The paper's ViT-B/16"
 THEIR_DATA = ("ImageNet", "iNat18", "Places365")
-PAPER = {VALIDATION: (84.04, 72.87, 58.66), RULE: (84.15, 73.73, 58.78)}
+THEIRS = {VALIDATION: (84.04, 72.87, 58.66), RULE: (84.15, 73.73, 58.78)}
 
 
 def fine_tuning(results: list[Result]) -> str:
     """Table 3: test accuracy, regret and epoch by rule; mean over seeds (max - min); who dips."""
-    parts = {}
-    for study, title in STUDIES.items():
-        of_study = runs_of(results, study=study)
-        found = {r["settings"]["labels"] for r in of_study}
-        sets = [x for x in TITLES if x in found] + sorted(found - TITLES.keys())
-        rows = []
-        for name in ROWS:
-            cells = [
-                accuracy_cell([outcome(r, _epoch(r, name)) for r in runs], epoch=True)
-                for runs in (runs_of(of_study, labels=x, percent=share_of(name)) for x in sets)
-            ]
-            if set(cells) != {MISSING}:
-                rows.append([name, *cells])
-        dips = [_dips(runs_of(of_study, labels=x, percent=100)) for x in sets]
-        rows.append(["runs whose GWA dips", *dips])
-        if sets:
-            parts[title] = markdown(["rule", *(TITLES.get(x, x) for x in sets)], rows)
+    parts = _by_study(
+        results,
+        STUDIES,
+        "rule",
+        {name: partial(_epoch_cell, name=name) for name in ROWS},
+        {"runs whose GWA dips": _dips},
+    )
     if parts:
-        theirs = [[name, *(f"{x:.2f}" for x in values)] for name, values in PAPER.items()]
+        theirs = [[name, *(f"{x:.2f}" for x in values)] for name, values in THEIRS.items()]
         theirs.append(["runs whose GWA dips", *["all"] * len(THEIR_DATA)])
         parts[THEIR_NETWORK] = markdown(["rule", *THEIR_DATA], theirs)
     return parts_of(parts)
@@ -99,25 +102,39 @@ def lowest(run: Result) -> int | None:
 
 def windows(results: list[Result]) -> str:
     """Test accuracy by what is kept of windows, points to the best window, after how many epochs."""
+    parts = _by_study(
+        results,
+        WINDOWS,
+        "what is kept",
+        {name: partial(_window_cell, name=name) for name in BY_WINDOW},
+        {"runs whose GWA dips clearly": _clear_dips, "runs": lambda runs: str(len(runs))},
+    )
+    return parts_of(parts)
+
+
+def _by_study(
+    results: list[Result],
+    studies: Mapping[str, str],
+    head: str,
+    kept: Mapping[str, Cell],
+    whole: Mapping[str, Cell],
+) -> dict[str, str]:
+    """Return a table of each study: what is kept by labels, and rows of the runs on all data."""
     parts = {}
-    for study, title in WINDOWS.items():
+    for study, title in studies.items():
         of_study = runs_of(results, study=study)
         found = {r["settings"]["labels"] for r in of_study}
         sets = [x for x in TITLES if x in found] + sorted(found - TITLES.keys())
         rows = []
-        for name in BY_WINDOW:
-            cells = [
-                _window_cell(runs_of(of_study, labels=x, percent=share_of(name)), name)
-                for x in sets
-            ]
+        for name, cell in kept.items():
+            cells = [cell(runs_of(of_study, labels=x, percent=share_of(name))) for x in sets]
             if set(cells) != {MISSING}:
                 rows.append([name, *cells])
-        whole = [runs_of(of_study, labels=x, percent=100) for x in sets]
-        rows.append(["runs whose GWA dips clearly", *map(_clear_dips, whole)])
-        rows.append(["runs", *(str(len(runs)) for runs in whole)])
+        for name, cell in whole.items():
+            rows.append([name, *(cell(runs_of(of_study, labels=x, percent=100)) for x in sets)])
         if sets:
-            parts[title] = markdown(["what is kept", *(TITLES.get(x, x) for x in sets)], rows)
-    return parts_of(parts)
+            parts[title] = markdown([head, *(TITLES.get(x, x) for x in sets)], rows)
+    return parts
 
 
 def dip(run: Result) -> float:
@@ -135,6 +152,10 @@ def accuracy(run: Result, name: str) -> float | None:
         return 100 * float(run["kept"]["test_accuracy"][AVERAGES[name]])
     k = _epoch(run, name)
     return None if k is None else outcome(run, k)[0]
+
+
+def _epoch_cell(runs: list[Result], name: str) -> str:
+    return accuracy_cell([outcome(run, _epoch(run, name)) for run in runs], epoch=True)
 
 
 def _window_cell(runs: list[Result], name: str) -> str:
@@ -168,7 +189,7 @@ def _epoch(run: Result, name: str) -> int | None:
         return after_dip(run)
     if name == AT_ONCE:
         return select_epoch(records(run), MaxSeparation(warmup=0)).step
-    return best_epoch(run, {BEST_WINDOW: BEST, LAST_WINDOW: "last epoch"}.get(name, name))
+    return best_epoch(run, {BEST_WINDOW: BEST, LAST_WINDOW: LAST}.get(name, name))
 
 
 def _dips(runs: list[Result]) -> str:

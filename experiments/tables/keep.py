@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.criteria import SEPARATION, best_epoch
+from experiments.criteria import LAST, PAPER, SEPARATION, best_epoch
 from experiments.store import Result, column
 from experiments.tables.cells import MISSING, counted, markdown, parts_of
 from experiments.tables.runs import SMALL
@@ -52,7 +52,7 @@ def _epoch_of(criterion: str) -> Kept:
     return kept
 
 
-AVERAGE, PAPER, LAST = "**average**", "GWA, the paper's rule", "last epoch"
+AVERAGE = "**average**"
 #: What a run on all data keeps, by name.
 KEPT: dict[str, Kept] = {
     AVERAGE: _mean_of(DEFAULT),
@@ -159,7 +159,9 @@ def candidates(results: list[Result]) -> str:
 
 def _key(run: Result) -> tuple[Any, ...]:
     s = run["settings"]
-    return s["network"], s["data"], s["labels"], s["seed"], s["schedule"]
+    # One network is trained with several rates.
+    names = ("network", "data", "labels", "seed", "schedule", "learning_rate", "batch_size")
+    return tuple(s[name] for name in names)
 
 
 def size_of(run: Result) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.criteria import BEST, SEPARATION, best_epoch
+from experiments.criteria import BEST, LABELWAVE, LAST, SEPARATION, best_epoch
 from experiments.store import Result, column
 from experiments.tables.cells import MISSING, counted, markdown, spread
 from experiments.tables.runs import runs_of
@@ -12,7 +12,7 @@ __all__ = ["COLUMNS", "PUBLISHED", "STUDY", "published"]
 STUDY = "published"
 COLUMNS = ("symmetric-20", "symmetric-40", "symmetric-60", "asymmetric-40")
 #: Columns of a run and how tables call what they give; the first have a rule of their own.
-RULES = ("LabelWave", SEPARATION, "last epoch")
+RULES = (LABELWAVE, SEPARATION, LAST)
 AVERAGE, EMA = "separation^10", "ema_998_test_accuracy"
 #: Test accuracy by paper and way. Sources: the README files of bhanML/Co-teaching and of shengliu66/ELR
 #: (ELR/README.md). What is given of LabelWave, and of its best epoch and last epoch, is quoted from

@@ -6,16 +6,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from gwa_torch._linear_add import add_product
+from gwa_torch._linear_memory import Block, Memory
 from gwa_torch.scoring import frobenius_norm, full_precision, has_triton, head_scores
 
 __all__ = ["Head", "Made", "in_blocks"]
-
-# The logits that exist at one time. Each block reads and writes the gradient of the weight once:
-# fewer rows than about 500 keep a GPU's memory busier than its tensor cores.
-BLOCK_BYTES = 128 * 1024 * 1024
-
-# Tokens of a whole tile of a matrix product.
-TILE = 64
 
 
 class Head(NamedTuple):
@@ -56,80 +51,64 @@ def in_blocks(
     take: Any = _tokens
     if fused := has_triton(latents.device) and latents.dtype != torch.float64:
         from gwa_torch._triton_linear_loss import fused_tokens as take
-    row_bytes = classes * latents.dtype.itemsize
-    step = size = _step(rows, row_bytes)
-    # The gradient of the weight is not there yet: its memory holds the logits of the first tokens.
-    early = min(rows, latents.shape[1]) // TILE * TILE if fused and of_weight is not None else 0
-    early = early if early > step else 0
-    if early:
-        step = _step(rows - early, row_bytes)
-    buffer = latents.new_empty(max(classes * max(size, step), latents.shape[1]))
-    stops = [early] if early else []
-    stops += [*range(early + step, rows, step), rows] if rows > early else []
+    held = (of_latents, of_weight) if fused else (None, None)
+    memory = Memory(latents, rows, classes, *held)
     start = 0
     with full_precision(latents.device):
         norm = frobenius_norm(weight)
-        for stop in stops:
-            here = slice(start, stop)
+        while start < rows:
+            here, block = memory.next(start)
             z = latents[here]
-            room = of_weight.view(-1) if of_weight is not None and stop == early else buffer
-            block = room[: classes * len(z)]
-            # PyTorch's own operations want the classes of a token side by side.
-            block = block.view(classes, len(z)) if fused else block.view(len(z), classes).T
-            if bias is None:
-                torch.mm(weight, z.T, out=block)
-            else:
-                torch.addmm(bias[:, None], weight, z.T, out=block)
+            if not fused:
+                # PyTorch's own operations want the classes of a token side by side.
+                block = Block(block.first.view(len(z), classes).T, block.rest)
+            for some, piece in block.pieces():
+                if bias is None:
+                    torch.mm(weight[some], z.T, out=piece)
+                else:
+                    torch.addmm(bias[some, None], weight[some], z.T, out=piece)
             take(
                 *(block, z, targets[here], bias, norm, factors[here], losses[here], scores[here]),
                 ignore_index=head.ignore_index,
                 label_smoothing=head.label_smoothing,
                 gradient=any(wanted),
             )
-            if of_latents is not None:
-                torch.mm(block.T, weight, out=of_latents[here])
-            if of_bias is not None:
-                of_bias += block.sum(dim=1, dtype=of_bias.dtype)
+            for number, (some, piece) in enumerate(block.pieces()):
+                if of_latents is not None:
+                    # With beta=0 what is there is not read.
+                    of_latents[here].addmm_(piece.T, weight[some], beta=int(number > 0))
+                if of_bias is not None:
+                    of_bias[some] += piece.sum(dim=1, dtype=of_bias.dtype)
             if of_weight is None:
                 pass
-            elif stop == early:
-                _multiply_in_place(of_weight, block, z, buffer)
+            elif start == 0 and memory.early:
+                _multiply_in_place(of_weight, block, z)
+            elif start == 0:
+                for some, piece in block.pieces():
+                    torch.mm(piece, z, out=of_weight[some])
             else:
-                # With beta=0 what is there is not read.
-                of_weight.addmm_(block, z, beta=int(start > 0))
-            start = stop
+                for some, piece in block.pieces():
+                    add_product(of_weight[some], piece, z)
+            start = here.stop
     of_bias = None if of_bias is None else of_bias.to(latents.dtype)
     return Made(losses, scores, (of_latents, of_weight, of_bias))
 
 
-def _multiply_in_place(
-    out: torch.Tensor, block: torch.Tensor, latents: torch.Tensor, buffer: torch.Tensor
-) -> None:
-    """Put block (C, n) times latents (n, D) into out (C, D), whose memory the block begins in.
+def _multiply_in_place(out: torch.Tensor, block: Block, latents: torch.Tensor) -> None:
+    """Put a block (C, n) times latents (n, D) into out (C, D), whose end the block begins in.
 
-    From the last class to the first: a row of `out` is at least as long as one of the block, so
-    that it lies on rows which are multiplied already.
+    From the first class to the last, as many at a time as the rest of the block has: rows of `out`
+    then lie on rows of the block that are multiplied already.
     """
-    classes, features = out.shape
-    step = buffer.numel() // features
-    for stop in range(classes, 0, -step):
-        part = slice(max(0, stop - step), stop)
-        made = buffer[: (stop - part.start) * features].view(-1, features)
-        torch.mm(block[part], latents, out=made)
-        out[part] = made
-
-
-def _step(rows: int, row_bytes: int) -> int:
-    """Return the tokens of a block: blocks of about equal size, of whole tiles where they fit."""
-    most = max(1, BLOCK_BYTES // row_bytes)
-    most = most // TILE * TILE or most
-    blocks = max(1, -(-rows // most))
-    even = -(-rows // blocks)
-    return max(1, min(rows, most, -(-even // TILE) * TILE))
+    split, step = len(block.first), len(block.rest)
+    for start in range(0, split, step):
+        stop = min(start + step, split)
+        torch.mm(block.first[start:stop], latents, out=out[start:stop])
+    torch.mm(block.rest, latents, out=out[split:])
 
 
 def _tokens(
-    logits: torch.Tensor,
+    block: Block,
     latents: torch.Tensor,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
@@ -143,6 +122,7 @@ def _tokens(
     gradient: bool,
 ) -> None:
     """Fill losses and scores of (C, n) logits; with `gradient` the logits become theirs."""
+    logits = block.first
     classes = logits.shape[0]
     counted = targets != ignore_index
     known = (targets >= 0) & (targets < classes)

@@ -1,6 +1,6 @@
 """Fused Triton kernels of a linear head with cross-entropy: what happens to a block of its logits.
 
-A block is (C, n), a column a token. Many programs read it once for the sums over the classes, one
+A block is (C, n), a column a token, and its last classes may lie elsewhere. Many programs read it once for the sums over the classes, one
 program a token makes the loss and γ of them, and many read it again to put the gradient in its place.
 """
 
@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from gwa_torch._linear_memory import Block
 from gwa_torch._triton import (
     BLOCK_D,
     FAR,
@@ -25,20 +26,20 @@ from gwa_torch._triton import (
     latent_squares,
     on,
 )
-from gwa_torch._triton_linear_sums import sums_kernel
+from gwa_torch._triton_linear_sums import at_class, part, sums_kernel
 
 # Classes and tokens of a tile of the first and of the second pass: the fastest on an H200.
 SUMS = {"BLOCK_C": 16, "BLOCK_N": 64, "num_warps": 2}
 GRADIENT = {"BLOCK_C": 64, "BLOCK_N": 128, "num_warps": 8}
 
 # Tiles of the second pass that a program works on.
-TILES: tl.constexpr = tl.constexpr(4)
+TILES: tl.constexpr = tl.constexpr(8)
 
 # Tokens whose logits are copied at a time.
 ROWS = 128
 
 # Programs that keep a GPU busy.
-PROGRAMS = 2048
+PROGRAMS = 1024
 
 # Below it 1 + t loses digits of t in float32, and t - t^2 / 2 is log(1 + t).
 SMALL: tl.constexpr = tl.constexpr(1e-3)
@@ -47,6 +48,7 @@ SMALL: tl.constexpr = tl.constexpr(1e-3)
 @triton.jit
 def _token_kernel(
     logits,
+    rest,
     latents,
     targets,
     weight_norm,
@@ -55,6 +57,7 @@ def _token_kernel(
     scores,
     pieces,
     C,
+    split,
     D,
     n,
     latent_stride,
@@ -77,7 +80,7 @@ def _token_kernel(
     ignored = label == ignore_index
     known = (label >= 0) & (label < C)
     label = tl.where(known, label, 0)
-    own = tl.load(logits + label * n + token).to(tl.float32)
+    own = tl.load(at_class(logits, rest, label, split, n) + token).to(tl.float32)
     top = tl.max(peak, axis=0)
     fade = tl.exp(peak - top)
     s = tl.sum(total * fade, axis=0)
@@ -107,10 +110,12 @@ def _token_kernel(
 @triton.jit
 def _gradient_kernel(
     logits,
+    rest,
     targets,
     factors,
     pieces,
     C,
+    split,
     n,
     smoothing,
     SMOOTH: tl.constexpr,
@@ -125,12 +130,12 @@ def _gradient_kernel(
     high = tl.load(pieces + token, mask=there, other=0.0)
     inverse = tl.load(pieces + n + token, mask=there, other=0.0)
     own = tl.load(pieces + 2 * n + token, mask=there, other=0.0)
-    first = tl.program_id(0) * (BLOCK_C * TILES)
-    start_of_tile = logits + first.to(tl.int64) * n + token
+    first, last = part(tl.program_id(0), BLOCK_C * TILES, split, C)
+    start_of_tile = at_class(logits, rest, first.to(tl.int64), split, n) + token
     for start in range(0, BLOCK_C * TILES, BLOCK_C):
         place = start + tl.arange(0, BLOCK_C)
         column = first + place
-        inside = (column < C)[:, None] & there[None, :]
+        inside = (column < last)[:, None] & there[None, :]
         at = start_of_tile[None, :] + place[:, None] * n
         x = tl.load(at, mask=inside, other=0.0).to(tl.float32)
         mine = column[:, None] == label[None, :]
@@ -155,7 +160,7 @@ def _scale_kernel(x, factor, size, BLOCK: tl.constexpr, BLOCKS: tl.constexpr):
 
 
 def fused_tokens(
-    logits: torch.Tensor,
+    block: Block,
     latents: torch.Tensor,
     targets: torch.Tensor,
     bias: torch.Tensor | None,
@@ -169,40 +174,49 @@ def fused_tokens(
     gradient: bool,
 ) -> None:
     """Fill losses and scores of (C, n) logits on a GPU; with `gradient` the logits become theirs."""
-    classes, tokens = logits.shape
+    logits, rest = block
+    split, tokens = logits.shape
+    classes = split + len(rest)
     smooth = label_smoothing != 0.0
     if smooth:
         # Rare, and exact only in three more passes, which that kernel has, of rows.
         for start in range(0, tokens, ROWS):
-            part = slice(start, start + ROWS)
-            rows, z, t = logits[:, part].T.contiguous(), latents[part], targets[part]
+            some = slice(start, start + ROWS)
+            rows = torch.cat([logits[:, some].T, rest[:, some].T], dim=1)
+            z, t = latents[some], targets[some]
             found = fused_scores(rows, z, t, weight_norm, bias, label_smoothing)
-            scores[part] = torch.where(t == ignore_index, torch.nan, found)
+            scores[some] = torch.where(t == ignore_index, torch.nan, found)
     offset = logits if bias is None else bias
     columns = triton.cdiv(tokens, SUMS["BLOCK_N"])
     tiles = triton.cdiv(classes, SUMS["BLOCK_C"])
     share = triton.cdiv(tiles, max(1, min(PROGRAMS // columns, tiles // 8))) * SUMS["BLOCK_C"]
-    shares = triton.cdiv(classes, share)
+    shares = triton.cdiv(split, share) + triton.cdiv(len(rest), share)
     sums = torch.empty(shares, 4, tokens, dtype=torch.float32, device=logits.device)
     pieces = torch.empty(3, tokens, dtype=torch.float32, device=logits.device)
     features = latents.shape[1]
     one: Any = {"SMOOTH": smooth, "HAS_BIAS": bias is not None, **SUMS}
     two: Any = {"SMOOTH": smooth, **GRADIENT}
     with on(logits.device):
-        sums_kernel[(columns, shares)](logits, targets, offset, sums, classes, tokens, share, **one)
+        sums_kernel[(columns, shares)](
+            logits, rest, targets, offset, sums, classes, split, tokens, share, **one
+        )
         _token_kernel[(tokens,)](
-            *(logits, latents, targets, weight_norm, sums, losses, scores, pieces),
-            *(classes, features, tokens, latents.stride(0), ignore_index, label_smoothing, shares),
+            *(logits, rest, latents, targets, weight_norm, sums, losses, scores, pieces),
+            *(classes, split, features, tokens, latents.stride(0)),
+            *(ignore_index, label_smoothing, shares),
             SMOOTH=smooth,
             SHARES=triton.next_power_of_2(shares),
             BLOCK_D=min(BLOCK_D, triton.next_power_of_2(features)),
             num_warps=4,
         )
         if gradient:
-            strips = triton.cdiv(classes, GRADIENT["BLOCK_C"] * TILES.value)
+            strip = GRADIENT["BLOCK_C"] * TILES.value
+            strips = triton.cdiv(split, strip) + triton.cdiv(len(rest), strip)
             grid = (strips, triton.cdiv(tokens, GRADIENT["BLOCK_N"]))
             _gradient_kernel[grid](
-                logits, targets, factors, pieces, classes, tokens, label_smoothing, **two
+                *(logits, rest, targets, factors, pieces),
+                *(classes, split, tokens, label_smoothing),
+                **two,
             )
 
 

@@ -12,6 +12,20 @@ from gwa_torch._triton import FAR, LIMIT, LOG2E, exp2
 
 
 @triton.jit
+def at_class(logits, rest, number, split, n):
+    # The logits of a class: those from `split` on lie elsewhere.
+    return tl.where(number < split, logits + number * n, rest + (number - split) * n)
+
+
+@triton.jit
+def part(index, share, split, C):
+    # The first class of a part, and the one behind its last: no part crosses the split.
+    before = tl.cdiv(split, share)
+    first = tl.where(index < before, index * share, split + (index - before) * share)
+    return first, tl.minimum(first + share, tl.where(index < before, split, C))
+
+
+@triton.jit
 def _tile(
     start_of_tile,
     bias,
@@ -87,10 +101,12 @@ def _any_sums(
 @triton.jit
 def sums_kernel(
     logits,
+    rest,
     targets,
     bias,
     sums,
     C,
+    split,
     n,
     share,
     SMOOTH: tl.constexpr,
@@ -103,14 +119,14 @@ def sums_kernel(
     there = token < n
     label = tl.load(targets + token, mask=there, other=0)
     label = tl.where((label >= 0) & (label < C), label, 0)
-    activation = tl.load(logits + label * n + token, mask=there, other=0.0).to(tl.float32)
+    own = at_class(logits, rest, label, split, n) + token
+    activation = tl.load(own, mask=there, other=0.0).to(tl.float32)
     # The label is an index of 64 bits there, and of 32 where it is compared with each class.
     if HAS_BIAS and not SMOOTH:
         activation -= tl.load(bias + label).to(tl.float32)
     label = label.to(tl.int32)
-    first = tl.program_id(1) * share
-    last = tl.minimum(first + share, C)
-    start_of_tile = logits + first.to(tl.int64) * n + token
+    first, last = part(tl.program_id(1), share, split, C)
+    start_of_tile = at_class(logits, rest, first.to(tl.int64), split, n) + token
     NEED_BIAS: tl.constexpr = HAS_BIAS and not SMOOTH
     x, away = _tile(
         start_of_tile, bias, activation, label, there, first, last, 0, n, NEED_BIAS, BLOCK_C

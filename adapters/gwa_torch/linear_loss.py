@@ -75,19 +75,20 @@ def linear_cross_entropy(
     gradients too, and ``backward`` multiplies them by what comes in. ``reduction="none"`` and a
     second ``backward`` make the logits once more.
 
-    Memory: one block of logits (128 MiB; up to five times that without Triton) and the gradients,
+    Memory: one block of logits (115.5 MiB; up to five times that without Triton) and the gradients,
     each in the dtype of its tensor; the (N, C) logits are never there. A weight that needs no
-    gradient costs none. With Triton the logits of the first D tokens are in the memory of the
-    weight's gradient, before it is there.
+    gradient costs none. With Triton, gradients lend their memory before they are there: that of the
+    weight to the logits of the first D tokens, those of later latents to a part of a block.
 
     Numerics: logits have the dtype of the product, softmax is float32 or wider. The label's own
     gradient is the sum of the others, exact where softmax saturates. In half precision the
-    gradient of the weight is rounded once for each block. In bfloat16 its relative error is about
-    2e-3 to 5e-3 for 1 to 16 blocks; that of the plain loss is about 2e-3.
+    gradient of the weight is rounded once for each block, that of the latents up to twice. In
+    bfloat16 the relative error of the first is about 2e-3 to 5e-3 for 1 to 16 blocks, that of the
+    plain loss about 2e-3.
 
     Mean over no rows that count: the loss is nan, as PyTorch's, and the gradients are 0. Under
     autocast the product runs in autocast's dtype. A compiled step leaves the graph here. On a GPU
-    with Triton a block takes one kernel beside its matrix products; nothing waits for the device.
+    with Triton a block takes three kernels beside its products; nothing waits for the device.
 
     References
     ----------

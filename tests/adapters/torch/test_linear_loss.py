@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F  # noqa: N812
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gwa_core import alignment_from_logits, alignment_scores
-from gwa_torch import _linear_blocks, head_scores, linear_cross_entropy
+from gwa_torch import _linear_add, _linear_blocks, _linear_memory, head_scores, linear_cross_entropy
 
 ROWS, CLASSES, FEATURES = 23, 11, 5
 
@@ -30,7 +33,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=GPU)]
 def _small_blocks(monkeypatch):
     """Six rows of float64 a block, so that the last one is shorter."""
     torch.set_num_threads(1)
-    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 6 * CLASSES * 8)
+    monkeypatch.setattr(_linear_memory, "BLOCK_BYTES", 6 * CLASSES * 8)
 
 
 def inputs(shape=(ROWS,), *, dtype=torch.float64, bias=True, ignored=0.3, scale=1.0, seed=0):
@@ -266,38 +269,96 @@ def test_blocks_change_nothing(rows, block, classes, seed):
     t = torch.randint(-1, classes, (rows,), generator=generator)
     results = []
     for size in (block, 10**6):
-        _linear_blocks.BLOCK_BYTES = size * 8 * classes
+        _linear_memory.BLOCK_BYTES = size * 8 * classes
         loss, scores = linear_cross_entropy(z, w, t, ignore_index=-1)
         results.append((loss.detach(), scores, *gradients(loss, (z, w))))
     for a, b in zip(*results, strict=True):
         close(a, b, 1e-12)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 127, 600, 8192])
-@pytest.mark.parametrize("row_bytes", [64, 10**6])
-def test_blocks_are_even_and_fit(rows, row_bytes, monkeypatch):
-    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 512 * 10**6)
-    step = _linear_blocks._step(rows, row_bytes)
-    assert 1 <= step <= max(rows, 1)
-    assert step * row_bytes <= 512 * 10**6
-    if rows == 600 and row_bytes == 10**6:
-        assert step == 320
+def blocks(rows, classes, features, *, gradients):
+    """The tokens of each block, and its logits, of float32 and with or without gradients to lend."""
+    like = torch.empty(rows, features)
+    held = (like, torch.empty(classes, features)) if gradients else (None, None)
+    memory = _linear_memory.Memory(like, rows, classes, *held)
+    start = 0
+    while start < rows:
+        here, block = memory.next(start)
+        assert here.start == start
+        yield here, block
+        start = here.stop
 
 
-@pytest.mark.parametrize("tokens", [1, 64, 130])
-@pytest.mark.parametrize("classes", [1, 2, 37])
-@pytest.mark.parametrize("room", [130, 131, 700, 10**5])
-def test_a_product_in_the_memory_of_its_factor(tokens, classes, room):
-    generator = torch.Generator().manual_seed(room)
-    factor, z = (
-        torch.randn(*shape, generator=generator, dtype=torch.float64)
-        for shape in ((classes, tokens), (tokens, 130))
-    )
-    out = torch.full((classes, 130), torch.nan, dtype=torch.float64)
-    block = out.view(-1)[: factor.numel()].view(factor.shape)
-    block.copy_(factor)
-    _linear_blocks._multiply_in_place(out, block, z, torch.empty(room, dtype=torch.float64))
-    close(out, factor @ z, 1e-12)
+@pytest.mark.parametrize("rows", [0, 1, 127, 600, 2000])
+@pytest.mark.parametrize("classes", [2, 1000])
+def test_blocks_are_even_and_fit(rows, classes, monkeypatch):
+    monkeypatch.setattr(_linear_memory, "BLOCK_BYTES", 512 * 4 * 1000)
+    sizes = [len(block.first[0]) for _, block in blocks(rows, classes, 8, gradients=False)]
+    assert sum(sizes) == rows
+    assert all(size * classes <= 512 * 1000 for size in sizes)
+    if rows == 600 and classes == 1000:
+        assert sizes == [320, 280]
+
+
+def test_what_is_not_made_yet_lends_its_memory(monkeypatch):
+    # 8192 tokens of a language model, a hundred times smaller.
+    monkeypatch.setattr(_linear_memory, "BLOCK_BYTES", 475 * 4 * 1280)
+    lent = list(blocks(8192, 1280, 4096, gradients=True))
+    sizes = [here.stop - here.start for here, _ in lent]
+    assert sizes == [4096, *[512] * 7, 256, 256]
+    apart = [here.stop - here.start for here, _ in blocks(8192, 1280, 4096, gradients=False)]
+    assert len(apart) == 19
+    assert max(apart) == 448
+
+
+class Split:
+    """What the kernels of a GPU do to a block in two parts, by PyTorch's own operations."""
+
+    parts = 0
+
+    def __call__(self, block, *arrays, **options):
+        whole = torch.cat(block).T.contiguous().T
+        _linear_blocks._tokens(type(block)(whole, block.rest[:0]), *arrays, **options)
+        for some, piece in block.pieces():
+            piece.copy_(whole[some])
+        self.parts = max(self.parts, len(list(block.pieces())))
+
+
+@given(
+    rows=st.integers(1, 400),
+    classes=st.integers(2, 300),
+    features=st.integers(1, 150),
+    room=st.integers(1, 200),
+    frozen=st.sampled_from([None, "latents", "weight"]),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@example(rows=400, classes=300, features=130, room=70, frozen=None, bias=True, seed=0)
+@settings(max_examples=60, deadline=None)
+def test_no_memory_has_two_uses_at_a_time(rows, classes, features, room, frozen, bias, seed):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(rows, features, generator=generator)
+    w = torch.randn(classes, features, generator=generator) / features**0.5
+    b = torch.randn(classes, generator=generator) if bias else None
+    t = torch.randint(-1, classes, (rows,), generator=generator)
+    leaves = [x.requires_grad_(name != frozen) for x, name in ((z, "latents"), (w, "weight"))]
+    leaves = [x for x in leaves if x.requires_grad]
+    take = Split()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_linear_memory, "BLOCK_BYTES", room * classes * 4)
+        patch.setattr(_linear_blocks, "has_triton", lambda _: True)
+        kernels = SimpleNamespace(fused_tokens=take)
+        patch.setitem(sys.modules, "gwa_torch._triton_linear_loss", kernels)
+        loss, scores = linear_cross_entropy(z, w, t, bias=b, ignore_index=-1)
+        got = gradients(loss, leaves)
+    wanted = plain(z, w, t, bias=b, ignore_index=-1)
+    close(loss, wanted, 1e-5)
+    _, others = linear_cross_entropy(z, w, t, bias=b, ignore_index=-1)
+    close(scores, others, 1e-4)
+    for x, y in zip(got, gradients(wanted, leaves), strict=True):
+        close(x, y, 1e-4) if (t >= 0).any() else None
+    if (rows, room) == (400, 70):
+        assert take.parts == 2
 
 
 class Largest(TorchDispatchMode):
@@ -329,7 +390,7 @@ HALF = {torch.bfloat16: 2**-8, torch.float16: 2**-11}
 
 @pytest.mark.parametrize("dtype", HALF)
 def test_half_precision(dtype, monkeypatch):
-    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 300 * CLASSES * 2)
+    monkeypatch.setattr(_linear_memory, "BLOCK_BYTES", 300 * CLASSES * 2)
     z, w, b, t = inputs((2000,), dtype=dtype)
     loss, scores = linear_cross_entropy(z, w, t, bias=b)
     assert loss.dtype == scores.dtype == torch.float32
@@ -345,7 +406,7 @@ def test_half_precision(dtype, monkeypatch):
 
 def test_shares_of_a_mean_that_float16_cannot_hold(monkeypatch):
     # 1 / 4096 of a probability of 1e-4 is below the least float16.
-    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 2048 * 2000 * 2)
+    monkeypatch.setattr(_linear_memory, "BLOCK_BYTES", 2048 * 2000 * 2)
     torch.manual_seed(0)
     z = torch.randn(4096, 4).half().requires_grad_()
     w = (0.1 * torch.randn(2000, 4)).half().requires_grad_()
@@ -464,15 +525,19 @@ def on_gpu_wanted(leaves, t, logits, **options):
     return loss, scores, [r @ w, r.T @ z, r.sum(0)][: len(leaves)]
 
 
+# Blocks of 140 tokens: one alone; the first in the gradient of the weight; later ones in two parts.
+SIZES = [(16, 2, 3), (40, 63, 64), (300, 5000, 100), (260, 21841, 768), (900, 5000, 256)]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("size", [(16, 2, 3), (40, 63, 64), (300, 5000, 100), (260, 21841, 768)])
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_the_kernels_of_a_gpu(size, dtype, smoothing, bias, reduction, monkeypatch):
-    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 140 * size[1] * dtype.itemsize)
+    monkeypatch.setattr(_linear_memory, "BLOCK_BYTES", 140 * size[1] * dtype.itemsize)
     leaves, t, logits = on_gpu(*size, dtype, bias)
     options = {"label_smoothing": smoothing, "reduction": reduction}
     b = leaves[2] if bias else None
@@ -486,6 +551,48 @@ def test_the_kernels_of_a_gpu(size, dtype, smoothing, bias, reduction, monkeypat
     for x, got, want in zip(leaves, gradients(loss.sum(), leaves), slopes, strict=True):
         assert got.dtype == x.dtype
         assert float((got.double() - want).norm() / want.norm()) < rounding
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", HALF)
+# One tile and less, many a processor, edges in each direction; rows that do not begin at 16 bytes.
+@pytest.mark.parametrize(
+    "size",
+    [
+        (8, 8, 8),
+        (128, 64, 128),
+        (3000, 512, 2048),
+        (5001, 200, 1000),
+        (9728, 1000, 264),
+        (65, 33, 7),
+    ],
+)
+def test_a_product_is_added(size, dtype):
+    rows, depth, columns = size
+    generator = torch.Generator("cuda").manual_seed(0)
+    out, a, b = (
+        torch.randn(*shape, generator=generator, device="cuda").to(dtype)
+        for shape in ((rows, columns), (rows, depth), (depth, columns))
+    )
+    wanted = out.double() + a.double() @ b.double()
+    around = torch.full((rows + 2, columns), 7.0, device="cuda", dtype=dtype)
+    around[1:-1] = out
+    _linear_add.add_product(around[1:-1], a, b)
+    assert (around[[0, -1]] == 7).all()
+    error = (around[1:-1].double() - wanted).abs()
+    # The sum is rounded, by cuBLAS the product before it, and both are summed in float32.
+    unit = torch.finfo(dtype).eps / 2
+    assert (error <= 1.01 * unit * (2 * wanted.abs() + out.abs()) + 2e-4).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_hopper_has_a_kernel_of_its_own():
+    if torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("needs Hopper")
+    assert _linear_add._kernel(torch.device("cuda", 0), torch.bfloat16) is not None
+    assert _linear_add._kernel(torch.device("cuda", 0), torch.float16) is not None
 
 
 @pytest.mark.gpu
@@ -521,7 +628,7 @@ def test_a_class_that_is_not_there_is_nan_on_a_gpu(dtype):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_memory_of_a_gpu_is_a_block_and_the_gradients(monkeypatch):
-    monkeypatch.setattr(_linear_blocks, "BLOCK_BYTES", 2**24)
+    monkeypatch.setattr(_linear_memory, "BLOCK_BYTES", 2**24)
     (z, w), t, _ = on_gpu(4096, 32000, 256, torch.bfloat16, False)
     linear_cross_entropy(z, w, t)[0].backward()
     z.grad = w.grad = None

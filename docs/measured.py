@@ -131,7 +131,7 @@ def _settings(settings: dict[str, Any], figure: str) -> str:
 
 
 def speed_tables() -> dict[str, str]:
-    """Return what was measured on a GPU: batches, the head of a language model, a step."""
+    """Return what a batch, the head of a language model, and a training step take."""
     gpu, training = _read("gpu"), _read("training")
     sizes = dict.fromkeys(key.partition(":")[0] for key in gpu if key.startswith("N="))
     return {
@@ -140,6 +140,7 @@ def speed_tables() -> dict[str, str]:
         "language model": _language_model(gpu),
         "loss": _loss(_read("linear_loss")),
         "step": _step(training),
+        "CPU": _cpu(_read("steps")),
     }
 
 
@@ -223,6 +224,18 @@ def _step(training: dict[str, Any]) -> str:
         + "\n"
         + table(["peak memory, with the monitor", "without"], peak)
     )
+
+
+def _cpu(found: dict[str, Any]) -> str:
+    networks = [key.partition(":")[0] for key in found if key.endswith("microseconds, alone")]
+    rows = []
+    for network in networks:
+        alone = found[f"{network}: microseconds, alone"] / 1e3
+        ways = ("with the monitor", "residual='backward'")
+        shares = [f"{found[f'{network}: time, {way} / alone']:.3f}" for way in ways]
+        rows.append([network, f"{alone:.2f} ms", *shares])
+    head = ["inputs-hidden-classes", "a step", "with the monitor", '`residual="backward"`']
+    return table(head, rows)
 
 
 def results_tables(names: Iterable[str]) -> dict[str, str]:

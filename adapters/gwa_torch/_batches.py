@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from gwa_torch._capture import Forward
 from gwa_torch._evidence import Evidence
+from gwa_torch._forward import Forward
 from gwa_torch._sequences import gradient_parts
 from gwa_torch._targets import Flat
 

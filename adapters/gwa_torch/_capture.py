@@ -1,4 +1,4 @@
-"""What a forward pass of the head leaves behind for its scores."""
+"""The hook on the head, and the passes that wait for their targets."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import gc
 import math
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 
 from gwa_core import JLSketch
-from gwa_torch._gradients import CompiledTap, Picked, Slots, SlotTap, Tap
-from gwa_torch._host import host_norms
+from gwa_torch._forward import Forward, SmallForward
+from gwa_torch._gradients import CompiledTap, Slots, SlotTap, Tap
 from gwa_torch.heads import Head, head_device, head_weight, rows_last
 from gwa_torch.scoring import frobenius_norm
 
 __all__ = [
     "NOTHING_WAITS",
     "Capture",
-    "Forward",
     "Listener",
     "Recent",
     "same_memory",
@@ -42,39 +40,6 @@ NOTHING_WAITS = (
     "torch._dynamo.reset()); a fused loss or a functional call goes around the module (score by "
     "`head_scores` and pass it to `add`)"
 )
-
-
-class Forward(NamedTuple):
-    """One forward pass of the head, detached: channels last, the weight of that moment."""
-
-    logits: torch.Tensor
-    latents: torch.Tensor
-    weight_norm: torch.Tensor
-    bias: torch.Tensor | None
-    weight: torch.Tensor | None
-    version: int | None
-    tap: Tap | SlotTap | Picked | None = None
-    # ‖z‖ of the rows, of a small pass on the host.
-    host_norms: np.ndarray | None = None
-
-    @property
-    def samples(self) -> int:
-        """How many samples, tokens or pixels there are."""
-        return self.logits.numel() // self.logits.shape[-1]
-
-    def pick(self, rows: torch.Tensor, logits: torch.Tensor) -> Forward:
-        """Return the pass with some of its rows alone, whose logits these are.
-
-        Parameters
-        ----------
-        rows : integer tensor of shape (N,)
-            Which rows of the pass, its leading axes flattened.
-        logits : tensor of shape (N, C)
-            Their logits.
-        """
-        latents = self.latents.reshape(-1, self.latents.shape[-1])[rows]
-        tap = None if self.tap is None else Picked(self.tap, rows)  # type: ignore[arg-type]
-        return self._replace(logits=logits, latents=latents, version=None, tap=tap, host_norms=None)
 
 
 class Listener:
@@ -122,7 +87,7 @@ class Recent:
 class _Link:
     """A pass and the one before it. A list would tell compiled code how many wait."""
 
-    def __init__(self, forward: Forward, before: _Link | None) -> None:
+    def __init__(self, forward: Forward | SmallForward, before: _Link | None) -> None:
         self.forward = forward
         self.before = before
 
@@ -164,6 +129,8 @@ class Capture:
         self.head = head
         self._keep_gradients = whole
         self.sketch = sketch
+        # Others keep more of a pass, or have its channels elsewhere.
+        self._may_be_small = sketch is None and isinstance(head, nn.Linear)
         self.tapping = gradients
         self.always = always
         self.paused = False
@@ -195,7 +162,8 @@ class Capture:
         """All passes that could still get their targets."""
         found, link = [], self._newest
         while link is not None:
-            found.append(link.forward)
+            made = link.forward
+            found.append(made if isinstance(made, Forward) else made.forward_pass())
             link = link.before
         return [*self._left, *self._missed, *reversed(found)]
 
@@ -229,6 +197,11 @@ class Capture:
                     "in `with monitor.pause():`, and call `monitor.close()` when done"
                 )
             version = None if output.is_inference() else output._version
+            if self._may_be_small and not self.tapping and version is not None:
+                small = SmallForward.of(module, args, output)
+                if small is not None:
+                    self._newest = _Link(small, self._newest)
+                    return None
         differentiable = torch.is_grad_enabled() and output.requires_grad
         # All of it is detached, which is cheaper than to switch gradients off.
         matrix = head_weight(module)
@@ -242,8 +215,6 @@ class Capture:
         if differentiable and compiling:
             passed, tap = self._tap_compiled(module, output, latents, norm, bias)
         logits = rows_last(whole(passed.detach()), module)
-        waits = not (compiling or self.tapping or self.sketch is not None)
-        norms = host_norms(matrix, latents, logits) if waits else None
         # To gather a gradient of tensor parallelism takes all ranks, which must do so in all passes.
         alone = type(output) is torch.Tensor or self.always
         if differentiable and not compiling and self.tapping and alone:
@@ -251,7 +222,7 @@ class Capture:
             tap = Tap(*arrays, keep=self._keep_gradients)
             hook = functools.partial(_arrive, tap, module)
             output.register_hook(hook)  # type: ignore[no-untyped-call]
-        forward = Forward(logits, latents, norm, bias, weight, version, tap, norms)
+        forward = Forward(logits, latents, norm, bias, weight, version, tap)
         self._newest = _Link(forward, self._newest)
         return None if passed is output else passed
 
@@ -282,14 +253,15 @@ class Capture:
         )
         return passed, SlotTap(slots, number, logits.numel() // logits.shape[-1])
 
-    def sole(self, rows: int) -> Forward | None:
-        """Take the pass that waits, if there is one alone, of this many rows, small on the host."""
+    def sole(self, rows: int) -> SmallForward | None:
+        """Take the pass that waits, if there is one alone, small, and of this many rows."""
         newest = self._newest
         if newest is None or newest.before is not None or self._missed or self._left:
             return None
         forward = newest.forward
-        changed = forward.version is not None and forward.version != forward.logits._version
-        if forward.host_norms is None or forward.logits.shape[0] != rows or changed:
+        if isinstance(forward, Forward) or forward.logits.shape[0] != rows:
+            return None
+        if forward.version != forward.logits._version:
             return None
         self._newest, self._count = None, 0
         return forward

@@ -12,8 +12,9 @@ import torch
 
 from gwa_core.agreement import SHARE
 from gwa_torch._batches import Batch, Scored, compare_sums, joined, seen
-from gwa_torch._capture import Capture, Forward
+from gwa_torch._capture import Capture
 from gwa_torch._evidence import Evidence, compare
+from gwa_torch._forward import Forward
 from gwa_torch._gradients import Arrival
 from gwa_torch._keeper import Keeper
 from gwa_torch._stage import Stage
@@ -194,18 +195,17 @@ class Residuals:
         """Whether the scores are those of gradients of sequences."""
         return flat.tokens and self._keeper.reduce == "gradient"
 
-    def stage(self, targets: torch.Tensor | None, ids: torch.Tensor | None) -> bool:
+    def stage(self, targets: Any, ids: torch.Tensor | None) -> bool:
         """Keep a small batch on the host, to be scored with others; False where it is another."""
         gradient = self._taps(due=self._capture.tapping)
         if gradient or not self._stage.takes(targets, ids):
             return False
-        assert targets is not None  # noqa: S101  # asked by the stage
-        forward = self._capture.sole(targets.shape[0])
-        if forward is None:
+        if (forward := self._capture.sole(targets.shape[0])) is None:
             return False
         if self._stage.is_full(forward):
             self.flush()
         self._stage.put(forward, targets, ids)
+        self._keeper.batches += 1
         self._count(targets.shape[0])
         self._capture.tapping = self._taps(due=self._is_due())
         return True

@@ -9,9 +9,9 @@ from typing import Any, Self, cast
 import torch
 
 from gwa_core import Moments, loss_weights, residual, sequence_parts
-from gwa_torch._capture import Forward
 from gwa_torch._distributed import minimum, position, total
 from gwa_torch._epoch import BySample, placed, refuse_strays
+from gwa_torch._forward import Forward
 from gwa_torch._targets import Flat, LossOptions
 from gwa_torch.scoring import as_soft, full_precision, refuse_class_weights
 

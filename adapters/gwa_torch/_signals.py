@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from gwa_core.signals import TrackedSignals
-from gwa_torch._capture import Forward
 from gwa_torch._distributed import each
+from gwa_torch._forward import Forward
 from gwa_torch._targets import Flat, LossOptions
 from gwa_torch.scoring import full_precision
 

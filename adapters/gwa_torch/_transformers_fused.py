@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gwa_core import alignment_from_logit_gradients
-from gwa_torch._capture import Forward
+from gwa_torch._forward import Forward
 from gwa_torch._sequences import closed_parts, gradient_parts
 from gwa_torch._targets import flatten
 from gwa_torch._transformers_passes import Passes

@@ -10,7 +10,8 @@ from torch import nn
 from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from gwa_torch._capture import Forward, same_memory
+from gwa_torch._capture import same_memory
+from gwa_torch._forward import Forward
 
 __all__ = ["bare", "check_logits", "chosen_rows", "label_of", "targets_of"]
 

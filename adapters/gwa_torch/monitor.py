@@ -14,10 +14,11 @@ from torch import nn
 from gwa_core import EpochSummary, JLSketch
 from gwa_core.signals import TrackedSignals
 from gwa_torch import _targets
-from gwa_torch._capture import NOTHING_WAITS, Capture, Forward, same_memory
+from gwa_torch._capture import NOTHING_WAITS, Capture, same_memory
 from gwa_torch._checks import check_count, check_real
 from gwa_torch._criterion import Heard
 from gwa_torch._distributed import position
+from gwa_torch._forward import Forward
 from gwa_torch._keeper import Keeper
 from gwa_torch._residuals import FORMULA, Residuals, check_residual
 from gwa_torch._runs import write_run
@@ -246,7 +247,6 @@ class GWAMonitor:
         compiling = torch.compiler.is_compiling()
         plain = where is None and logits is None and self.every == 1 and self.signals is None
         if plain and not compiling and self._residuals.stage(targets, ids):
-            self._keeper.batches += 1
             return
         if compiling:
             # A compiled step with this call in it breaks its graph here. As a decorator this would

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812
 
 from gwa_core import select_epoch
-from gwa_torch import GWAMonitor, MaxGWA
+from gwa_torch import GWAMonitor, MaxGWA, head_scores
 from gwa_torch._epoch import MOST_ROWS
 
 ROWS, PART = 24, 6
@@ -378,6 +378,44 @@ class TestStage:
         for changed in (logits.detach(), latents, ids, y):
             changed.zero_()
         assert_allclose(monitor.scores, want, atol=1e-6)
+
+    def test_the_memory_of_what_a_batch_left_can_be_resized(self):
+        # FSDP and offloading do so; memory that NumPy shares cannot be.
+        model = network()
+        monitor = GWAMonitor(model.head, 4, residual="formula")
+        x, y = batch(4)
+        latents, ids = model.body(x), torch.arange(4)
+        logits = model.head(latents)
+        monitor.update(y, ids)
+        assert monitor.end_epoch().count == 4
+        for tensor in (latents, logits, model.head.weight, model.head.bias, y, ids):
+            assert tensor.untyped_storage().resizable()
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("room", [11 * CLASSES * 4, 1 << 20])
+    def test_each_batch_has_its_own_size_weight_and_bias(self, bias, room, monkeypatch):
+        monkeypatch.setattr("gwa_torch._stage.BYTES", room)
+        torch.manual_seed(0)
+        head = nn.Linear(7, CLASSES, bias=bias)
+        first, again = (GWAMonitor(head, ROWS, residual="formula") for _ in range(2))
+        x, y = torch.randn(ROWS, 7), batch(ROWS)[1]
+        want = torch.empty(ROWS)
+        for number, part in enumerate(torch.arange(ROWS).split(5)):
+            with torch.no_grad():
+                for parameter in head.parameters():
+                    parameter.mul_(1.5)
+            head(x[part])
+            options = {} if head.bias is None else {"bias": head.bias.detach()}
+            weight, targets = head.weight.detach(), y[part]
+            want[part] = head_scores(latents=x[part], weight=weight, targets=targets, **options)
+            first.update(targets, part)
+            if number == 2:
+                # With a batch that the other one has not seen.
+                again.load_state_dict(first.state_dict())
+            else:
+                again.update(targets, part)
+        assert_allclose(first.scores, want, atol=1e-6)
+        assert torch.equal(again.scores, first.scores)
 
     def test_batches_of_another_kind_follow_in_order(self):
         model = network()

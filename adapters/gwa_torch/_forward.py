@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import nn
@@ -70,7 +70,7 @@ class SmallForward(NamedTuple):
         if output.ndim != 2 or not 0 < 4 * output.numel() <= SMALL_BYTES or len(args) != 1:
             return None
         # Of these kinds they have the dtype and the device of the output.
-        weight, bias = module._parameters.get("weight"), module._parameters.get("bias")
+        weight, bias = module._parameters.get("weight"), cast("Any", module.bias)
         if type(weight) is not nn.Parameter or type(args[0]) not in (torch.Tensor, nn.Parameter):
             return None
         latents = args[0].detach()

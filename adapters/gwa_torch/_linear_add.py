@@ -28,8 +28,9 @@ def add_product(out: torch.Tensor, a: torch.Tensor, b: torch.Tensor) -> None:
 
 
 def _aligned(x: torch.Tensor) -> bool:
-    row = x.stride(0) * x.itemsize
-    return x.stride(1) == 1 and row % ALIGNED == 0 and x.data_ptr() % ALIGNED == 0
+    # A row that is repeated has a stride of 0.
+    apart = x.stride(1) == 1 and x.stride(0) >= x.shape[1]
+    return apart and x.stride(0) * x.itemsize % ALIGNED == 0 and x.data_ptr() % ALIGNED == 0
 
 
 @functools.cache

@@ -586,6 +586,13 @@ def test_a_product_is_added(size, dtype):
     assert (error <= 1.01 * unit * (2 * wanted.abs() + out.abs()) + 2e-4).all()
 
 
+def test_rows_that_the_kernel_of_hopper_cannot_copy():
+    wide = torch.zeros(4, 24, dtype=torch.bfloat16)
+    assert all(map(_linear_add._aligned, (wide, wide[1:], wide[:, 8:], wide[:, :5])))
+    odd = (wide[:, 1:], torch.zeros(4, 9, dtype=torch.bfloat16), wide[:, ::2], wide.T)
+    assert not any(map(_linear_add._aligned, (*odd, wide[:1].expand(4, 24))))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_hopper_has_a_kernel_of_its_own():

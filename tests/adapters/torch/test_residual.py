@@ -417,6 +417,19 @@ class TestStage:
         assert_allclose(first.scores, want, atol=1e-6)
         assert torch.equal(again.scores, first.scores)
 
+    @pytest.mark.parametrize("name", ["weight", "bias"])
+    def test_a_parameter_that_is_made_of_another(self, name):
+        torch.manual_seed(0)
+        head = nn.Linear(7, CLASSES)
+        nn.utils.parametrize.register_parametrization(head, name, nn.Softplus())
+        monitor = GWAMonitor(head, ROWS, residual="formula")
+        x, y = torch.randn(ROWS, 7), batch(ROWS)[1]
+        head(x)
+        monitor.update(y, torch.arange(ROWS))
+        weight, bias = head.weight.detach(), head.bias.detach()
+        want = head_scores(latents=x, weight=weight, bias=bias, targets=y)
+        assert_allclose(monitor.scores, want, atol=1e-6)
+
     def test_batches_of_another_kind_follow_in_order(self):
         model = network()
         monitor = GWAMonitor(model.head, ROWS, residual="formula")

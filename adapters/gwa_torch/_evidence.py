@@ -10,7 +10,7 @@ import torch
 from gwa_core import score_agreement
 from gwa_torch._forward import Forward
 from gwa_torch._targets import Flat, LossOptions
-from gwa_torch.scoring import as_soft, full_precision
+from gwa_torch.scoring import as_soft, full_precision, to_numpy
 
 __all__ = ["Evidence", "compare"]
 
@@ -53,7 +53,7 @@ class Evidence(NamedTuple):
                 "bias": None if forward.bias is None else forward.bias.clone(),
                 "loss": options.loss,
                 "label_smoothing": smoothing,
-                "where": where,
+                "where": None if where is None else where.clone(),
             },
         )
 
@@ -65,7 +65,7 @@ def compare(taps: list[Any], evidence: list[Evidence]) -> torch.Tensor:
         scores = tap.plain()[rows]
         # NumPy takes a few rows in less time, and has no bfloat16, whose rounding is allowed for.
         shared = scores.is_cpu and arrays["logits"].dtype.itemsize >= 4
-        give: Any = _numpy if shared else (lambda x: x)
+        give: Any = _shared if shared else (lambda x: x)
         arrays = {name: give(x) for name, x in arrays.items()}
         with full_precision(scores.device):
             agreement = score_agreement(give(scores), **arrays)
@@ -75,5 +75,5 @@ def compare(taps: list[Any], evidence: list[Evidence]) -> torch.Tensor:
     return torch.cat([counts[:, :2].sum(0), counts[:, 2:].amax(0)])
 
 
-def _numpy(x: Any) -> Any:
-    return x.numpy() if isinstance(x, torch.Tensor) else x
+def _shared(x: Any) -> Any:
+    return to_numpy(x) if isinstance(x, torch.Tensor) else x

@@ -65,19 +65,18 @@ class SmallForward(NamedTuple):
     @classmethod
     def of(cls, module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> Self | None:
         """Return the pass of a linear layer, or None where it is of another kind."""
-        if type(output) is not torch.Tensor or output.dtype != torch.float32 or not output.is_cpu:
+        if not 0 < 4 * output.numel() <= SMALL_BYTES or len(args) != 1:
             return None
-        if output.ndim != 2 or not 0 < 4 * output.numel() <= SMALL_BYTES or len(args) != 1:
+        latents, weight, bias = args[0], module._parameters.get("weight"), cast("Any", module.bias)
+        if not (_is_plain(output) and _is_plain(latents) and _is_plain(weight)):
             return None
-        # Of these kinds they have the dtype and the device of the output.
-        weight, bias = module._parameters.get("weight"), cast("Any", module.bias)
-        if type(weight) is not nn.Parameter or type(args[0]) not in (torch.Tensor, nn.Parameter):
+        if not (bias is None or bias.dtype == torch.float32):
             return None
-        latents = args[0].detach()
+        latents = latents.detach()
         return cls(
             output.detach(),
             latents,
-            frobenius_norm(weight),
+            frobenius_norm(cast("torch.Tensor", weight)),
             # The optimiser's step writes into it.
             None if bias is None else bias.detach().clone(),
             output._version,
@@ -88,3 +87,9 @@ class SmallForward(NamedTuple):
     def forward_pass(self) -> Forward:
         """Return it as any other pass."""
         return Forward(*self[:4], None, self.version)
+
+
+def _is_plain(x: Any) -> bool:
+    """Tell whether something is a matrix in float32 on the host, and of no class of its own."""
+    usual = type(x) is torch.Tensor or type(x) is nn.Parameter
+    return usual and x.dtype == torch.float32 and x.is_cpu and x.ndim == 2

@@ -106,6 +106,7 @@ class Keeper:
         self._rows += rows
         self._largest = max(self._largest, rows)
 
+    @torch.inference_mode(False)  # what begins in it could not go on in training
     def add(self, scores: torch.Tensor, flat: Flat) -> None:
         """Add the scores of a batch, or of several."""
         self._tokens |= flat.tokens
@@ -321,6 +322,7 @@ class Keeper:
             "quality": None if self.quality is None else made_of_tensors(self.quality.state_dict()),
         }
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a state, also in the middle of an epoch."""
         found = state.get("version"), state.get("num_samples")

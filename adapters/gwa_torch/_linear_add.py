@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import torch
 
 __all__ = ["add_product"]
 
+# The kernel of each device and dtype, or None.
+_found: dict[tuple[torch.device, torch.dtype], Any] = {}
+
 HOPPER = (9, 0)
+
+# Rows of the matrices of the trial: several tiles, and more steps than stages.
+TRIAL = 400
 HALF = (torch.bfloat16, torch.float16)
 
 # The hardware that copies tiles wants them to begin there.
@@ -33,19 +38,34 @@ def _aligned(x: torch.Tensor) -> bool:
     return apart and x.stride(0) * x.itemsize % ALIGNED == 0 and x.data_ptr() % ALIGNED == 0
 
 
-@functools.cache
 def _kernel(device: torch.device, dtype: torch.dtype) -> Any:
-    """Return our kernel where it runs: on Hopper, and where Triton's Gluon is as it was written for.
+    """Return our kernel where it runs: on Hopper, with a Triton in whose Gluon it compiles.
 
     Gluon is experimental. Without the kernel the sum is right too, and takes longer.
     """
-    if torch.cuda.get_device_capability(device) != HOPPER:
-        return None
+    if (device, dtype) not in _found:
+        if torch.cuda.is_current_stream_capturing():
+            # The trial reads its result.
+            return None
+        hopper = torch.version.hip is None and torch.cuda.get_device_capability(device) == HOPPER
+        _found[device, dtype] = _tried(device, dtype) if hopper else None
+    return _found[device, dtype]
+
+
+def _tried(device: torch.device, dtype: torch.dtype) -> Any:
+    """Return our kernel if it compiles, and adds as PyTorch does."""
     try:
         from gwa_torch._triton_add import add_tiles
 
-        nothing = torch.zeros(64, 64, dtype=dtype, device=device)
-        add_tiles(nothing, nothing, nothing)
+        # Not the user's random numbers.
+        random = torch.Generator(device).manual_seed(0)
+        a, b = (
+            torch.randn(TRIAL, TRIAL, device=device, generator=random).to(dtype) for _ in range(2)
+        )
+        out, wanted = torch.ones(2, TRIAL, TRIAL, device=device, dtype=dtype)
+        add_tiles(out, a, b)
+        wanted.addmm_(a, b)
+        error = (out - wanted).float().norm() / wanted.float().norm()
+        return add_tiles if float(error) < torch.finfo(dtype).eps else None
     except Exception:
         return None
-    return add_tiles

@@ -95,10 +95,11 @@ def in_blocks(
 
 
 def _multiply_in_place(out: torch.Tensor, block: Block, latents: torch.Tensor) -> None:
-    """Put a block (C, n) times latents (n, D) into out (C, D), whose end the block begins in.
+    """Put a block (C, n) times latents (n, D) into out (C, D).
 
-    From the first class to the last, as many at a time as the rest of the block has: rows of `out`
-    then lie on rows of the block that are multiplied already.
+    The first part of the block ends where `out` ends. The product goes from the first class to the
+    last, as many at a time as the rest of the block has: it is written onto rows of the block that
+    are multiplied already.
     """
     split, step = len(block.first), len(block.rest)
     for start in range(0, split, step):

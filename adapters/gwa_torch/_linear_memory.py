@@ -40,8 +40,9 @@ class Block(NamedTuple):
 class Memory:
     """A buffer, and the memory of both gradients as long as they are not there.
 
-    The gradient of the weight (C, D) holds the logits of the first D tokens. The gradients of
-    later latents hold the last classes of a block that is a little larger than the buffer.
+    The gradient of the weight (C, D) holds the logits of up to D tokens, the first ones, whose last
+    classes are in the buffer. The gradients of later latents hold the last classes of a block that
+    is a little larger than the buffer.
 
     Parameters
     ----------

@@ -18,7 +18,10 @@ __all__ = ["Stage"]
 # Logits that wait: the more, the less each row costs, until they leave the cache of a processor.
 BYTES = 1 << 23
 
-# Of a short list Python finds the ends sooner than a library whose code has left the cache.
+# Batches that wait; each keeps the norm of its weight, and its bias.
+MOST_BATCHES = 1024
+
+# Python finds the ends of a short list before a library has loaded its code into the cache.
 FEW = 512
 
 
@@ -88,6 +91,7 @@ class Stage:
         if not self.rows:
             return False
         short = self.rows + forward.logits.shape[0] > self._rows["targets"].shape[0]
+        short |= len(self._sizes) == MOST_BATCHES
         return short or bool(self._biases) != (forward.bias is not None)
 
     def state_dict(self) -> dict[str, Any] | None:
@@ -95,7 +99,7 @@ class Stage:
         if not self.rows:
             return None
         kept = {name: x[: self.rows].clone() for name, x in self._rows.items()}
-        kept |= {"sizes": torch.tensor(self._sizes)}
+        kept |= {"sizes": torch.from_numpy(np.array(self._sizes, np.int64))}
         kept |= {"weight_norms": torch.stack(self._weight_norms)}
         return kept | ({"biases": torch.stack(self._biases)} if self._biases else {})
 
@@ -105,8 +109,8 @@ class Stage:
         if state is None:
             return
         self._sizes = state["sizes"].tolist()
-        self._weight_norms = list(state["weight_norms"])
-        self._biases = list(state.get("biases", ()))
+        self._weight_norms = list(state["weight_norms"].clone())
+        self._biases = list(state["biases"].clone()) if "biases" in state else []
         self._rows = _buffers(state["logits"].shape[1])
         self.rows = state["targets"].shape[0]
         for name, buffer in self._rows.items():
@@ -149,9 +153,11 @@ def _is_vector(x: torch.Tensor | None) -> bool:
 
 def _buffers(classes: int) -> dict[str, torch.Tensor]:
     rows = max(1, BYTES // (4 * classes))
-    return {
-        "logits": torch.empty(rows, classes),
-        "latent_norms": torch.empty(rows),
-        "targets": torch.empty(rows, dtype=torch.int64),
-        "ids": torch.empty(rows, dtype=torch.int64),
-    }
+    # Not of PyTorch's default dtype and device, and to be written into in and out of inference mode.
+    with torch.inference_mode(False):
+        return {
+            "logits": torch.from_numpy(np.empty((rows, classes), np.float32)),
+            "latent_norms": torch.from_numpy(np.empty(rows, np.float32)),
+            "targets": torch.from_numpy(np.empty(rows, np.int64)),
+            "ids": torch.from_numpy(np.empty(rows, np.int64)),
+        }

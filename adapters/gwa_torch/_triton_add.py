@@ -118,7 +118,8 @@ def _multiply(factors, sums, turn, work, GROUP: gl.constexpr):
         count += 1
 
 
-@gluon.jit
+# One variant, the one that is tried first, whatever these numbers are.
+@gluon.jit(do_not_specialize=["tiles", "across", "steps", "sum_step"])
 def add_kernel(
     a, b, out, tiles, across, steps, sum_step, STAGES: gl.constexpr, REGISTERS: gl.constexpr
 ):

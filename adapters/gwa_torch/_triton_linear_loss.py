@@ -1,7 +1,8 @@
 """Fused Triton kernels of a linear head with cross-entropy: what happens to a block of its logits.
 
-A block is (C, n), a column a token, and its last classes may lie elsewhere. Many programs read it once for the sums over the classes, one
-program a token makes the loss and γ of them, and many read it again to put the gradient in its place.
+A block is (C, n), a column a token, and its last classes may lie elsewhere. Many programs read it
+once for the sums over the classes. One program a token makes the loss and γ of them. Many read it
+again to put the gradient in its place.
 """
 
 # ruff: noqa: ANN001, ANN202

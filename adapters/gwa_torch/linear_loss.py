@@ -82,13 +82,14 @@ def linear_cross_entropy(
 
     Numerics: logits have the dtype of the product, softmax is float32 or wider. The label's own
     gradient is the sum of the others, exact where softmax saturates. In half precision the
-    gradient of the weight is rounded once for each block, that of the latents up to twice. In
-    bfloat16 the relative error of the first is about 2e-3 to 5e-3 for 1 to 16 blocks, that of the
-    plain loss about 2e-3.
+    gradient of the weight is rounded once for each block, on Hopper, and up to twice elsewhere.
+    That of the latents is rounded up to twice. For 8192 tokens and 128,000 classes in bfloat16 the
+    gradient of the weight has a relative error of 1.3e-3, that of the plain loss one of 1.1e-3.
 
     Mean over no rows that count: the loss is nan, as PyTorch's, and the gradients are 0. Under
     autocast the product runs in autocast's dtype. A compiled step leaves the graph here. On a GPU
-    with Triton a block takes three kernels beside its products; nothing waits for the device.
+    with Triton a block takes three kernels beside its products, and more with `label_smoothing`.
+    Nothing waits for the device, but for a trial of a kernel in the first call on Hopper.
 
     References
     ----------

@@ -195,7 +195,7 @@ def gradient_scores(
             return fused_gradient_scores(gradients, logits, latents, weight_norm, bias)
         wide = latents.to(torch.promote_types(latents.dtype, torch.float32))
         norms, host = torch.linalg.vector_norm(wide, dim=1), logits.device.type == "cpu"
-        give: Any = _numpy if host else (lambda x: x)
+        give: Any = to_numpy if host else (lambda x: x)
         scores = alignment_from_logit_gradients(
             logit_gradients=give(gradients),
             logits=give(logits),
@@ -349,7 +349,7 @@ def _by_the_core(
         known = (targets >= 0) & (targets < max(classes, 2))
         where = known if where is None else known & where
         targets = torch.where(known, targets, 0)
-    give: Any = _numpy if host else (lambda x: x)
+    give: Any = to_numpy if host else (lambda x: x)
     shared = {
         "latents": latents,
         "logits": logits,
@@ -375,6 +375,6 @@ def _by_the_core(
     return torch.from_numpy(scores) if host else scores
 
 
-def _numpy(x: torch.Tensor) -> Any:
+def to_numpy(x: torch.Tensor) -> Any:
     """Share a tensor with NumPy, which has no bfloat16."""
     return (x.float() if x.is_floating_point() and x.dtype.itemsize < 4 else x).numpy()

@@ -357,6 +357,22 @@ def test_a_compiled_model_with_too_many_rows_is_not_checked(monkeypatch):
         monitor.end_epoch()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_soft_targets_of_another_precision_are_checked(dtype):
+    model = network()
+    monitor = GWAMonitor(model.head, ROWS)
+    x, y = batch(ROWS)
+    soft = (0.75 * F.one_hot(y, CLASSES) + 0.25 * F.one_hot((y + 1) % CLASSES, CLASSES)).to(dtype)
+    where = torch.arange(ROWS) < ROWS - 2
+    for _ in range(2):
+        logits = model(x)
+        F.cross_entropy(logits[where], soft[where].float()).backward()
+        monitor.update(soft, torch.arange(ROWS), where)
+    assert monitor.end_epoch().count == ROWS - 2
+    assert monitor.residual == "formula"
+    assert where.untyped_storage().resizable()
+
+
 class TestStage:
     def test_small_batches_are_scored_together_at_the_weights_of_each(self):
         model = network()
@@ -429,6 +445,76 @@ class TestStage:
         weight, bias = head.weight.detach(), head.bias.detach()
         want = head_scores(latents=x, weight=weight, bias=bias, targets=y)
         assert_allclose(monitor.scores, want, atol=1e-6)
+
+    @pytest.mark.parametrize("bias", [False, True])
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_a_head_in_half_precision_with_wide_logits(self, dtype, bias):
+        torch.manual_seed(0)
+        head = nn.Linear(7, CLASSES, bias=bias, dtype=dtype)
+        monitor = GWAMonitor(head, ROWS, residual="formula")
+        head.register_forward_hook(lambda _, __, output: output.float(), prepend=True)
+        x, y = (9000 * torch.randn(ROWS, 7)).to(dtype), batch(ROWS)[1]
+        logits = head(x)
+        monitor.update(y, torch.arange(ROWS))
+        options = {} if head.bias is None else {"bias": head.bias.detach().float()}
+        given = {"latents": x.float(), "weight": head.weight.detach().float(), "targets": y}
+        want = head_scores(**given, logits=logits.detach(), **options)
+        assert_allclose(monitor.scores, want, atol=1e-5)
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+    def test_pytorchs_defaults_change_nothing(self, dtype):
+        model, (x, y), ids = network(), batch(ROWS), torch.arange(ROWS)
+        first, again = (GWAMonitor(model.head, ROWS, residual="formula") for _ in range(2))
+        torch.set_default_dtype(dtype)
+        try:
+            with torch.device("meta"):
+                for part in range(0, ROWS, PART):
+                    rows = slice(part, part + PART)
+                    model(x[rows])
+                    first.update(y[rows], ids[rows])
+                again.load_state_dict(first.state_dict())
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert_allclose(first.scores, true_scores(model, x, y, plain), atol=1e-6)
+        assert torch.equal(again.scores, first.scores)
+
+    def test_in_inference_mode_and_out_of_it(self):
+        model = network()
+        monitor = GWAMonitor(model.head, ROWS, residual="formula")
+        x, y = batch(ROWS)
+        for number, part in enumerate(torch.arange(ROWS).split(PART)):
+            logits = model(x[part])
+            with torch.inference_mode(number % 2 == 0):
+                monitor.update(y[part], part)
+            del logits
+        with torch.inference_mode():
+            again = GWAMonitor(model.head, ROWS, residual="formula")
+            again.load_state_dict(monitor.state_dict())
+        model(x)
+        again.update(y, torch.arange(ROWS))
+        assert_allclose(monitor.scores, true_scores(model, x, y, plain), atol=1e-6)
+        assert torch.equal(again.scores, monitor.scores)
+
+    def test_many_batches_of_one_row_are_scored_in_between(self, monkeypatch):
+        monkeypatch.setattr("gwa_torch._stage.MOST_BATCHES", 3)
+        model = network()
+        monitor = GWAMonitor(model.head, ROWS, residual="formula")
+        x, y = batch(ROWS)
+        for row in torch.arange(ROWS).split(1):
+            model(x[row])
+            monitor.update(y[row], row)
+            assert monitor._residuals._stage.rows <= 3
+        assert_allclose(monitor.scores, true_scores(model, x, y, plain), atol=1e-6)
+
+    def test_a_state_may_be_written_over_once_it_is_loaded(self):
+        model = network()
+        first, again = (GWAMonitor(model.head, ROWS, residual="formula") for _ in range(2))
+        epoch(model, first, plain)
+        state = first.state_dict()
+        again.load_state_dict(state)
+        for kept in state["residual"]["stage"].values():
+            kept.zero_()
+        assert torch.equal(again.scores, first.scores)
 
     def test_batches_of_another_kind_follow_in_order(self):
         model = network()

@@ -566,6 +566,8 @@ def test_the_kernels_of_a_gpu(size, dtype, smoothing, bias, reduction, monkeypat
         (5001, 200, 1000),
         (9728, 1000, 264),
         (65, 33, 7),
+        (9000, 64, 2048),
+        (9000, 128, 2048),
     ],
 )
 def test_a_product_is_added(size, dtype):

@@ -165,7 +165,7 @@ def _loss(found: dict[str, Any]) -> str:
     names = {
         "linear_cross_entropy": "**`linear_cross_entropy`**, loss and scores",
         "plain logits": "`F.cross_entropy` of the logits",
-        "plain logits and head_scores": "the same, and `head_scores` of them",
+        "plain logits and head_scores": "`F.cross_entropy` and `head_scores` of the logits",
         "F.linear_cross_entropy": "`F.linear_cross_entropy` of PyTorch 2.13",
         "Liger": "Liger's fused loss",
         "the three products alone": "the three products alone",

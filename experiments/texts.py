@@ -93,7 +93,7 @@ def _write_encoder(model: Path, kept: list[int], out: Path) -> None:
 
 
 def both_parts(tables: Path, corpus: str) -> list[list[tuple[str, str]]]:
-    """Return labels and texts of a corpus, those of training and those of the test."""
+    """Return the labels and texts of a corpus, of the training set and of the test set."""
     return [_table(tables / f"{CORPORA[corpus]}-{part}.tab") for part in ("train", "test")]
 
 

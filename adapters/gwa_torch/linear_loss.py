@@ -77,8 +77,9 @@ def linear_cross_entropy(
 
     Memory: one block of logits (115.5 MiB; up to five times that without Triton) and the gradients,
     each in the dtype of its tensor; the (N, C) logits are never there. A weight that needs no
-    gradient costs none. With Triton, gradients lend their memory before they are there: that of the
-    weight to the logits of the first D tokens, those of later latents to a part of a block.
+    gradient costs none. With Triton, the memory of a gradient holds logits before the gradient is
+    made: the weight's holds those of the first D tokens, the latents' holds a part of each later
+    block.
 
     Numerics: logits have the dtype of the product, softmax is float32 or wider. The label's own
     gradient is the sum of the others, exact where softmax saturates. In half precision the

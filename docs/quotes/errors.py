@@ -175,7 +175,7 @@ def further() -> dict[str, str]:
 
 
 def small() -> dict[str, str]:
-    """Where label quality is the plain mean, what that costs, and what it has above AUM."""
+    """Runs whose label quality is the plain mean: its cost, and its lead over AUM."""
     found = by_kind()
     human, asymmetric = (found[f"{SMALL}, {kind} errors"] for kind in ("human", "asymmetric"))
     both, one = (found[f"{TEXTS}, {kind} errors"] for kind in ("symmetric", "asymmetric"))
